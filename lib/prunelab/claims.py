@@ -1,0 +1,334 @@
+"""What the papers assert, as comparisons over records, and the rule that judges them.
+
+`data/paper/claims.csv` holds one comparison a row; a claim with several comparisons has parts a, b, c.
+Comparisons are written in columns of `records.frame`:
+
+    better, worse    the runs compared: one cell, `method=rigl density=0.1`, or a difference of two cells,
+                     `method=rigl density=0.1 - method=static density=0.1`; of costs, the larger is "better"
+    where            what all these cells have in common: `distribution=erk`
+    density=0.2|0.1  a list, in any of them: pairs are formed at each value
+    margin           what the difference must exceed: 0 for "more than", -0.01 for "at least, within a point"
+
+The rule: the difference metric(better) - metric(worse) is taken within each seed, at each listed value. A
+bootstrap over seeds gives the 95 % interval of its mean. The claim is `reproduced` if the interval lies above
+the margin, `not reproduced` if it lies below, else `inconclusive`; so it is with fewer than three seeds at a
+listed value. Diverged runs count with the accuracy they have.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prunelab import paths
+
+PROFILES = ("smoke", "small", "full", "paper")  # from the smallest to the largest
+
+REPRODUCED = "reproduced"
+NOT_REPRODUCED = "not reproduced"
+INCONCLUSIVE = "inconclusive"
+NOT_JUDGED = "not judged"
+
+MIN_SEEDS = 3
+CONFIDENCE = 0.95
+N_RESAMPLES = 10_000
+
+Cell = dict[str, tuple[str, ...]]  # column -> its value, or the listed values
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of `claims.csv`, parsed.
+
+    Attributes:
+        better: One cell, or two whose difference is meant; each includes the conditions of `where`.
+        worse: Likewise.
+        listed: The columns with several values.
+        paper_better: The paper's own value, NaN where none could be read.
+        profile: The smallest profile that can judge it.
+        needs: What it waits for, or "".
+    """
+
+    id: str
+    part: str
+    paper: str
+    statement: str
+    metric: str
+    better: tuple[Cell, ...]
+    worse: tuple[Cell, ...]
+    listed: Cell
+    margin: float
+    paper_better: float
+    paper_worse: float
+    paper_source: str
+    profile: str
+    needs: str
+
+
+# Of claims.csv, in this order. What is listed, in `where` or elsewhere, is found by parsing.
+COLUMNS = tuple("where" if field.name == "listed" else field.name for field in fields(Claim))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say about one claim.
+
+    Attributes:
+        difference: Mean over all pairs, between `low` and `high`; all NaN where there is no pair.
+        n_seeds: Seeds with a pair, at the listed value where they are fewest.
+        verdict: One of the four words above.
+        reason: Why it is not judged, or could not be decided whatever the values; else "".
+    """
+
+    difference: float
+    low: float
+    high: float
+    n_seeds: int
+    n_pairs: int
+    verdict: str
+    reason: str
+
+
+def load(path: Path | None = None) -> list[Claim]:
+    """Reads all claims, from `data/paper/claims.csv` unless another path is given.
+
+    Raises:
+        ValueError: Other columns, or a row that cannot be read; names the row and the text.
+    """
+    path = path or paths.PAPER / "claims.csv"
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if tuple(rows.columns) != COLUMNS:
+        raise ValueError(
+            f"{path.name} has columns {', '.join(rows.columns)}; they must be {', '.join(COLUMNS)}"
+        )
+    return [parse(row) for row in rows.to_dict("records")]
+
+
+def parse(row: dict[str, str]) -> Claim:
+    """One claim from the text of its row.
+
+    Raises:
+        ValueError: A malformed expression or number, or an unknown profile; names the row and the text.
+    """
+    try:
+        where = _cell(row["where"]) if row["where"] else {}
+        better, worse = (_expression(row[side], where) for side in ("better", "worse"))
+        if row["profile"] not in PROFILES:
+            raise ValueError(f"unknown profile {row['profile']!r}; there are {', '.join(PROFILES)}")
+        text = {column: row[column] for column in COLUMNS if column != "where"}
+        parsed = {
+            "better": better,
+            "worse": worse,
+            "listed": _listed(better + worse),
+            "margin": _number(row["margin"]),
+            "paper_better": _number(row["paper_better"]) if row["paper_better"] else math.nan,
+            "paper_worse": _number(row["paper_worse"]) if row["paper_worse"] else math.nan,
+        }
+        return Claim(**text | parsed)
+    except ValueError as error:
+        raise ValueError(f"claim {row['id']} part {row['part']}: {error}") from error
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"expected a number, got {text!r}")
+    return number
+
+
+def _cell(text: str) -> Cell:
+    cell: Cell = {}
+    for term in text.split():
+        column, _, values = term.partition("=")
+        listed = tuple(values.split("|"))
+        if not column.isidentifier() or column in cell or "" in listed or "=" in values:
+            raise ValueError(f"cannot read {term!r} in {text!r}; expected column=value or column=value|value")
+        cell[column] = listed
+    if not cell:
+        raise ValueError("an empty expression; expected column=value or column=value|value")
+    return cell
+
+
+def _expression(text: str, where: Cell) -> tuple[Cell, ...]:
+    cells = tuple(_cell(part) for part in text.split(" - "))
+    if len(cells) > 2:
+        raise ValueError(f"expected one cell or the difference of two, got {text!r}")
+    for cell in cells:
+        if both := sorted(cell.keys() & where.keys()):
+            raise ValueError(f"{', '.join(both)} stands in {text!r} and in where")
+    return tuple(cell | where for cell in cells)
+
+
+def _listed(cells: Iterable[Cell]) -> Cell:
+    listed: Cell = {}
+    for cell in cells:
+        for column, values in cell.items():
+            if len(values) > 1 and listed.setdefault(column, values) != values:
+                raise ValueError(f"two lists for {column}: {'|'.join(listed[column])} and {'|'.join(values)}")
+    return listed
+
+
+def judge(claim: Claim, frame: pd.DataFrame, *, profile: str | None = None) -> Verdict:
+    """Applies the rule to one claim.
+
+    Args:
+        claim: From `load`.
+        frame: `records.frame` of the runs of one profile.
+        profile: That profile; a claim is not judged on a smaller one than its own. None judges what there is.
+    Raises:
+        ValueError: An unknown profile, a column that the records do not have, or a cell that matches several
+            runs of a seed.
+    """
+    if profile is not None and profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
+    too_small = profile is None and PROFILES.index(profile) < PROFILES.index(claim.profile)
+    pairs = {} if too_small or frame.empty else _pairs(claim, frame)
+    differences = pd.concat([*pairs.values(), pd.Series(dtype=float)])
+    if differences.empty:
+        reason = f"needs {claim.needs or f'runs of profile {claim.profile}'}"
+        return Verdict(math.nan, math.nan, math.nan, 0, 0, NOT_JUDGED, reason)
+
+    low, high = interval(differences, differences.index)
+    fewest = min(pairs, key=lambda at: len(pairs[at]))
+    n_seeds = len(pairs[fewest])
+    verdict, reason = INCONCLUSIVE, ""
+    if differences.isna().any():
+        reason = f"a diverged run has no {claim.metric}"
+    elif n_seeds < MIN_SEEDS:
+        reason = f"{n_seeds} of {MIN_SEEDS} seeds" + (f" at {fewest}" if fewest else "")
+    elif low > claim.margin:
+        verdict = REPRODUCED
+    elif high < claim.margin:
+        verdict = NOT_REPRODUCED
+    return Verdict(
+        float(differences.mean(skipna=False)), low, high, n_seeds, len(differences), verdict, reason
+    )
+
+
+def interval(differences: Iterable[float], seeds: Iterable[int]) -> tuple[float, float]:
+    """Percentile bootstrap of a mean over pairs, in which whole seeds are drawn.
+
+    All pairs of a seed share its initialisation and the order of its data, so they are drawn together.
+
+    Args:
+        differences: One a pair.
+        seeds: The seed of each pair.
+    Returns:
+        Both ends of the interval, always the same for the same pairs. With three seeds they are the lowest
+        and the highest seed's mean: one seed drawn three times is 1 in 27, more than the 2.5 % cut off.
+    """
+    _, of_seed = np.unique(list(seeds), return_inverse=True)
+    sums, counts = np.bincount(of_seed, weights=list(differences)), np.bincount(of_seed)
+    draws = np.random.default_rng(0).integers(len(sums), size=(N_RESAMPLES, len(sums)))
+    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _pairs(claim: Claim, frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """The differences by seed at each combination of listed values; empty where the records lack a run."""
+    cells = claim.better + claim.worse
+    missing = sorted({claim.metric, "seed"}.union(*cells) - set(frame.columns))
+    if missing and claim.needs:
+        return {}
+    if missing:
+        raise ValueError(
+            f"claim {claim.id} part {claim.part}: the records have no column {', '.join(missing)};"
+            f" they have {', '.join(frame.columns)}"
+        )
+    # better - worse, where each may itself be the difference of two cells
+    signs = np.array([1, -1][: len(claim.better)] + [-1, 1][: len(claim.worse)])
+    pairs = {}
+    for values in product(*claim.listed.values()):
+        at = dict(zip(claim.listed, values, strict=True))
+        fixed = [{column: at.get(column, *cell[column][:1]) for column in cell} for cell in cells]
+        sides = pd.concat([_by_seed(claim, cell, frame) for cell in fixed], axis=1, join="inner")
+        pairs[_text(at)] = pd.Series(sides.to_numpy(float) @ signs, sides.index)
+    return pairs
+
+
+def _by_seed(claim: Claim, cell: dict[str, str], frame: pd.DataFrame) -> pd.Series:
+    """The metric of the runs in a cell, one a seed."""
+    chosen = pd.Series(True, index=frame.index)
+    for column, value in cell.items():
+        chosen &= _equals(frame[column], value)
+    runs = frame[chosen]
+    if runs["seed"].duplicated().any():
+        raise ValueError(
+            f"claim {claim.id} part {claim.part}: {_text(cell)} matches several runs of a seed;"
+            " hand in the runs of one profile only, or add conditions"
+        )
+    return runs.set_index("seed")[claim.metric]
+
+
+def _equals(column: pd.Series, value: str) -> pd.Series:
+    """Compares numbers where `value` is one, so that 1, 1.0 and 1e0 are the same density."""
+    try:
+        number = float(value)
+    except ValueError:
+        return column.astype(str) == value
+    numbers = pd.to_numeric(column, errors="coerce")
+    return pd.Series(np.isclose(numbers, number, rtol=1e-9, atol=0), column.index)
+
+
+def _text(cell: dict[str, str]) -> str:
+    return " ".join(f"{column}={value}" for column, value in cell.items())
+
+
+def overall(verdicts: Iterable[str]) -> str:
+    """The verdict on a claim from those on its parts: all that are judged must be reproduced."""
+    judged = {verdict for verdict in verdicts if verdict != NOT_JUDGED}
+    if not judged:
+        return NOT_JUDGED
+    if NOT_REPRODUCED in judged:
+        return NOT_REPRODUCED
+    return REPRODUCED if judged == {REPRODUCED} else INCONCLUSIVE
+
+
+def table(frame: pd.DataFrame, prefix: str = "", *, profile: str | None = None) -> pd.DataFrame:
+    """Judges the claims of one paper, or one claim, one row a part.
+
+    Args:
+        frame: `records.frame` of the runs of one profile.
+        prefix: A claim's id, such as "RigL-C1", or what stands before its number, "RigL"; "" is all.
+        profile: See `judge`.
+    Returns:
+        `claim`, `part`, `statement`, `metric`, `paper` (the difference found there), `margin`, and the fields
+        of `Verdict`.
+    Raises:
+        ValueError: There are no such claims; also see `judge`.
+    """
+    claims = load()
+    chosen = [claim for claim in claims if prefix in ("", claim.id, claim.id.partition("-")[0])]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(claim.id for claim in claims))
+        raise ValueError(f"no claims {prefix!r}; there are {known}")
+    return pd.DataFrame(
+        {
+            "claim": claim.id,
+            "part": claim.part,
+            "statement": claim.statement,
+            "metric": claim.metric,
+            "paper": claim.paper_better - claim.paper_worse,
+            "margin": claim.margin,
+        }
+        | asdict(judge(claim, frame, profile=profile))
+        for claim in chosen
+    )
+
+
+def summary(judged: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim of what `table` gave: its parts, those judged, and the verdict on the whole."""
+    by_claim = judged.groupby("claim", sort=False)["verdict"]
+    return by_claim.agg(
+        n_parts="size",
+        n_judged=lambda verdicts: (verdicts != NOT_JUDGED).sum(),
+        verdict=overall,
+    ).reset_index()

@@ -1,0 +1,84 @@
+"""What a network costs: weights, multiply-accumulates (MACs), and the MACs of training it.
+
+Convention: one MAC is one multiplication and its addition. Convolution and linear weights are counted; biases,
+normalisation, activations and pooling are not. A masked weight costs nothing. These are counts, not speed: no
+ordinary kernel skips the zeros.
+
+Source: Evci et al. 2020, arXiv:1911.11134, App. H.
+Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded images; ratios agree to 0.001.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.masks import prunable_weights
+
+
+def layer_table(
+    model: nn.Module, *, in_channels: int, image_size: int, n_active: Mapping[str, int] | None = None
+) -> list[dict]:
+    """Weights and MACs of each convolution and linear layer, for one image.
+
+    Args:
+        model: Left as it is; a copy without numbers is traced.
+        in_channels: Channels of the image.
+        image_size: Its height and width in pixels.
+        n_active: Active weights of each masked layer; a layer that is not named is dense.
+    Returns:
+        One dict a layer, first layer first: `name`, `shape`, `n_weights`, `n_active`, `masked`, and `macs`, in which an
+        inactive weight costs nothing.
+    """
+    n_active = n_active or {}
+    shadow = copy.deepcopy(model).to("meta").eval()
+    weights = prunable_weights(shadow)
+    n_positions: dict[str, int] = {}
+
+    def count_positions(name: str):
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            # A weight is used once for each output position of its channel: once in a linear layer, h * w times in a
+            # convolution.
+            n_positions[name] = output[0].numel() // weights[name].shape[0]
+
+        return hook
+
+    for name in weights:
+        shadow.get_submodule(name).register_forward_hook(count_positions(name))
+    shadow(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+    return [
+        {
+            "name": name,
+            "shape": list(weight.shape),
+            "n_weights": weight.numel(),
+            "n_active": n_active.get(name, weight.numel()),
+            "masked": name in n_active,
+            "macs": n_active.get(name, weight.numel()) * n_positions[name],
+        }
+        for name, weight in weights.items()
+    ]
+
+
+def total(layers: list[dict], key: str) -> int:
+    """Sum of one column of a layer table, such as `macs`."""
+    return sum(layer[key] for layer in layers)
+
+
+def training_macs(
+    dense_macs: float, sparse_macs: float, *, n_samples: float, n_dense_gradient_samples: float = 0
+) -> float:
+    """MACs of training: a forward pass, and a backward pass that costs two.
+
+    A sample costs 3 f_S; where the gradient of every weight is needed, 2 f_S + f_D. Dense training is f_S = f_D;
+    static and SET never need a dense gradient, RigL needs it on the batches of its mask updates, SNFS on all.
+
+    Args:
+        dense_macs: MACs of a dense forward pass for one image, f_D.
+        sparse_macs: MACs of the masked forward pass, f_S.
+        n_samples: Images processed, repetitions counted.
+        n_dense_gradient_samples: How many of them needed the gradient of every weight.
+    Source: Evci et al. 2020, App. H. With one update after every `update_every` steps this is its
+        (3 f_S * update_every + 2 f_S + f_D) / (update_every + 1) a sample.
+    """
+    return 3 * sparse_macs * n_samples + (dense_macs - sparse_macs) * n_dense_gradient_samples

@@ -1,0 +1,120 @@
+"""Batches of normalised images, made where the data set lies: no second copy, no worker, no Python loop."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from prunelab.data.dataset import Dataset
+
+
+def crop_and_flip(
+    images: Tensor, index: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *, padding: int
+) -> Tensor:
+    """Cuts one crop of the images' own size from each chosen image, mirrored at its borders.
+
+    Reads every pixel once, from where it stands: the border exists only in the arithmetic of indices.
+
+    Args:
+        images: uint8 (n, h, h, c), contiguous.
+        index: Which images, int64 (b,).
+        rows: First row of each crop in the padded image, int64 (b,), in 0..2 * padding.
+        columns: First column likewise.
+        flips: Bool (b,); True mirrors left and right.
+        padding: Border in pixels, less than h. The pixel at the edge is not repeated.
+    Returns:
+        uint8 (b, h, h, c).
+    """
+    size, channels = images.shape[1], images.shape[3]
+    line = torch.arange(-padding, size + padding, device=images.device)
+    line = (size - 1) - ((size - 1) - line.abs()).abs()  # -1, -2 become 1, 2; h, h + 1 become h - 2, h - 3
+    window = torch.arange(size, device=images.device)
+    row = line[rows[:, None] + window]
+    column = line[columns[:, None] + torch.where(flips[:, None], size - 1 - window, window)]
+    pixel = ((index[:, None, None] * size) + row[:, :, None]) * size + column[:, None, :]
+    return images.view(-1, channels).index_select(0, pixel.flatten()).view(-1, size, size, channels)
+
+
+class TrainBatches:
+    """Training batches without end: each pass takes the images in a new order, full batches only.
+
+    Crops move by up to an eighth of the image size. A pass is drawn as a whole when it starts, so a state
+    is the generator's before the pass and the position in it; nobody else may draw from that generator.
+
+    Args:
+        dataset: Its training images are used, where they lie.
+        batch_size: At most the number of training images.
+        augment: Random crops, and flips where the data set allows them.
+        generator: Decides order, crops and flips.
+    Raises:
+        ValueError: An impossible batch size.
+    Source: mirrored borders and random crops as in the CIFAR-10 code of Evci et al. 2020, arXiv:1911.11134.
+    """
+
+    def __init__(self, dataset: Dataset, *, batch_size: int, augment: bool, generator: torch.Generator) -> None:
+        n_images = len(dataset.train_labels)
+        if not 1 <= batch_size <= n_images:
+            raise ValueError(f"batch_size must lie in 1..{n_images}, the number of training images; got {batch_size}")
+        self.dataset, self.batch_size, self.augment, self.generator = dataset, batch_size, augment, generator
+        self.padding = dataset.image_size // 8
+        self._start_pass()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """The next images, float32 (b, c, h, h) in channels_last, and their labels, int64 (b,)."""
+        if self._position + self.batch_size > len(self._order):
+            self._start_pass()
+        part = slice(self._position, self._position + self.batch_size)
+        self._position = part.stop
+        index = self._order[part]
+        if self.augment:
+            rows, columns, flips = (drawn[part] for drawn in self._crops)
+            images = crop_and_flip(self.dataset.train_images, index, rows, columns, flips, padding=self.padding)
+        else:
+            images = self.dataset.train_images[index]
+        return _normalise(images, self.dataset), self.dataset.train_labels[index]
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        return {"pass_start": self._pass_start, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        """Goes on bit for bit where `state_dict` was taken, given the same data set and batch size."""
+        self.generator.set_state(state["pass_start"].cpu())
+        self._start_pass()
+        self._position = state["position"]
+
+    def _start_pass(self) -> None:
+        self._pass_start = self.generator.get_state()
+        self._position = 0
+        n_images = len(self.dataset.train_labels)
+        device, drawn_on = self.dataset.train_images.device, self.generator.device
+
+        def draw(n_values: int) -> Tensor:
+            values = torch.randint(n_values, (n_images,), generator=self.generator, device=drawn_on)
+            return values.to(device)
+
+        self._order = torch.randperm(n_images, generator=self.generator, device=drawn_on).to(device)
+        if self.augment:
+            n_offsets = 2 * self.padding + 1
+            self._crops = draw(n_offsets), draw(n_offsets), draw(2 if self.dataset.flip else 1).bool()
+
+
+def test_batches(dataset: Dataset, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole test set in order, as `TrainBatches` gives images and labels; the last batch may be short."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    for start in range(0, len(dataset.test_labels), batch_size):
+        part = slice(start, start + batch_size)
+        yield _normalise(dataset.test_images[part], dataset), dataset.test_labels[part]
+
+
+test_batches.__test__ = False  # pytest takes it for a test where it is imported
+
+
+def _normalise(images: Tensor, dataset: Dataset) -> Tensor:
+    """uint8 (b, h, w, c) to float32 (b, c, h, w), with mean 0 and deviation 1 over the training set."""
+    mean, std = (255 * moment.view(1, -1, 1, 1) for moment in (dataset.mean, dataset.std))
+    # No pixel moves: what was stored channels-last is read as channels_last.
+    return images.permute(0, 3, 1, 2).float().sub_(mean).div_(std)

@@ -1,0 +1,181 @@
+"""A data set that lies on a device as uint8, and what can be done to it without reading it again."""
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Images(NamedTuple):
+    """What a source yields: images uint8 (n, h, w, c), labels int64 (n,), and the name of each label."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test images on one device.
+
+    Args:
+        name: As it was asked for.
+        train_images: uint8 (n, h, w, c), square, c is 1 or 3.
+        train_labels: int64 (n,), indices into `class_names`.
+        test_images: As `train_images`.
+        test_labels: As `train_labels`.
+        class_names: One for each label.
+        flip: Whether a mirrored image is still an image of its class.
+        source: "cifar10.tar.xz", "torchvision CIFAR10" or "embedded".
+        sha256: Of that source.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    flip: bool
+    source: str
+    sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        return self.train_images.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.train_images.shape[3]
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data set on another device."""
+        images_and_labels = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{field: getattr(self, field).to(device) for field in images_and_labels})
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean training pixel of each channel, as a share of 255, float32 (c,)."""
+        return self._moments[0]
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Standard deviation of the training pixels of each channel, as a share of 255, float32 (c,).
+
+        At least one grey level, so that a blank channel can be divided by it.
+        """
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        # Counting the 256 grey levels is exact: no sum over millions of floats depends on threads or device.
+        counts = torch.zeros(self.channels, 256, dtype=torch.int64, device=self.train_images.device)
+        for images in self.train_images.split(1024):
+            for channel in range(self.channels):
+                counts[channel] += torch.bincount(images[..., channel].flatten(), minlength=256)
+        shares = counts.double() / counts.sum(dim=1, keepdim=True)
+        levels = torch.arange(256, device=counts.device).double() / 255
+        mean = shares @ levels
+        variance = (shares * (levels - mean[:, None]) ** 2).sum(dim=1)
+        return mean.float(), variance.sqrt().clamp(min=1 / 255).float()
+
+
+def balanced_sample(labels: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
+    """Chooses n images with as many of each class as can be.
+
+    Classes take turns, each giving its images in a random order. So totals differ by one at most until a
+    class is used up, and a smaller sample from an equal generator is part of a larger one.
+
+    Args:
+        labels: int64 (n_images,), on the CPU.
+        n: How many, at most n_images.
+        generator: Decides which.
+    Returns:
+        Ascending indices, int64 (n,).
+    """
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.bincount()
+    first = counts.cumsum(0) - counts
+    turn = torch.arange(len(labels)) - first[labels[by_class]]
+    return by_class[turn.argsort(stable=True)[:n]].sort().values
+
+
+def with_n_train(dataset: Dataset, n_train: int) -> Dataset:
+    """The data set with a class-balanced part of its training images, the same on every call."""
+    n_images = len(dataset.train_labels)
+    if not 1 <= n_train <= n_images:
+        raise ValueError(f"n_train must lie in 1..{n_images}, the training images of {dataset.name}; got {n_train}")
+    generator = torch.Generator().manual_seed(0)
+    kept = balanced_sample(dataset.train_labels.cpu(), n_train, generator=generator).to(dataset.train_labels.device)
+    return replace(dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept])
+
+
+def validation_split(dataset: Dataset, *, n_validation: int, seed: int = 0) -> Dataset:
+    """The data set with part of its training images in place of its test images, for tuning.
+
+    Args:
+        dataset: Left as it is.
+        n_validation: Images to hold out, as many of each class as can be.
+        seed: Decides which ones.
+    Returns:
+        A data set that contains no test image: the held-out images are its test set and gone from training.
+    Raises:
+        ValueError: Nothing held out, or nothing left to train on.
+    """
+    n_images = len(dataset.train_labels)
+    if not 1 <= n_validation < n_images:
+        raise ValueError(
+            f"n_validation must lie in 1..{n_images - 1}, as {dataset.name} has {n_images} training images; "
+            f"got {n_validation}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(n_images, dtype=torch.bool)
+    held_out[balanced_sample(dataset.train_labels.cpu(), n_validation, generator=generator)] = True
+    held_out = held_out.to(dataset.train_labels.device)
+    return replace(
+        dataset,
+        train_images=dataset.train_images[~held_out],
+        train_labels=dataset.train_labels[~held_out],
+        test_images=dataset.train_images[held_out],
+        test_labels=dataset.train_labels[held_out],
+    )
+
+
+def area_average(image: np.ndarray, size: int) -> np.ndarray:
+    """Shrinks a square image; each new pixel is the mean of the area it covers, where it cuts old pixels too.
+
+    Args:
+        image: uint8 (h, h, c).
+        size: New side, at most h.
+    Returns:
+        uint8 (size, size, c), rounded.
+    Raises:
+        ValueError: The image would have to be enlarged.
+    """
+    side, _, channels = image.shape
+    if size > side:
+        raise ValueError(f"image_size {size} would enlarge an image of {side}x{side} pixels")
+    if size == side:
+        return image
+    cover = _cover(side, size)
+    rows = cover @ image.reshape(side, side * channels).astype(np.float32)
+    return np.rint(cover @ rows.reshape(size, side, channels)).astype(np.uint8)
+
+
+@cache
+def _cover(side: int, size: int) -> np.ndarray:
+    """Share of each new pixel that each old one covers, float32 (size, side); rows sum to 1."""
+    edges = np.arange(size + 1) * side / size
+    pixels = np.arange(side)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (overlap.clip(min=0) * size / side).astype(np.float32)

@@ -1,0 +1,235 @@
+"""ImageFolder trees and archives: train/ and test/ (or val/), in each one folder of images per class.
+
+An archive is read as a stream and decoded in memory; nothing in it is ever written to disk. What no archive
+of images needs (links, paths that lead outside, a thousandfold unfolding) is refused, and named.
+"""
+
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from prunelab import files
+from prunelab.data.dataset import Images, area_average
+
+ARCHIVE_SUFFIXES = (".tar.xz", ".tgz", ".tar.gz", ".zip")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+SPLITS = ("train", "test", "val")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")  # PIL knows more, some of which run programs
+
+# Images hardly shrink once more in an archive, so one that unfolds a hundredfold is a bomb.
+MAX_BYTES = 16 << 30
+MAX_RATIO = 100
+ALWAYS_ALLOWED = 64 << 20
+MAX_PIXELS = 50_000_000  # of one image
+
+
+def read(source: Path, *, image_size: int | None = None) -> Images:
+    """Decodes a tree or an archive.
+
+    The images of a split are in the order of their paths, whatever the order in the archive. They are grey if
+    all of them are, else RGB. What is not named as an image is skipped. Of test/ and val/, test/ counts.
+
+    Args:
+        source: A folder, or an archive with one of `ARCHIVE_SUFFIXES`. One folder may enclose the splits.
+        image_size: Side of the square cut from the centre of each image, as large as fits, and shrunk by area
+            averaging. None takes the images as they are, which must then all be square and of one size.
+    Raises:
+        ValueError: A hostile or damaged archive, images that cannot be used, or another layout.
+    """
+    found: dict[str, list[tuple[str, str, np.ndarray]]] = {split: [] for split in SPLITS}
+    refused, enclosing, seen, n_bytes = [], set(), set(), 0
+    for path, content in _image_files(source):
+        place = _place(source, path)
+        if place is None:
+            continue
+        if path in seen:
+            raise ValueError(f"{source}: {path} occurs twice")
+        seen.add(path)
+        folder, split, class_name = place
+        enclosing.add(folder)
+        try:
+            pixels = _decode(content, image_size)
+        except Exception as error:  # decoders meet damaged files with errors of many kinds
+            refused.append(f"{path} ({error})")
+            continue
+        n_bytes += pixels.nbytes
+        if n_bytes > MAX_BYTES:
+            raise ValueError(f"{source}: its images need more than {MAX_BYTES:,} bytes at {path}; set image_size")
+        found[split].append((path, class_name, pixels))
+    if refused:
+        raise ValueError(f"{source}: {len(refused)} images cannot be used, such as {'; '.join(refused[:3])}")
+    if len(enclosing) > 1:
+        raise ValueError(f"{source}: several folders hold a train/, test/ or val/: {', '.join(sorted(enclosing))}")
+    return _assemble(source, found["train"], found["test"] or found["val"])
+
+
+def sha256(source: Path) -> str:
+    """SHA-256 of an archive, or of the paths and contents of a folder's images."""
+    return sha256_of_files(_image_files(source)) if source.is_dir() else files.sha256(source)
+
+
+def sha256_of_files(contents: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 over pairs of path and content, in the order given."""
+    digest = hashlib.sha256()
+    for path, content in contents:
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _assemble(source: Path, train: list, test: list) -> Images:
+    if not train or not test:
+        raise ValueError(
+            f"{source} has {len(train)} training and {len(test)} test images; "
+            "it needs train/ and test/ (or val/) with one folder of images per class"
+        )
+    class_names = tuple(sorted({class_name for _, class_name, _ in train}))
+    if unknown := {class_name for _, class_name, _ in test} - set(class_names):
+        raise ValueError(f"{source}: classes in its test set that are not in train/: {', '.join(sorted(unknown)[:5])}")
+    sides = sorted({pixels.shape[:2] for _, _, pixels in train + test})
+    if len(sides) > 1 or sides[0][0] != sides[0][1]:
+        shown = ", ".join(f"{width}x{height}" for height, width in sides[:3])
+        raise ValueError(f"{source}: images are not all square and of one size ({shown}); set image_size")
+    channels = max(pixels.shape[2] for _, _, pixels in train + test)
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    tensors = []
+    for split in (train, test):
+        split.sort(key=lambda item: item[0])
+        stacked = np.empty((len(split), *sides[0], channels), dtype=np.uint8)
+        for image, (_, _, pixels) in zip(stacked, split, strict=True):
+            image[...] = pixels  # a grey image among coloured ones repeats its one channel
+        tensors += [
+            torch.from_numpy(stacked),
+            torch.tensor([labels[class_name] for _, class_name, _ in split]),
+        ]
+    return Images(*tensors, class_names)
+
+
+def _place(source: Path, path: str) -> tuple[str, str, str] | None:
+    """Splits a path into enclosing folder, split and class; None for an image that stands elsewhere."""
+    enclosing, parts = "", path.split("/")
+    if parts[0] not in SPLITS:
+        enclosing, parts = f"{parts[0]}/", parts[1:]
+    if len(parts) < 2 or parts[0] not in SPLITS:
+        return None
+    if len(parts) == 2:
+        raise ValueError(f"{source}: {path} lies in no class folder")
+    return enclosing, parts[0], parts[1]
+
+
+def _decode(content: bytes, image_size: int | None) -> np.ndarray:
+    """One image as uint8 (h, w, 1) if grey, else (h, w, 3)."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("more than 8 bits a channel")
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        pixels = np.array(image if image.mode == mode else image.convert(mode))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if image_size is None:
+        return pixels
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return area_average(pixels[top : top + side, left : left + side], image_size)
+
+
+def _image_files(source: Path) -> Iterator[tuple[str, bytes]]:
+    """The path, from the source's top, and the content of each file that is named as an image."""
+    if source.is_dir():
+        return _walk(source)
+    return _read_zip(source) if source.name.endswith(".zip") else _read_tar(source)
+
+
+def _is_image(path: str) -> bool:
+    """By its name; macOS puts a hidden ._x.jpg beside x.jpg, which is none."""
+    parts = path.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if len(Path(parent).relative_to(folder).parts) > 16:
+            raise ValueError(f"{parent}: folders too deep; does a link lead back up?")
+        for name in sorted(names):
+            path = Path(parent, name)
+            relative = path.relative_to(folder).as_posix()
+            if _is_image(relative):
+                yield relative, path.read_bytes()
+
+
+def _limit(archive: Path) -> int:
+    return min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_RATIO * archive.stat().st_size))
+
+
+def _clean_name(archive: Path, name: str, *, plain: bool) -> str:
+    """The member's path in its shortest form; refuses members that have no place among images."""
+    parts = name.replace("\\", "/").split("/")
+    if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", name):
+        raise ValueError(f"{archive}: member {name!r} points outside the archive")
+    if not plain:
+        raise ValueError(f"{archive}: member {name!r} is neither a plain file nor a folder; links are refused too")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _read_tar(archive: Path) -> Iterator[tuple[str, bytes]]:
+    decompress = lzma.open if archive.name.endswith(".xz") else gzip.open
+    try:
+        with decompress(archive) as raw:
+            stream = _Capped(archive, raw, limit=_limit(archive))
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    plain = member.isdir() or (member.isreg() and not member.issparse())
+                    path = _clean_name(archive, member.name, plain=plain)
+                    if member.isreg() and _is_image(path):
+                        yield path, tar.extractfile(member).read()
+            while stream.read(1 << 20):  # up to the checksum at the very end
+                pass
+    except (EOFError, OSError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{archive} is truncated or damaged: {error}") from error
+
+
+def _read_zip(archive: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            if sum(member.file_size for member in file.infolist()) > _limit(archive):
+                raise ValueError(f"{archive} unfolds to more than {_limit(archive):,} bytes")
+            for member in file.infolist():
+                kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not made on Unix
+                path = _clean_name(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                if not member.is_dir() and _is_image(path):
+                    if member.flag_bits & 1:
+                        raise ValueError(f"{archive}: member {member.filename!r} needs a password")
+                    yield path, file.read(member)
+    except (EOFError, OSError, NotImplementedError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{archive} is truncated or damaged: {error}") from error
+
+
+class _Capped:
+    """A decompressed stream that ends in an error at a limit, before it has filled the memory."""
+
+    def __init__(self, archive: Path, raw: io.BufferedIOBase, *, limit: int) -> None:
+        self.archive, self.raw, self.limit, self.n_read = archive, raw, limit, 0
+
+    def read(self, n: int) -> bytes:
+        content = self.raw.read(n)
+        self.n_read += len(content)
+        if self.n_read > self.limit:
+            raise ValueError(f"{self.archive} unfolds to more than {self.limit:,} bytes")
+        return content

@@ -1,0 +1,224 @@
+"""Names of data sets, where each one comes from, and what to do when it is absent."""
+
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunelab import files, paths
+from prunelab.data import cache, embedded, folders
+from prunelab.data import dataset as dataset_module
+from prunelab.data.dataset import Dataset, Images, area_average, with_n_train
+
+if TYPE_CHECKING:
+    from torchvision.datasets import VisionDataset
+
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "svhn": "SVHN",
+}
+_NEVER_FLIPPED = {"svhn"}  # digits, though in colour
+_DRAWN_BY = ("matplotlib", "pillow", "scikit-learn", "torch")
+_DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+
+
+class DatasetNotFoundError(FileNotFoundError):
+    """A data set that is not on this machine and could not be fetched; says how to get it."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a data set would be built from.
+
+    Args:
+        key: Changes when what would be built changes; None where it never does.
+        build: Takes the image size.
+    """
+
+    key: str | None
+    build: Callable[[int | None], cache.Entry]
+
+
+def load(
+    name: str,
+    *,
+    image_size: int | None = None,
+    n_train: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Dataset:
+    """Loads a data set onto a device: decoded before, from an archive or folder, or downloaded.
+
+    Args:
+        name: "digits"; "glyphs", or "glyphs:greek", "glyphs:cyrillic:40" for another family and number of
+            classes; the name of an ImageFolder tree or archive in `paths.DATA`; or a key of `TORCHVISION`.
+        image_size: Side of the images, shrunk by area averaging; from images that are not square, the largest
+            square is cut first. None leaves them as they are.
+        n_train: A class-balanced part of the training images, always the same; None takes them all.
+        device: Where the images go.
+    Raises:
+        ValueError: Unknown name, impossible size or number, or a source that cannot be used.
+        DatasetNotFoundError: Neither on this machine nor within reach.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, or None for the images' own size; got {image_size}")
+    entry = _entry(name, image_size)
+    dataset = Dataset(
+        name=name,
+        **entry.images._asdict(),
+        flip=entry.images.train_images.shape[3] == 3 and name not in _NEVER_FLIPPED,
+        source=entry.source,
+        sha256=entry.sha256,
+    )
+    if n_train is not None:
+        dataset = with_n_train(dataset, n_train)
+    return dataset.to(device)
+
+
+def _entry(name: str, image_size: int | None) -> cache.Entry:
+    """From the cache, or else built and cached."""
+    if not re.fullmatch(r"\w[\w .+:-]{0,99}", name):  # it becomes part of file names
+        raise ValueError(f"unknown data set {name!r}; {_known()}")
+    origin = _origin(name)
+    key = origin.key if origin else None
+    stem = name.replace(":", "-")
+    path = paths.CACHE / f"{stem}-{image_size or 'native'}.pt"
+    if entry := cache.read(path, key=key):
+        return entry
+    if origin is None and not path.is_file():
+        raise ValueError(f"unknown data set {name!r}; {_known()}")
+    if origin is None:
+        raise DatasetNotFoundError(
+            f"the decoded copy of {name} in {path} is damaged and its source is gone; "
+            f"put it back into {paths.DATA} as one of {_accepted(name)}"
+        )
+    with cache.building(paths.CACHE / f"{stem}.lock"):
+        entry = cache.read(path, key=key)  # by another process, while this one waited
+        if entry is None:
+            entry = origin.build(image_size)
+            cache.write(path, entry, key=key)
+    return entry
+
+
+def _origin(name: str) -> _Origin | None:
+    if name == "digits" or name.partition(":")[0] == "glyphs":
+        draw = embedded.digits if name == "digits" else _glyphs(name)
+        return _Origin(_code_sha256(), lambda size: _build_embedded(draw, size))
+    if source := _find_source(name):
+        sha256 = folders.sha256(source)
+        return _Origin(sha256, lambda size: cache.Entry(folders.read(source, image_size=size), source.name, sha256))
+    if name in TORCHVISION:
+        return _Origin(None, lambda size: _build_torchvision(name, size))
+    return None
+
+
+def _glyphs(name: str) -> Callable[[], Images]:
+    if not (match := re.fullmatch(r"glyphs(?::([a-z]+)(?::([0-9]+))?)?", name)):
+        raise ValueError(f"glyphs are named 'glyphs', 'glyphs:<family>' or 'glyphs:<family>:<classes>', not {name!r}")
+    family, n_classes = match.groups()
+    return partial(embedded.glyphs, *([family] if family else []), *([int(n_classes)] if n_classes else []))
+
+
+def _code_sha256() -> str:
+    """Of what draws the embedded images: our code, and the versions of what it calls."""
+    code = [Path(module.__file__).read_text() for module in (embedded, dataset_module)]
+    return files.sha256("\n".join(code + [version(package) for package in _DRAWN_BY]).encode())
+
+
+def _build_embedded(draw: Callable[[], Images], image_size: int | None) -> cache.Entry:
+    images = draw()
+    drawn = ((field, tensor.numpy().tobytes()) for field, tensor in images._asdict().items() if field != "class_names")
+    return cache.Entry(_resized(images, image_size), "embedded", folders.sha256_of_files(drawn))
+
+
+def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
+    """Downloads where it must; torchvision checks its files by MD5."""
+    from torchvision import datasets  # takes a second to import
+
+    kind = getattr(datasets, TORCHVISION[name])
+    root = paths.CACHE / "torchvision" / name
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torchvision sets none, and would wait forever
+    try:
+        if name == "svhn":
+            train, test = (kind(root, split=split, download=True) for split in ("train", "test"))
+        else:
+            train, test = (kind(root, train=is_train, download=True) for is_train in (True, False))
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise DatasetNotFoundError(_how_to_get(name, root, error)) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    class_names = tuple(getattr(train, "classes", "0123456789"))
+    images = Images(*_tensors(train), *_tensors(test), class_names)
+    raw = sorted(path for path in root.rglob("*") if path.is_file())
+    sha256 = folders.sha256_of_files((path.relative_to(root).as_posix(), path.read_bytes()) for path in raw)
+    return cache.Entry(_resized(images, image_size), f"torchvision {TORCHVISION[name]}", sha256)
+
+
+def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:
+    """Images (n, h, w, c) and labels of torchvision's data set, which come in three shapes."""
+    images = torch.as_tensor(dataset.data)
+    if images.dim() == 3:  # MNIST and its kin: (n, h, w)
+        images = images.unsqueeze(3)
+    elif images.shape[1] == 3:  # SVHN: (n, c, h, w)
+        images = images.permute(0, 2, 3, 1)
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return images.contiguous(), torch.as_tensor(labels).long()
+
+
+def _resized(images: Images, image_size: int | None) -> Images:
+    if image_size is None:
+        return images
+    return images._replace(
+        train_images=_shrunk(images.train_images, image_size),
+        test_images=_shrunk(images.test_images, image_size),
+    )
+
+
+def _shrunk(images: Tensor, image_size: int) -> Tensor:
+    return torch.from_numpy(np.stack([area_average(image, image_size) for image in images.numpy()]))
+
+
+def _find_source(name: str) -> Path | None:
+    """The folder or archive of that name in `paths.DATA`; the folder where there are both."""
+    if (paths.DATA / name).is_dir():
+        return paths.DATA / name
+    archives = (paths.DATA / f"{name}{suffix}" for suffix in folders.ARCHIVE_SUFFIXES)
+    return next((archive for archive in archives if archive.is_file()), None)
+
+
+def _accepted(name: str) -> str:
+    return f"{name}/, " + ", ".join(f"{name}{suffix}" for suffix in folders.ARCHIVE_SUFFIXES)
+
+
+def _known() -> str:
+    """What there is to load, for an error."""
+    found = {
+        path.name.removesuffix(suffix) for suffix in folders.ARCHIVE_SUFFIXES for path in paths.DATA.glob(f"*{suffix}")
+    } | {path.parent.name for path in paths.DATA.glob("*/train")}
+    names = ["digits", *(f"glyphs:{family}" for family in embedded.FAMILIES), *TORCHVISION]
+    return (
+        f"known are {', '.join(names)}, and in {paths.DATA}: {', '.join(sorted(found)) or 'nothing yet'} "
+        f"(an ImageFolder tree or archive put there as {_accepted('<name>')} is found by its name)"
+    )
+
+
+def _how_to_get(name: str, root: Path, error: Exception) -> str:
+    return (
+        f"There is no usable copy of {name} on this machine, and its download failed "
+        f"({type(error).__name__}: {error}). Either put it into {paths.DATA} as one of {_accepted(name)} "
+        f"(train/ and test/ with one folder of images per class); or call prunelab.data.load({name!r}) once "
+        f"with a network, and torchvision downloads it into {root}; or choose the profile 'smoke', "
+        "which needs no download."
+    )

@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all, and the hash that tells whether they are still what was written."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Writes a file so that readers see the old content or the new, never a part.
+
+    The folder is made where it is missing. On any failure the old file stands and nothing is left beside it.
+
+    Args:
+        path: Where the file goes.
+        content: Bytes, or text to be encoded as UTF-8.
+    Raises:
+        OSError: The folder is read-only or the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sha256(source: Path | bytes) -> str:
+    """SHA-256 of a file's content, or of bytes, in hexadecimal."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

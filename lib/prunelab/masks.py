@@ -1,0 +1,75 @@
+"""Masks: which weights of a model are active. Bool tensors, True = active, one a layer."""
+
+import torch
+from torch import Tensor, nn
+
+PRUNABLE = (nn.Conv2d, nn.Linear)
+
+
+def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a model's convolutions and linear layers by layer name, first layer first.
+
+    Biases and normalisation are never pruned.
+
+    Raises:
+        ValueError: The model has no such layer.
+    """
+    weights = {name: module.weight for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
+    if not weights:
+        raise ValueError(f"{type(model).__name__} has no convolution or linear layer, so nothing in it can be pruned")
+    return weights
+
+
+def random_mask(shape: torch.Size | tuple[int, ...], n_active: int, *, generator: torch.Generator) -> Tensor:
+    """A mask with exactly `n_active` active weights, every choice of them equally likely.
+
+    Args:
+        shape: Shape of the mask.
+        n_active: How many weights are active.
+        generator: Source of randomness, on the CPU.
+    Raises:
+        ValueError: More active weights than there are.
+    """
+    mask = torch.zeros(shape, dtype=torch.bool)
+    if not 0 <= n_active <= mask.numel():
+        raise ValueError(f"a layer of {mask.numel()} weights cannot have {n_active} active ones")
+    mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[:n_active]] = True
+    return mask
+
+
+@torch.no_grad()
+def drop_and_grow(weight: Tensor, grow_score: Tensor, mask: Tensor, *, drop_fraction: float) -> tuple[Tensor, Tensor]:
+    """One mask update of one layer; the number of active weights is unchanged.
+
+    Drops the active weights of smallest magnitude, then activates as many weights of largest score. A dropped weight
+    may win its place back: only the kept ones are excluded.
+
+    Args:
+        weight: Parameters, any shape.
+        grow_score: Score of every weight, pruned ones included, at least 0; same shape. The magnitude of the dense
+            gradient in RigL, random numbers in SET.
+        mask: Bool, same shape; True marks an active weight.
+        drop_fraction: Share of active weights to move, in [0, 1].
+    Returns:
+        new_mask: Bool, as many True as `mask`.
+        newborn: Active now but not before; the caller zeroes these weights and their momentum.
+    Raises:
+        ValueError: `drop_fraction` is outside [0, 1].
+    Source: Evci et al. 2020, arXiv:1911.11134, Algorithm 1; Mocanu et al. 2018, arXiv:1707.04780.
+    Differs: Ties among equal magnitudes are broken by position, where the authors add noise of 1e-5.
+    """
+    if not 0.0 <= drop_fraction <= 1.0:
+        raise ValueError(f"drop_fraction must lie in [0, 1], got {drop_fraction}")
+    n_active = int(mask.sum())
+    n_moved = int(drop_fraction * n_active)  # rounded down, as the authors' code does
+
+    # Scores are at least 0, so -1 ranks below every candidate.
+    drop_score = weight.abs().masked_fill(~mask, -1.0).flatten()
+    kept = torch.zeros_like(drop_score, dtype=torch.bool)
+    kept[drop_score.topk(n_active - n_moved).indices] = True
+
+    candidates = grow_score.flatten().masked_fill(kept, -1.0)
+    new_mask = kept.clone()
+    new_mask[candidates.topk(n_moved).indices] = True
+    new_mask = new_mask.view_as(mask)
+    return new_mask, new_mask & ~mask

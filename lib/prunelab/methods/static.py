@@ -1,0 +1,97 @@
+"""Static sparse training: a random mask, fixed before the first step. Also the base of the dynamic methods.
+
+Source: `scratch` in google-research/rigl; Evci et al. 2020, arXiv:1911.11134, Sec. 4 ("Static").
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunelab.density import allocate
+from prunelab.masks import prunable_weights, random_mask
+
+
+def active_counts(model: nn.Module, *, density: float, distribution: str) -> dict[str, int]:
+    """How many weights of each masked layer are active.
+
+    Uniform leaves the first layer dense, without a mask and outside the budget; Erdős–Rényi and ERK mask every layer.
+
+    Args:
+        model: Network with convolution or linear layers.
+        density: Share of the masked layers' weights that stay, in (0, 1].
+        distribution: `uniform`, `erdos_renyi` or `erk`.
+    Returns:
+        Active weights by layer name; a layer that stays dense is not in it.
+    Raises:
+        ValueError: See `density.allocate` and `masks.prunable_weights`.
+    Source: Evci et al. 2020, Sec. 3 (1) and App. K.
+    """
+    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(model).items()}
+    if distribution == "uniform" and len(shapes) > 1:
+        del shapes[next(iter(shapes))]
+    return allocate(shapes, density, distribution=distribution)
+
+
+def initial_masks(
+    model: nn.Module, *, density: float, distribution: str, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random masks for a fresh model, by layer name; arguments as for `active_counts`, `generator` on the CPU."""
+    weights = prunable_weights(model)
+    counts = active_counts(model, density=density, distribution=distribution)
+    return {name: random_mask(weights[name].shape, n, generator=generator) for name, n in counts.items()}
+
+
+class Static:
+    """Holds the weights of a model to fixed masks. Its three hooks are called by the training loop.
+
+    `before_update`, on the dense gradients, may replace the optimizer step; `mask_gradients` comes before that step,
+    `after_update` after it. `step` is the number of optimizer steps done so far. Inactive weights are stored as
+    zeros, so the model runs unchanged and its gradients are those of all weights.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        """Zeroes the inactive weights of `model`, which keeps running as it is.
+
+        Args:
+            model: Its device is where the masks will be.
+            masks: Bool mask for each layer to be sparse, by layer name.
+        Raises:
+            ValueError: A mask for a layer that is not there, or of another shape.
+        """
+        weights = prunable_weights(model)
+        for name, mask in masks.items():
+            if name not in weights or weights[name].shape != mask.shape:
+                raise ValueError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer of {type(model).__name__}")
+        self.weights = {name: weights[name] for name in masks}
+        self.masks = {name: mask.clone().to(weights[name].device) for name, mask in masks.items()}
+        self.n_dense_gradients = 0  # batches so far that needed the gradient of every weight
+        self._mask_weights()
+
+    def before_update(self, step: int, optimizer: Optimizer) -> bool:
+        """Sees the dense gradients; True where it takes the place of the optimizer step."""
+        return False
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Removes the gradients of inactive weights, so that no momentum gathers there."""
+        torch._foreach_mul_([weight.grad for weight in self.weights.values()], list(self.masks.values()))
+
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        """Sees the stepped weights."""
+        self._mask_weights()
+
+    @torch.no_grad()
+    def _mask_weights(self) -> None:
+        torch._foreach_mul_(list(self.weights.values()), list(self.masks.values()))
+
+    def state_dict(self) -> dict:
+        """All that a resumed training needs; the masks are the method's own tensors."""
+        return {"masks": self.masks, "n_dense_gradients": self.n_dense_gradients}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes over what `state_dict` gave; the weights are restored by the caller."""
+        for name, mask in state["masks"].items():
+            self.masks[name].copy_(mask)
+        self.n_dense_gradients = state["n_dense_gradients"]

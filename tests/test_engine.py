@@ -1,0 +1,264 @@
+"""The engine: each run once, whatever is killed, and whoever else works on the same store."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+from filelock import FileLock
+
+from prunelab import engine, paths, recipes, records
+from prunelab.recipes import rigl
+from prunelab.runs import Run, make_run
+
+TINY = {"model": "lenet_300_100", "width": 0.1, "dataset": "digits", "n_train": 256, "batch_size": 64, "n_epochs": 2}
+
+
+def tiny(seed=0, **changes):
+    return make_run("rigl", rigl.OPTIONS, seed=seed, **TINY | {"method": "static"} | changes)
+
+
+def long_run(seed=0):
+    """Trains for minutes unless it is stopped."""
+    return tiny(seed, n_epochs=20_000)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "data" / "runs")
+    return paths.RUNS
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def wait_until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_record_holds_options_metrics_and_provenance_and_nothing_else_is_left(store):
+    item = tiny(method="rigl", density=0.2)
+    record = engine.execute(item, store=store, device="cpu")
+    assert names(store / item.id) == ["lock", "record.json"]
+    assert records.find(item.id, store) == record
+    assert record["options"] == rigl.OPTIONS | dict(item.options)
+    assert record["status"] == "finished" and record["parent"] is None and record["seed"] == 0
+    assert record["metrics"]["measured_density"] == pytest.approx(0.2, abs=2e-3)
+    assert len(record["curves"]["epoch"]) == 2
+    assert record["provenance"]["dataset"]["name"] == "digits" and record["provenance"]["seconds"] > 0
+    assert {"date", "commit", "torch", "python", "device", "threads"} <= record["provenance"].keys()
+
+
+def test_run_on_record_is_not_trained_again(store, monkeypatch):
+    first = engine.execute(tiny(), store=store, device="cpu")
+    monkeypatch.setattr(rigl, "execute", None)  # training would fail
+    assert engine.execute(tiny(), store=store, device="cpu") == first
+    assert engine.run([tiny()], device="cpu", progress=False) == [first]
+
+
+def test_same_run_gives_the_same_numbers(store, tmp_path):
+    first = engine.execute(tiny(method="set"), store=store, device="cpu")
+    second = engine.execute(tiny(method="set"), store=tmp_path / "other", device="cpu")
+    for key in ("metrics", "curves", "layers", "moves"):
+        assert first[key] == second[key]
+
+
+def test_diverged_run_is_recorded_as_such(store):
+    record = engine.execute(tiny(learning_rate=1e30, n_epochs=4), store=store, device="cpu")
+    assert record["status"] == "diverged"
+    assert record["metrics"]["train_loss"] is None  # not a number is no JSON
+    assert records.find(record["id"], store) == record
+
+
+def test_run_that_another_process_trains_is_left_to_it(store):
+    item = tiny()
+    (store / item.id).mkdir(parents=True)
+    with FileLock(store / item.id / "lock"):
+        assert engine.execute(item, store=store, device="cpu") is None
+    assert engine.execute(item, store=store, device="cpu") is not None
+
+
+def test_half_written_record_is_trained_again(store):
+    first = engine.execute(tiny(), store=store, device="cpu")
+    path = store / tiny().id / "record.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.warns(UserWarning, match=r"record.json is damaged .* will be trained again"):
+        again = engine.execute(tiny(), store=store, device="cpu")
+    assert again["metrics"] == first["metrics"]
+
+
+def test_full_disk_is_an_error_that_leaves_no_record(store, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "atomic_write", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        engine.execute(tiny(), store=store, device="cpu")
+    assert records.find(tiny().id, store) is None
+
+
+def test_shipped_records_come_first_unless_fresh(store):
+    mine = engine.execute(tiny(), store=store, device="cpu")
+    records.ship("01_rigl", [mine | {"seed": 77}])
+    assert engine.run([tiny()], progress=False)[0]["seed"] == 77
+    assert engine.run([tiny()], fresh=True, progress=False)[0]["seed"] == 0
+
+
+def test_parents_come_before_children_and_once():
+    parent = tiny()
+    child, grandchild = Run("rigl", {}, 0, parent), Run("rigl", {}, 1, Run("rigl", {}, 0, parent))
+    assert engine.with_parents([grandchild, child, parent]) == [parent, child, grandchild]
+
+
+def test_plan_is_trained_by_workers_and_returned_in_its_order(store):
+    plan = [tiny(seed=2), tiny(seed=0), tiny(seed=1, density=0.5)]
+    result = engine.run(plan, device="cpu", jobs=2, progress=False)
+    assert [record["id"] for record in result] == [item.id for item in plan]
+    assert {record["provenance"]["threads"] for record in result} == {1}
+    assert sorted(names(store)) == sorted(item.id for item in plan)
+    assert multiprocessing.active_children() == []
+
+
+def test_failed_run_is_named_and_the_others_finish(store):
+    plan = [tiny(seed=0), tiny(seed=1, dataset="nonsense"), tiny(seed=2)]
+    with pytest.raises(engine.RunFailed, match=r"1 of 3 runs failed.*(?s:.*)nonsense"):
+        engine.run(plan, device="cpu", jobs=1, progress=False)
+    assert records.find(plan[0].id, store) and records.find(plan[2].id, store)
+    assert multiprocessing.active_children() == []
+
+
+def in_background(function):
+    """Runs a function in a thread and keeps what it returned or raised."""
+    outcome = {}
+
+    def target():
+        try:
+            outcome["result"] = function()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread, outcome
+
+
+def test_killed_worker_costs_one_retry_and_nobody_else_anything(store, monkeypatch):
+    victim, other = tiny(seed=0, n_epochs=150), tiny(seed=1)
+    thread, outcome = in_background(lambda: engine.run([victim, other], device="cpu", jobs=1, progress=False))
+    wait_until((store / victim.id / "progress").exists)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    thread.join(120)
+    assert [record["status"] for record in outcome["result"]] == ["finished", "finished"]
+
+
+def test_run_that_kills_its_workers_is_given_up_and_the_others_finish(store):
+    victim, other = long_run(seed=0), tiny(seed=1)
+    thread, outcome = in_background(lambda: engine.run([victim, other], device="cpu", jobs=1, progress=False))
+    for _ in range(2):
+        wait_until((store / victim.id / "progress").exists)
+        (worker,) = multiprocessing.active_children()
+        (store / victim.id / "progress").unlink()
+        wait_until((store / victim.id / "progress").exists)
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda pid=worker.pid: pid not in [child.pid for child in multiprocessing.active_children()])
+        (store / victim.id / "progress").unlink(missing_ok=True)
+    thread.join(120)
+    assert isinstance(outcome["error"], engine.RunFailed)
+    assert "worker was killed 2 times" in str(outcome["error"]) and victim.id in str(outcome["error"])
+    assert records.find(other.id, store)
+
+
+def test_two_engines_on_one_store_train_each_run_once(store):
+    plan = [tiny(seed=seed) for seed in range(4)]
+    engines = [
+        in_background(lambda order=order: engine.run(order, device="cpu", jobs=1, progress=False))
+        for order in (plan, plan[::-1])
+    ]
+    for thread, _ in engines:
+        thread.join(120)
+    first, second = (outcome["result"] for _, outcome in engines)
+    # Seconds and dates differ between two trainings of one run.
+    assert first == second[::-1]
+
+
+def engine_process(store):
+    engine.run([long_run()], device="cpu", jobs=1, progress=False, store=store)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_engine_leaves_no_worker_and_a_whole_store(store, signal_number):
+    process = multiprocessing.get_context("spawn").Process(target=engine_process, args=(store,))
+    process.start()
+    progress = store / long_run().id / "progress"
+    wait_until(progress.exists)
+    os.kill(process.pid, signal_number)
+    process.join(30)
+    assert process.exitcode != 0
+    time.sleep(1.0)
+    if progress.exists():  # no worker goes on writing it
+        before = progress.stat().st_mtime_ns
+        time.sleep(1.5)
+        assert progress.stat().st_mtime_ns == before
+    assert records.local(store) == []
+    with FileLock(store / long_run().id / "lock", timeout=0):
+        pass  # and none holds the run
+
+
+def test_verify_trains_again_and_compares(store):
+    plan = [tiny(seed=seed) for seed in range(3)]
+    trained = engine.run(plan, device="cpu", jobs=1, progress=False)
+    altered = trained[1] | {"metrics": trained[1]["metrics"] | {"test_accuracy": 0.999}}
+    records.ship("01_rigl", [trained[0], altered])
+    comparisons = engine.verify(plan, sample=3, seed=0, device="cpu", jobs=1)
+    assert {c["run"].seed: c["equal"] for c in comparisons} == {0: True, 1: False, 2: True}
+    assert names(store.parent) == ["runs"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"device": "tpu"}, "unknown device 'tpu'; there are auto, cpu, cuda"),
+        ({"jobs": 0}, "jobs must be at least 1, got 0"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments, message, store):
+    with pytest.raises(ValueError, match=message):
+        engine.run([tiny()], **arguments)
+
+
+def test_nothing_on_record_cannot_be_verified(store):
+    with pytest.raises(ValueError, match="cannot draw 2 runs from 0 on record"):
+        engine.verify([tiny()], sample=2)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method": "magic"}, "unknown method 'magic'"),
+        ({"density": 90.0}, r"density must lie in \(0, 1\]"),
+        ({"model": "vgg99"}, "unknown model 'vgg99'"),
+        ({"distribution": "normal"}, "unknown distribution 'normal'"),
+        ({"schedule": "up"}, "unknown learning-rate schedule 'up'"),
+        ({"decay": "up", "method": "rigl"}, "unknown decay 'up'"),
+        ({"dataset": "nonsense"}, "nonsense"),
+    ],
+)
+def test_option_that_names_nothing_is_a_clear_error(changes, message, store):
+    with pytest.raises(ValueError, match=message):
+        engine.execute(tiny(**changes), store=store, device="cpu")
+
+
+def test_recipes_are_found_by_name_and_by_notebook():
+    assert recipes.get("rigl") is recipes.for_notebook("01_rigl") is rigl
+    with pytest.raises(ValueError, match="unknown recipe 'x'; there are rigl"):
+        recipes.get("x")
+    with pytest.raises(ValueError, match="unknown notebook '01'; there are 01_rigl"):
+        recipes.for_notebook("01")

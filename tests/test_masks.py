@@ -1,0 +1,115 @@
+"""Masks and the mask update: eight weights by hand, invariants over shapes and densities, and a slow loop."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from prunelab.masks import drop_and_grow, prunable_weights, random_mask
+
+#                       0    1    2    3    4    5    6    7
+WEIGHT = torch.tensor([0.9, -0.1, 0.5, 0.0, 0.0, -0.3, 0.0, 0.0])
+GRAD = torch.tensor([0.0, 0.0, 0.0, 0.2, -0.8, 0.0, 0.4, 0.1])
+MASK = torch.tensor([1, 1, 1, 0, 0, 1, 0, 0], dtype=torch.bool)
+
+
+def positions(mask):
+    return set(mask.nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    "drop_fraction, active, newborn",
+    [
+        (0.00, {0, 1, 2, 5}, set()),
+        (0.25, {0, 2, 4, 5}, {4}),  # 1 (|w| = .1) makes room for 4 (|g| = .8)
+        (0.49, {0, 2, 4, 5}, {4}),  # 1.96 weights are 1: rounded down
+        (0.50, {0, 2, 4, 6}, {4, 6}),  # 1 and 5 leave; 4 and 6 enter
+        (1.00, {3, 4, 6, 7}, {3, 4, 6, 7}),  # magnitude no longer protects anything
+    ],
+)
+def test_moves_small_weights_to_large_gradients(drop_fraction, active, newborn):
+    new_mask, born = drop_and_grow(WEIGHT, GRAD.abs(), MASK, drop_fraction=drop_fraction)
+    assert positions(new_mask) == active
+    assert positions(born) == newborn
+
+
+def test_dropped_weight_with_the_largest_gradient_returns_and_is_not_newborn():
+    grad = GRAD.clone()
+    grad[1] = 5.0
+    new_mask, born = drop_and_grow(WEIGHT, grad.abs(), MASK, drop_fraction=0.25)
+    assert positions(new_mask) == {0, 1, 2, 5}
+    assert not born.any()
+
+
+def test_active_weight_that_happens_to_be_zero_ranks_above_inactive_ones():
+    weight = torch.tensor([0.0, 0.5, 0.0, 0.0])
+    mask = torch.tensor([True, True, False, False])
+    new_mask, _ = drop_and_grow(weight, torch.zeros(4), mask, drop_fraction=0.0)
+    assert positions(new_mask) == {0, 1}
+
+
+def slow_drop_and_grow(weight, score, mask, drop_fraction):
+    """The rule, one weight at a time."""
+    active = [i for i in range(len(mask)) if mask[i]]
+    n_moved = int(drop_fraction * len(active))
+    kept = sorted(active, key=lambda i: -abs(weight[i]))[: len(active) - n_moved]
+    candidates = [i for i in range(len(mask)) if i not in kept]
+    return set(kept) | set(sorted(candidates, key=lambda i: -score[i])[:n_moved])
+
+
+@pytest.mark.parametrize(
+    "shape, density, drop_fraction",
+    list(itertools.product([(7,), (5, 6), (4, 3, 3, 3), (1, 1, 1, 1)], [0.05, 0.5, 1.0], [0.0, 0.3, 1.0])),
+)
+def test_update_agrees_with_a_slow_loop_and_keeps_the_count(shape, density, drop_fraction):
+    generator = torch.Generator().manual_seed(0)
+    n = torch.Size(shape).numel()
+    mask = random_mask(shape, max(1, round(density * n)), generator=generator)
+    weight = torch.randn(shape, generator=generator) * mask
+    score = torch.rand(shape, generator=generator)
+    new_mask, newborn = drop_and_grow(weight, score, mask, drop_fraction=drop_fraction)
+    expected = slow_drop_and_grow(
+        weight.flatten().tolist(), score.flatten().tolist(), mask.flatten().tolist(), drop_fraction
+    )
+    assert positions(new_mask.flatten()) == expected
+    assert new_mask.sum() == mask.sum()
+    assert torch.equal(newborn, new_mask & ~mask)
+    assert new_mask.shape == mask.shape
+
+
+@pytest.mark.parametrize("drop_fraction", [-0.1, 1.01, 30])
+def test_percentage_is_rejected(drop_fraction):
+    with pytest.raises(ValueError, match=r"drop_fraction must lie in \[0, 1\]"):
+        drop_and_grow(WEIGHT, GRAD.abs(), MASK, drop_fraction=drop_fraction)
+
+
+@pytest.mark.parametrize("n_active", [0, 1, 7, 24])
+def test_random_mask_has_exactly_the_requested_weights(n_active):
+    mask = random_mask((2, 3, 4), n_active, generator=torch.Generator().manual_seed(1))
+    assert mask.shape == (2, 3, 4)
+    assert mask.dtype == torch.bool
+    assert mask.sum() == n_active
+
+
+def test_random_masks_follow_their_generator():
+    def draw(seed):
+        return random_mask((50, 50), 500, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_random_mask_with_too_many_weights_is_refused():
+    with pytest.raises(ValueError, match="6 weights cannot have 7 active"):
+        random_mask((2, 3), 7, generator=torch.Generator())
+
+
+def test_prunable_weights_are_convolutions_and_linear_layers_in_order():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    assert list(prunable_weights(model)) == ["0", "3"]
+
+
+def test_model_without_prunable_layers_is_refused():
+    with pytest.raises(ValueError, match="Sequential has no convolution or linear layer"):
+        prunable_weights(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))

@@ -1,0 +1,82 @@
+"""Runs are values: ids are frozen here, so that old records stay findable."""
+
+import pytest
+
+from prunelab.recipes import rigl
+from prunelab.runs import Run, make_run
+
+DEFAULTS = {"method": "rigl", "density": 0.1, "width": 1.0, "n_epochs": 100, "augment": True, "image_size": None}
+
+
+def test_ids_are_what_they_were():
+    assert Run("rigl", {"density": 0.05}, seed=1).id == "7a2239bca285a069"
+    assert Run("rigl", {}, seed=0, parent=Run("rigl", {"density": 0.05}, seed=1)).id == "a580ca76cc50fbe4"
+
+
+def test_canonical_text_is_sorted_and_complete():
+    run = Run("rigl", {"width": 2.0, "density": 0.05}, seed=1)
+    assert run.canonical() == '{"options":{"density":0.05,"width":2.0},"parent":null,"recipe":"rigl","seed":1}'
+
+
+def test_defaults_are_left_out_so_a_new_option_keeps_old_ids():
+    old = make_run("rigl", DEFAULTS, seed=0, density=0.05, n_epochs=100)
+    new = make_run("rigl", DEFAULTS | {"new_option": 3}, seed=0, density=0.05)
+    assert old.id == new.id
+    assert dict(old.options) == {"density": 0.05}
+
+
+def test_everything_that_determines_a_result_changes_the_id():
+    parent = make_run("rigl", DEFAULTS, seed=0)
+    runs = [
+        parent,
+        make_run("rigl", DEFAULTS, seed=1),
+        make_run("rigl", DEFAULTS, seed=0, density=0.2),
+        make_run("rigl", DEFAULTS, seed=0, parent=parent),
+        make_run("dmcp", DEFAULTS, seed=0),
+    ]
+    assert len({run.id for run in runs}) == len(runs)
+
+
+def test_order_of_options_and_whole_numbers_do_not_matter():
+    first = make_run("rigl", DEFAULTS, seed=0, density=0.2, width=2)
+    second = make_run("rigl", DEFAULTS, seed=0, width=2.0, density=0.2)
+    assert first == second and hash(first) == hash(second) and first.id == second.id
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sparsity": 0.9}, "rigl has no option 'sparsity'; it has method, density"),
+        ({"density": "0.1"}, "option density of rigl is float, got '0.1'"),
+        ({"n_epochs": 1.5}, "option n_epochs of rigl is int, got 1.5"),
+        ({"augment": 1}, "option augment of rigl is bool, got 1"),
+        ({"n_epochs": True}, "option n_epochs of rigl is int, got True"),
+    ],
+)
+def test_options_that_are_not_there_or_of_another_type_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_run("rigl", DEFAULTS, seed=0, **changes)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "0", True])
+def test_seed_must_be_a_whole_number(seed):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        make_run("rigl", DEFAULTS, seed=seed)
+
+
+@pytest.mark.parametrize("profile", rigl.PROFILES)
+def test_plans_hold_different_runs_for_every_profile(profile):
+    plan = rigl.plan(profile)
+    assert len({run.id for run in plan}) == len(plan) > 10
+
+
+def test_plan_refuses_unknown_profiles_and_impossible_seeds():
+    with pytest.raises(ValueError, match="unknown profile 'tiny'; there are smoke, small, full, paper"):
+        rigl.plan("tiny")
+    for seeds in [(), (1, 1)]:
+        with pytest.raises(ValueError, match="seeds must be one or more different numbers"):
+            rigl.plan("smoke", seeds=seeds)
+
+
+def test_seeds_of_a_plan_can_be_chosen():
+    assert {run.seed for run in rigl.plan("smoke", seeds=(3, 4))} == {3, 4}

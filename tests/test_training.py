@@ -1,0 +1,186 @@
+"""The loop: learns, resumes bit for bit, keeps its books, survives damage."""
+
+import pytest
+import torch
+from torch import nn
+
+from prunelab import data, training
+from prunelab.checkpoints import load_checkpoint
+from prunelab.methods import METHODS
+from prunelab.methods.dynamic import Dynamic
+from prunelab.methods.static import initial_masks
+from prunelab.models import build_model
+from prunelab.training import evaluate, train
+
+SETTINGS = {
+    "n_epochs": 3,
+    "batch_size": 64,
+    "learning_rate": 0.05,
+    "schedule": "cosine",
+    "warmup_epochs": 0,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.0,
+    "augment": True,
+    "eval_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", n_train=256)
+
+
+def build(name, *, model_name="resnet8"):
+    torch.manual_seed(0)
+    model = build_model(model_name, num_classes=10, in_channels=1, image_size=8, width=0.25)
+    generator = torch.Generator().manual_seed(0)
+    if METHODS[name] is None:
+        return model, None
+    masks = initial_masks(model, density=0.3, distribution="erk", generator=generator)
+    options = {}
+    if issubclass(METHODS[name], Dynamic):
+        options = {"initial_drop_fraction": 0.3, "update_every": 3, "stop_update_step": 9, "decay": "cosine"}
+        options["generator"] = generator
+    return model, METHODS[name](model, masks, **options)
+
+
+def run(name, dataset, *, model_name="resnet8", **changes):
+    model, method = build(name, model_name=model_name)
+    generator = torch.Generator().manual_seed(1)
+    result = train(model, dataset, method=method, generator=generator, **SETTINGS | changes)
+    return model, method, result
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(n_epochs):
+    calls = []
+
+    def report(share):
+        calls.append(share)
+        if len(calls) == n_epochs:
+            raise Killed
+
+    return report
+
+
+@pytest.mark.parametrize(
+    "name, model_name",
+    [(name, "resnet8") for name in METHODS] + [("dense", "wrn22_2"), ("set", "wrn22_2")],  # these have dropout
+)
+def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, model_name, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    whole_model, whole_method, whole = run(name, digits, model_name=model_name)
+    for n_epochs in (1, 1):  # killed twice, each time an epoch further
+        with pytest.raises(Killed):
+            run(name, digits, model_name=model_name, checkpoint=tmp_path / "state", report=kill_after(n_epochs))
+    model, method, result = run(name, digits, model_name=model_name, checkpoint=tmp_path / "state")
+
+    assert result.curves == whole.curves
+    assert (result.n_steps, result.n_batches) == (whole.n_steps, whole.n_batches)
+    for key, value in whole_model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    if method is not None:
+        assert all(torch.equal(mask, whole_method.masks[layer]) for layer, mask in method.masks.items())
+    if isinstance(method, Dynamic):
+        assert method.moves == whole_method.moves
+
+
+def test_resumed_training_does_not_start_over(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Killed):
+        run("dense", digits, checkpoint=tmp_path / "state", report=kill_after(2))
+    assert load_checkpoint(tmp_path / "state")["result"]["n_steps"] == 8
+    shares = []
+    run("dense", digits, checkpoint=tmp_path / "state", report=shares.append)
+    assert shares == [1.0]
+
+
+def test_damaged_checkpoint_is_named_and_training_starts_again(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    _, _, whole = run("rigl", digits)
+    with pytest.raises(Killed):
+        run("rigl", digits, checkpoint=tmp_path / "state", report=kill_after(1))
+    content = bytearray((tmp_path / "state").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "state").write_bytes(content)
+    with pytest.warns(UserWarning, match="state is damaged.*starts again from its beginning"):
+        _, _, result = run("rigl", digits, checkpoint=tmp_path / "state")
+    assert result.curves == whole.curves
+
+
+def test_network_learns_digits(digits):
+    _, _, result = run("dense", digits, n_epochs=15)
+    assert result.curves["test_accuracy"][-1] > 0.4  # chance is 0.1
+    assert result.curves["train_loss"][-1] < result.curves["train_loss"][0]
+
+
+def test_steps_are_counted_without_mask_updates_and_batches_with_them(digits):
+    _, method, result = run("rigl", digits)
+    assert result.n_steps == 3 * (256 // 64)
+    assert method.moves["step"] == [0, 3, 6, 9]
+    assert method.n_dense_gradients == 4
+    assert result.n_batches == result.n_steps + 4
+    _, method, result = run("set", digits)
+    assert method.moves["step"] == [1, 4, 7]
+    assert result.n_batches == result.n_steps
+
+
+def test_curves_have_one_entry_an_epoch(digits):
+    _, _, result = run("static", digits)
+    assert result.curves["epoch"] == [1, 2, 3]
+    assert {len(values) for values in result.curves.values()} == {3}
+
+
+def test_evaluations_come_at_their_interval_and_at_the_end(digits):
+    _, _, often = run("static", digits)
+    _, _, seldom = run("static", digits, eval_every=2)
+    assert seldom.curves["epoch"] == [2, 3]
+    assert seldom.curves["test_accuracy"] == often.curves["test_accuracy"][1:]
+    assert seldom.curves["train_loss"][0] == pytest.approx(sum(often.curves["train_loss"][:2]) / 2)
+
+
+def test_divergence_is_recorded_not_raised(digits):
+    _, _, result = run("dense", digits, learning_rate=1e30, n_epochs=5)
+    assert result.diverged
+    assert len(result.curves["epoch"]) < 5
+
+
+def test_accuracy_counts_every_test_image_once(digits):
+    class Always(nn.Module):
+        def forward(self, images):
+            return nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
+
+    share_of_threes = float((digits.test_labels == 3).float().mean())
+    for batch_size in (1, 7, 10_000):  # the last batch is a short one
+        loss, accuracy = evaluate(Always(), digits, batch_size=batch_size)
+        assert accuracy == pytest.approx(share_of_threes)
+        # Cross-entropy of a one-hot output: log(e + 9), less 1 where it is right.
+        assert loss == pytest.approx(torch.log(torch.e + torch.tensor(9.0)).item() - share_of_threes, rel=1e-5)
+
+
+def test_evaluation_leaves_the_model_in_its_mode_and_its_statistics(digits):
+    model, _ = build("dense")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for mode in (True, False):
+        model.train(mode)
+        evaluate(model, digits)
+        assert model.training == mode
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weight_decay_spares_biases_and_normalisation():
+    model, _ = build("dense")
+    decayed, others = training.build_optimizer(model, momentum=0.9, weight_decay=0.5).param_groups
+    assert decayed["weight_decay"] == 0.5 and others["weight_decay"] == 0.0
+    assert all(parameter.dim() > 1 for parameter in decayed["params"])
+    assert all(parameter.dim() == 1 for parameter in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+def test_batch_larger_than_the_training_set_is_refused(digits):
+    with pytest.raises(ValueError, match="batch_size 257 exceeds the 256 training images"):
+        run("dense", digits, batch_size=257)
