@@ -102,9 +102,7 @@ def load(path: Path | None = None) -> list[Claim]:
     path = path or paths.PAPER / "claims.csv"
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     if tuple(rows.columns) != COLUMNS:
-        raise ValueError(
-            f"{path.name} has columns {', '.join(rows.columns)}; they must be {', '.join(COLUMNS)}"
-        )
+        raise ValueError(f"{path.name} has columns {', '.join(rows.columns)}; they must be {', '.join(COLUMNS)}")
     return [parse(row) for row in rows.to_dict("records")]
 
 
@@ -188,7 +186,7 @@ def judge(claim: Claim, frame: pd.DataFrame, *, profile: str | None = None) -> V
     """
     if profile is not None and profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
-    too_small = profile is None and PROFILES.index(profile) < PROFILES.index(claim.profile)
+    too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
     pairs = {} if too_small or frame.empty else _pairs(claim, frame)
     differences = pd.concat([*pairs.values(), pd.Series(dtype=float)])
     if differences.empty:
@@ -207,9 +205,7 @@ def judge(claim: Claim, frame: pd.DataFrame, *, profile: str | None = None) -> V
         verdict = REPRODUCED
     elif high < claim.margin:
         verdict = NOT_REPRODUCED
-    return Verdict(
-        float(differences.mean(skipna=False)), low, high, n_seeds, len(differences), verdict, reason
-    )
+    return Verdict(float(differences.mean(skipna=False)), low, high, n_seeds, len(differences), verdict, reason)
 
 
 def interval(differences: Iterable[float], seeds: Iterable[int]) -> tuple[float, float]:
