@@ -83,7 +83,7 @@ def test_density_must_be_a_share(density):
 
 
 def test_unknown_distribution_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="'ERK'.*uniform, erdos_renyi, erk"):
+    with pytest.raises(ValueError, match=r"'ERK'.*uniform, erdos_renyi, erk"):
         layer_densities(TWO_LAYERS, 0.1, distribution="ERK")
 
 

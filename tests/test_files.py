@@ -79,6 +79,6 @@ class Evil:
 
 def test_checkpoint_carrying_code_is_refused(tmp_path, capsys):
     save_checkpoint({"evil": Evil()}, tmp_path / "checkpoint")
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         load_checkpoint(tmp_path / "checkpoint")
     assert "ran" not in capsys.readouterr().out

@@ -328,3 +328,13 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
         n_judged=lambda verdicts: (verdicts != NOT_JUDGED).sum(),
         verdict=overall,
     ).reset_index()
+
+
+def markdown(judged: pd.DataFrame) -> str:
+    """The judged rows of `table` for a page of text, one line a comparison."""
+    lines = ["| claim | comparison | difference, 95 % interval | paper | verdict |", "|---|---|---|---|---|"]
+    for row in judged[judged["verdict"] != NOT_JUDGED].itertuples():
+        difference = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+        paper = "" if math.isnan(row.paper) else f"{100 * row.paper:+.1f}"
+        lines.append(f"| {row.claim}{row.part} | {row.statement} | {difference} | {paper} | {row.verdict} |")
+    return "\n".join(lines)

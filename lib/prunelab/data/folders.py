@@ -213,10 +213,11 @@ def _read_zip(archive: Path) -> Iterator[tuple[str, bytes]]:
             for member in file.infolist():
                 kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not made on Unix
                 path = _clean_name(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                if member.flag_bits & 1:
+                    raise ValueError(f"{archive}: member {member.filename!r} needs a password")
+                content = file.read(member)  # even of what is no image: a damaged name is noticed nowhere else
                 if not member.is_dir() and _is_image(path):
-                    if member.flag_bits & 1:
-                        raise ValueError(f"{archive}: member {member.filename!r} needs a password")
-                    yield path, file.read(member)
+                    yield path, content
     except (EOFError, OSError, NotImplementedError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{archive} is truncated or damaged: {error}") from error
 

@@ -1,9 +1,10 @@
 """RigL and its rivals: what `01_rigl` trains, and how one of its runs is executed.
 
-Source: Evci et al. 2020, arXiv:1911.11134; protocol of google-research/rigl for CIFAR-10, shortened as the profiles say.
+Source: Evci et al. 2020, arXiv:1911.11134; the CIFAR-10 protocol of google-research/rigl, shortened as profiles say.
 """
 
 import bisect
+import functools
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -73,13 +74,13 @@ _BASES: dict[str, dict[str, Option]] = {
     },
 }
 _DENSITIES = {
-    "smoke": (0.2, 0.05),
+    "smoke": (0.2, 0.1),
     "small": (0.2, 0.1, 0.05, 0.02),
     "full": (0.5, 0.2, 0.1, 0.05, 0.02),
     "paper": (0.5, 0.2, 0.1, 0.05),
 }
 # Where the distributions are compared; ERK is there already.
-_DISTRIBUTION_DENSITIES = {"smoke": (0.05,), "small": (0.1, 0.05), "full": (0.1, 0.05), "paper": (0.1, 0.05)}
+_DISTRIBUTION_DENSITIES = {"smoke": (0.1,), "small": (0.1, 0.05), "full": (0.1, 0.05), "paper": (0.1, 0.05)}
 _SEEDS = {"smoke": (0, 1, 2), "small": (0, 1, 2), "full": (0, 1, 2), "paper": (0, 1, 2)}
 
 
@@ -128,7 +129,7 @@ def execute(
     options = OPTIONS | dict(run.options)
     check_method(options["method"])
     check_density(options["density"])
-    dataset = data.load(options["dataset"], image_size=options["image_size"], n_train=options["n_train"], device=device)
+    dataset = _dataset(options["dataset"], options["image_size"], options["n_train"], device)
     torch.manual_seed(run.seed)  # initialisation, and dropout where there is any
     model = build(options, dataset).to(device)
     method = _build_method(options, model, dataset, seed=run.seed)
@@ -176,6 +177,22 @@ def execute(
         "seconds": result.seconds,
         "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
     }
+
+
+def forecast(run: Run) -> float:
+    """MACs that a machine performs to train a run. Masks save none of them: zeros are multiplied as well."""
+    options = OPTIONS | dict(run.options)
+    dataset = _dataset(options["dataset"], options["image_size"], options["n_train"], "cpu")
+    with torch.device("meta"):
+        macs = cost.total(cost.layer_table(build(options, dataset), **_image(dataset)), "macs")
+    n_samples = options["n_epochs"] * (len(dataset.train_labels) // options["batch_size"]) * options["batch_size"]
+    return cost.training_macs(macs, macs, n_samples=n_samples)
+
+
+# The runs of a plan share their images, and a worker trains many of them.
+@functools.lru_cache(maxsize=1)
+def _dataset(name: str, image_size: int | None, n_train: int | None, device: str) -> data.Dataset:
+    return data.load(name, image_size=image_size, n_train=n_train, device=device)
 
 
 _TRAINING_OPTIONS = (
@@ -233,7 +250,7 @@ _MATCHED = {"small_dense": "n_active", "small_dense_macs": "macs"}
 
 
 def build(options: dict[str, Option], dataset: data.Dataset) -> torch.nn.Module:
-    """The network of a run at its initialisation, on the CPU; a small dense one has the width that matches its rival."""
+    """The network of a run at its initialisation, on the CPU; a small dense one as wide as its rival's size allows."""
     share = 1.0
     if options["method"] in _MATCHED:
         share = _matching_share(options, dataset, key=_MATCHED[options["method"]])

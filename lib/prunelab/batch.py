@@ -1,0 +1,202 @@
+"""Executes notebooks unattended: papermill, in a process of its own, within limits.
+
+papermill pastes parameter *names* into the notebook as code, and only warns of names that the notebook does
+not know. Here a name must be one that the notebook declares. papermill also writes its output in place; here
+the output appears whole, when the last cell has run.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil
+
+from prunelab import paths
+
+START_TIMEOUT = 120  # seconds for a kernel to answer; importing Jupyter from a cold disk takes a while
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook did not run to its end; says which cell, and where the notebook up to there lies."""
+
+
+def declared(notebook: Path) -> dict[str, str]:
+    """The parameters a notebook declares, and the source text of their defaults."""
+    return {name: about["default"] for name, about in papermill.inspect_notebook(_literal(notebook)).items()}
+
+
+def execute(
+    notebook_stem: str,
+    *,
+    parameters: Mapping[str, object],
+    timeout: float,
+    cell_timeout: float | None = None,
+    output: Path | None = None,
+) -> Path:
+    """Executes one notebook of the suite, in a fresh process and a fresh kernel.
+
+    Whatever ends this call, also Ctrl-C or a killed caller, takes the kernel and all its processes along.
+    A kernel that fails to start is tried a second time.
+
+    Args:
+        notebook_stem: Such as "01_rigl".
+        parameters: Values for parameters that the notebook declares; plain values only.
+        timeout: Seconds for the whole notebook.
+        cell_timeout: Seconds for any one cell; None leaves it at `timeout`.
+        output: Where the executed notebook goes; `figures/<stem>/<profile>/<stem>.ipynb` by default.
+    Returns:
+        Where the executed notebook lies.
+    Raises:
+        ValueError: No such notebook, or a parameter it does not declare.
+        NotebookFailed: A cell raised, time ran out or the kernel died. What ran stays as `*.failed.ipynb`.
+    """
+    notebook = paths.NOTEBOOKS / f"{notebook_stem}.ipynb"
+    if notebook_stem not in stems():
+        raise ValueError(f"there is no notebook {notebook_stem!r}; there are {', '.join(stems())}")
+    defaults = declared(notebook)
+    unknown = [name for name in parameters if name not in defaults or not name.isidentifier()]
+    if unknown:
+        raise ValueError(
+            f"{notebook_stem} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(defaults)}"
+        )
+    if output is None:
+        profile = str(parameters.get("profile", defaults.get("profile", "default"))).strip("\"'")
+        if not profile.isidentifier():  # it names a folder
+            raise ValueError(f"profile must be a plain word, got {profile!r}")
+        output = paths.FIGURES / notebook_stem / profile / f"{notebook_stem}.ipynb"
+    output = Path(output).resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(f".{os.getpid()}.partial.ipynb")
+    failed = output.with_suffix(".failed.ipynb")
+
+    request = {
+        "input_path": str(notebook),
+        "output_path": str(partial),
+        "parameters": dict(parameters),
+        "cwd": str(paths.NOTEBOOKS),  # as Jupyter has it
+        "execution_timeout": cell_timeout or timeout,
+        "start_timeout": START_TIMEOUT,
+    }
+    deadline = time.monotonic() + timeout
+    try:
+        error = _run(request, timeout)
+        if error is not None and _last_cell(partial) is None and time.monotonic() < deadline:
+            error = _run(request, deadline - time.monotonic())  # ports collide now and then
+        if error is None:
+            os.replace(partial, output)
+            failed.unlink(missing_ok=True)
+            return output
+        cell = _last_cell(partial)
+        if cell is None:
+            raise NotebookFailed(f"{notebook_stem} did not start: {error}")
+        os.replace(partial, failed)
+        raise NotebookFailed(f"{notebook_stem}, {cell}: {error} (up to there: {failed})")
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def stems() -> list[str]:
+    """The notebooks of the suite, in reading order."""
+    return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
+def _literal(path: Path | str) -> str:
+    """A path that papermill's str.format gives back unchanged."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _run(request: dict, timeout: float) -> str | None:
+    """Runs papermill in a process; returns what went wrong, or None."""
+    library = str(Path(__file__).resolve().parents[1])
+    search = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "stderr", "w+b") as stderr:
+        outcome = Path(folder) / "outcome.json"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prunelab.batch", json.dumps(request | {"outcome": str(outcome)})],
+            stdin=subprocess.PIPE,  # never written to: its end tells the process that this one is gone
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=os.environ | {"PYTHONPATH": search},
+            start_new_session=True,  # a terminal's Ctrl-C reaches the caller alone, which then ends it
+        )
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return f"stopped, {timeout:.0f} seconds are over"
+        finally:
+            if process.poll() is None:
+                _end(process.pid)
+            process.stdin.close()
+            process.wait()
+        if outcome.exists():
+            return json.loads(outcome.read_text())
+        stderr.seek(0)
+        last_words = stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        return f"its process ended with code {process.returncode}: {last_words[0]}"
+
+
+def _end(pid: int, *, itself: bool = True) -> None:
+    """Kills a process and all that it started, each of which may have started a session of its own."""
+    try:
+        process = psutil.Process(pid)
+        family = [process] * itself + process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _last_cell(partial: Path) -> str | None:
+    """The last cell that papermill began, numbered as in the notebook itself; None if it began none."""
+    try:
+        cells = nbformat.read(partial, as_version=4).cells
+    except (OSError, ValueError):  # never written, or killed while writing
+        return None
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    own = [cell for cell in cells if not added & set(cell.metadata.get("tags", []))]
+    last = None
+    for number, cell in enumerate(own, start=1):
+        if cell.cell_type == "code" and cell.source.strip() and cell.metadata.papermill.start_time:
+            last = f"cell {number} ({cell.source.strip().splitlines()[0]})"
+    return last
+
+
+def _main(request: dict) -> None:
+    """The process's side of `_run`."""
+    outcome = Path(request.pop("outcome"))
+    partial = Path(request["output_path"])
+
+    def end_with_caller() -> None:
+        while os.read(0, 1):
+            pass
+        _end(os.getpid(), itself=False)
+        partial.unlink(missing_ok=True)
+        os._exit(1)
+
+    threading.Thread(target=end_with_caller, daemon=True).start()
+    error = None
+    try:
+        papermill.execute_notebook(
+            **request | {"input_path": _literal(request["input_path"]), "output_path": _literal(partial)},
+            progress_bar=False,
+        )
+    except papermill.PapermillExecutionError as failure:
+        error = " ".join(f"{failure.ename}: {failure.evalue}".split())
+    except Exception as failure:
+        error = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+    outcome.write_text(json.dumps(error))
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

@@ -1,0 +1,283 @@
+"""The command line, `prunelab`: thin over engine, records, recipes and batch driver. It does the printing."""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `prunelab`.
+
+    Returns:
+        Exit code: 0 for done, 1 where verify or bench found a difference, 2 for an error, 130 for Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *about: print(f"prunelab: warning: {message}", file=sys.stderr)
+    try:
+        return options.command(options) or 0
+    except KeyboardInterrupt:
+        print("\nprunelab: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        # What a worker died of is told with its traceback; the reason before it is what a reader needs.
+        print(f"prunelab: {str(error).split(chr(10) + 'Traceback')[0]}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prunelab", description="Five papers on sparse and small networks: train, draw, check."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], about: str) -> Callable:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=command)
+        return sub.add_argument
+
+    def add_plan_options(option: Callable, *, required: bool = False, profile: str) -> None:
+        option("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_rigl; none for all")
+        option("--profile", required=required, help=f"smoke, small, full or paper{profile}")
+        option("--seeds", type=_seeds, metavar="0,1,2", help="instead of the profile's own")
+
+    def add_training_options(option: Callable) -> None:
+        option("--device", default="auto", help="auto, cpu or cuda")
+        option("--jobs", type=int, help="runs at the same time; one a core on CPUs, a few on a GPU")
+
+    option = add("plan", _plan, "What a profile trains, and what that costs here.")
+    add_plan_options(option, profile="; none for each")
+
+    option = add("run", _run, "Train what is not on record.")
+    add_plan_options(option, required=True, profile="")
+    option("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
+    add_training_options(option)
+    option("--ship", action="store_true", help="merge the records into data/records")
+
+    option = add("figures", _figures, "Execute notebooks with papermill: every figure and number anew.")
+    add_plan_options(option, profile="; the notebook's own by default")
+    option("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
+    option("--device", help="auto, cpu or cuda")
+    option("--timeout", type=float, default=NOTEBOOK_MINUTES, metavar="MINUTES", help="for each notebook")
+
+    option = add("verify", _verify, "Train some recorded runs again. Exit code 1 if a number differs.")
+    add_plan_options(option, profile="; the largest one on record by default")
+    option("--sample", type=int, default=3, metavar="N", help="how many runs of each notebook (3)")
+    option("--draw", type=int, metavar="SEED", help="draw the same runs each time")
+    add_training_options(option)
+
+    option = add("status", _status, "What is on record, what is being trained.")
+    add_plan_options(option, profile="; none for each")
+
+    option = add("bench", _bench, "Measure the speed claims on this machine. Exit code 1 if one is missed.")
+    option("--quick", action="store_true", help="a rough look in some minutes, which judges and writes nothing")
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
+
+
+def _recipes(options: argparse.Namespace) -> list[ModuleType]:
+    from prunelab import recipes
+
+    names = [Path(name).stem for name in options.notebooks]  # notebooks/01_rigl.ipynb will do
+    names = names or sorted(recipe.NOTEBOOK for recipe in recipes.RECIPES.values())
+    return [recipes.for_notebook(name) for name in names]
+
+
+def _plans(options: argparse.Namespace) -> Iterable[tuple[ModuleType, str, list]]:
+    """Recipe, profile and runs, parents included, of each notebook and profile that was asked for."""
+    from prunelab import engine
+
+    for recipe in _recipes(options):
+        for profile in [options.profile] if options.profile else recipe.PROFILES:
+            yield recipe, profile, engine.with_parents(recipe.plan(profile, seeds=options.seeds))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from prunelab import engine, records
+
+    rows = []
+    for recipe, profile, plan in _plans(options):
+        done = engine.on_record(plan)
+        left = [run for run in plan if run.id not in done]
+        rows.append(
+            {
+                "notebook": recipe.NOTEBOOK,
+                "profile": profile,
+                "runs": len(plan),
+                "on record": len(done),
+                "to train": len(left),
+                "training TMACs": f"{sum(map(recipe.forecast, left)) / 1e12:,.2f}",
+                "minutes here": _minutes(recipe, left, records.local()),
+            }
+        )
+    _print_table(rows)
+
+
+def _minutes(recipe: ModuleType, runs: list, mine: list[dict]) -> str:
+    """Expected time here, one run a core, from this machine's runs of the same networks on the same data."""
+
+    def kind(name: str, options: dict) -> tuple:
+        return name, *(options.get(option) for option in ("model", "width", "dataset", "image_size"))
+
+    seconds_per_mac: dict[tuple, list[float]] = {}
+    for record in mine:
+        pace = record["provenance"]["seconds"] / record["metrics"]["training_macs"]
+        seconds_per_mac.setdefault(kind(record["recipe"], record["options"]), []).append(pace)
+    seconds = 0.0
+    for run in runs:
+        paces = seconds_per_mac.get(kind(run.recipe, recipe.OPTIONS | dict(run.options)))
+        if paces is None:
+            return "unknown"
+        seconds += statistics.median(paces) * recipe.forecast(run)
+    return f"{seconds / 60 / min(os.cpu_count() or 1, max(len(runs), 1)):.1f}"
+
+
+def _run(options: argparse.Namespace) -> None:
+    from prunelab import engine, records
+
+    for recipe, profile, plan in _plans(options):
+        done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs)
+        n_diverged = sum(record["status"] == "diverged" for record in done)
+        print(f"{recipe.NOTEBOOK} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
+        if options.ship:
+            print(f"{recipe.NOTEBOOK}: {records.ship(recipe.NOTEBOOK, done)} records ship now")
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from prunelab import batch, paths
+
+    seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
+    given = {"profile": options.profile, "seeds": seeds, "device": options.device}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    if options.fresh:
+        parameters["fresh"] = True
+    failed = 0
+    for stem in [Path(name).stem for name in options.notebooks] or batch.stems():
+        started = time.monotonic()
+        try:
+            output = batch.execute(stem, parameters=parameters, timeout=60 * options.timeout)
+        except batch.NotebookFailed as error:  # the others can still be drawn
+            failed += 1
+            print(f"prunelab: {error}", file=sys.stderr)
+        else:
+            print(f"{stem}: {time.monotonic() - started:.0f} s, {_short(output, paths.ROOT)}")
+    return 2 if failed else 0
+
+
+def _short(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from prunelab import engine
+
+    rows = []
+    for recipe in _recipes(options):
+        profile = options.profile or _recorded_profile(recipe)
+        for pair in engine.verify(
+            recipe.plan(profile, seeds=options.seeds),
+            sample=options.sample,
+            seed=options.draw,
+            device=options.device,
+            jobs=options.jobs,
+        ):
+            recorded, trained = pair["recorded"], pair["trained"]
+            rows.append(
+                {
+                    "run": str(pair["run"]),
+                    "recorded on": recorded["provenance"]["device"],
+                    "recorded": recorded["metrics"]["test_accuracy"],
+                    "trained now": trained["metrics"]["test_accuracy"],
+                    "all metrics": "equal" if pair["equal"] else "differ",
+                }
+            )
+    _print_table(rows)
+    if all(row["all metrics"] == "equal" for row in rows):
+        return 0
+    print("Equal numbers are promised for the same processor and torch version; elsewhere rounding differs.")
+    return 1
+
+
+def _recorded_profile(recipe: ModuleType) -> str:
+    """The largest profile whose runs are all on record; the smallest one where there is none."""
+    from prunelab import engine
+
+    whole = [
+        profile
+        for profile in recipe.PROFILES
+        if len(engine.on_record(plan := recipe.plan(profile))) == len({run.id for run in plan})
+    ]
+    return whole[-1] if whole else recipe.PROFILES[0]
+
+
+def _status(options: argparse.Namespace) -> None:
+    from prunelab import records
+
+    mine = {record["id"]: record for record in records.local()}
+    rows = []
+    for recipe, profile, plan in _plans(options):
+        ids = {run.id for run in plan}
+        shipped = {record["id"]: record for record in records.load(recipe.NOTEBOOK)}
+        known = mine | shipped
+        rows.append(
+            {
+                "notebook": recipe.NOTEBOOK,
+                "profile": profile,
+                "runs": len(ids),
+                "shipped": len(ids & shipped.keys()),
+                "trained here": len(ids & mine.keys()),
+                "left": len(ids - known.keys()),
+                "training now": sum(map(_is_running, ids - mine.keys())),
+                "diverged": sum(known[run_id]["status"] == "diverged" for run_id in ids & known.keys()),
+            }
+        )
+    _print_table(rows)
+
+
+def _is_running(run_id: str) -> bool:
+    from filelock import FileLock, Timeout
+
+    from prunelab import paths
+
+    folder = paths.RUNS / run_id
+    if not (folder / "progress").exists():
+        return False
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False  # its engine was killed; the next one goes on from its checkpoint
+    except Timeout:
+        return True
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from prunelab import bench
+
+    rows = []
+    for row in bench.measure(quick=options.quick):
+        rows.append(row)
+        measured = f"{row['median']:7.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
+        print(f"{row['claim']:42} {measured:28} {row['target']:8} {row['verdict']}", flush=True)
+    if options.quick:
+        return 0
+    print(f"written to {bench.save(rows)}")
+    return 1 if any(row["verdict"] != "met" for row in rows) else 0
+
+
+def _print_table(rows: list[dict]) -> None:
+    import pandas as pd
+
+    print(pd.DataFrame(rows).to_string(index=False) if rows else "nothing")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What the first cells of a notebook need: checked parameters, where it runs, where its numbers come from."""
+
+import ast
+import difflib
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, MutableMapping
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+from prunelab import __version__, records
+from prunelab.claims import PROFILES
+
+_ALLOWED = {"profile": PROFILES, "device": ("auto", "cpu", "cuda")}
+_STARTED = datetime.now(UTC).replace(microsecond=0)  # records give whole seconds
+_CHECKED = "_parameters_are_checked"
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+
+
+def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -> SimpleNamespace:
+    """Stops a notebook whose parameters are mistyped, which papermill would run with the defaults.
+
+    The first call in a kernel refuses undeclared names in the cells of assignments before it: papermill puts
+    what it is given into such a cell. Later calls, among all that was defined since, check values only.
+
+    Args:
+        namespace: `globals()` of the notebook.
+        types: Of each parameter: bool, int, float or str. `profile`, `device`, `seeds` must also make sense.
+    Returns:
+        The values: a whole number given for a float is a float, and `seeds` is a tuple of int.
+    Raises:
+        ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
+    """
+    unknown = [] if _CHECKED in namespace else [name for name in _assigned(namespace) if name not in types]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], types, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no parameter {unknown[0]!r}; there are {', '.join(types)}.{hint}")
+    if missing := [name for name in types if name not in namespace]:
+        raise ValueError(f"parameter {missing[0]!r} is not set; run the cell of parameters first")
+    values = {name: _value(name, namespace[name], kind) for name, kind in types.items()}
+    namespace[_CHECKED] = True
+    return SimpleNamespace(**values)
+
+
+def _assigned(namespace: MutableMapping[str, object]) -> list[str]:
+    """Names that stand in the notebook now and that its cells of plain assignments set."""
+    if "In" not in namespace:  # not under IPython: whatever has a plain value
+        return [name for name, value in namespace.items() if isinstance(value, _PLAIN) and name[0] != "_"]
+    names = dict.fromkeys(name for cell in namespace["In"] for name in _targets(cell))
+    return [name for name in names if name in namespace]
+
+
+def _targets(cell: str) -> list[str]:
+    """The names a cell sets, if it does nothing else."""
+    try:
+        statements = ast.parse(cell).body
+    except SyntaxError:
+        return []
+    names = []
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.append(name)
+            case ast.Expr(ast.Constant()):  # text between the parameters
+                pass
+            case _:
+                return []
+    return names
+
+
+def _value(name: str, value: object, kind: type) -> object:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if name == "seeds" and type(value) is int:
+        value = str(value)  # papermill makes a number of `-p seeds 0`
+    if type(value) is not kind:
+        raise ValueError(f"parameter {name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+    if name in _ALLOWED and value not in _ALLOWED[name]:
+        raise ValueError(f"unknown {name} {value!r}; there are {', '.join(_ALLOWED[name])}")
+    return _seeds(value) if name == "seeds" else value
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    seeds = tuple(int(part) for part in parts if re.fullmatch("[0-9]+", part))
+    if len(seeds) < len(parts) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be different whole numbers from 0 on, such as '0,1,2'; got {text!r}")
+    return seeds
+
+
+def environment_line(*, profile: str, device: str = "auto") -> str:
+    """Versions, device, commit and profile, in one line."""
+    import torch
+
+    from prunelab.engine import resolve_device
+
+    on_gpu = resolve_device(device) == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"cpu ({os.cpu_count()} cores)"
+    code = f"prunelab {__version__} at commit {records.commit()}"
+    return f"{code}, torch {torch.__version__}, {where}, profile {profile}"
+
+
+def show_source(*objects: Callable) -> None:
+    """Prints the code of functions or classes as the library has it, so that no notebook holds a copy."""
+    print("\n\n".join(textwrap.dedent(inspect.getsource(item)).rstrip() for item in objects))
+
+
+def provenance_line(shown: Iterable[dict], *, since: datetime = _STARTED) -> str:
+    """How many runs come from records and how many were trained now; when, on what commit and device.
+
+    Args:
+        shown: Records.
+        since: What was trained from this moment on was trained "now"; by default, since the notebook began.
+    """
+    groups = {"from records": [], "trained now": []}
+    for record in shown:
+        run = record["provenance"]
+        is_new = datetime.fromisoformat(run["date"]) >= since
+        groups["trained now" if is_new else "from records"].append(run)
+    parts = [f"{len(runs)} {how} ({_origin(runs)})" for how, runs in groups.items() if runs]
+    return "; ".join(parts) if parts else "no runs"
+
+
+def _origin(runs: list[dict]) -> str:
+    days = sorted({run["date"][:10] for run in runs})
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
+    commits = ", ".join(sorted({run["commit"] for run in runs}))
+    devices = ", ".join(sorted({run["device"] for run in runs}))
+    effort = _duration(sum(run["seconds"] for run in runs))
+    return f"{when}, commit {commits}, on {devices}, {effort} of training"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

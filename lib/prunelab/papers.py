@@ -1,0 +1,65 @@
+"""The papers' published numbers, from the files in `data/paper/`, in our words and units."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from prunelab import paths
+
+# What every such file has; some also have distribution, train_mult, width or init.
+COLUMNS = (
+    "model", "dataset", "method", "sparsity", "target", "metric", "value",
+    "std", "n", "unit", "source_id", "source", "confidence", "note",
+)  # fmt: skip
+_ACCURACIES = ("top1", "test_acc")
+_OUR_NAMES = {"pruning": "gmp"}
+
+
+def files() -> list[Path]:
+    """The files of published numbers, by name."""
+    return sorted(path for path in paths.PAPER.glob("*.csv") if path.name != "claims.csv")
+
+
+def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.DataFrame:
+    """Published accuracies, ready to be drawn over ours.
+
+    The same cell may stand in several sources, under different protocols, so the source must be chosen. Rows
+    marked as misprints are left out.
+
+    Args:
+        file: Such as "rigl_wrn22_2_cifar10".
+        source_id: Such as "author_issue8".
+        filters: Values that other columns must have, in our words: `method="rigl"`, `train_mult=1`.
+    Returns:
+        One row a point: the file's columns, with `method` and `distribution` spelled as in records, and
+        `density`, `accuracy` and its `std` as shares.
+    Raises:
+        ValueError: No such file, column or value; names the ones there are.
+    """
+    path = paths.PAPER / f"{file}.csv"
+    if path not in files():
+        raise ValueError(f"no paper file {file!r}; there are {', '.join(path.stem for path in files())}")
+    points = pd.read_csv(path)
+    points = points[points["metric"].isin(_ACCURACIES) & ~points["note"].fillna("").str.startswith("SUSPECT")]
+    points = points.assign(
+        method=points["method"].map(our_name),
+        density=(1 - points["sparsity"]).round(6),
+        accuracy=(points["value"] / 100).round(6),
+        std=(points["std"] / 100).round(6),
+    )
+    if "distribution" in points:
+        points["distribution"] = points["distribution"].str.lower()
+    for column, value in {"source_id": source_id, **filters}.items():
+        if column not in points:
+            raise ValueError(f"{path.name} has no column {column!r}; it has {', '.join(points.columns)}")
+        known = points[column].drop_duplicates().tolist()
+        points = points[points[column] == value]
+        if points.empty:
+            raise ValueError(f"{path.name} has no accuracy with {column}={value!r}; there {column} is one of {known}")
+    return points.drop(columns=["sparsity", "metric", "value", "unit"]).reset_index(drop=True)
+
+
+def our_name(method: str) -> str:
+    """A method's name in our words: "Small-Dense" is `small_dense`, "Pruning (Zhu & Gupta)" is `gmp`."""
+    name = method.partition(" (")[0].lower().replace("-", "_")
+    return _OUR_NAMES.get(name, name)

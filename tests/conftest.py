@@ -1,0 +1,23 @@
+"""What all tests share."""
+
+import pytest
+import torch
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(IgnoreStderr())
+
+
+class IgnoreStderr:
+    """nbval compares stderr too, where other machines' warnings and progress bars go."""
+
+    def pytest_collectstart(self, collector):
+        if collector.path.suffix == ".ipynb" and hasattr(collector, "skip_compare"):
+            collector.skip_compare += ("stderr",)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,127 @@
+"""The shipped numbers and rules: every row can be read, and says what the papers' files say."""
+
+import pandas as pd
+import pytest
+
+from prunelab import claims, papers, paths
+from prunelab.recipes import rigl
+
+CLAIMS = claims.load()
+IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1"]
+METRICS = ("test_accuracy", "macs_ratio", "training_macs_ratio")
+
+
+def test_every_claim_is_there_with_parts_a_b_c():
+    parts = {}
+    for claim in CLAIMS:
+        parts.setdefault(claim.id, []).append(claim.part)
+    assert list(parts) == IDS
+    for letters in parts.values():
+        assert letters == [chr(ord("a") + number) for number in range(len(letters))]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.id}{claim.part}")
+def test_row_is_complete(claim):
+    assert claim.statement.endswith(".") and len(claim.statement) < 130
+    assert claim.paper_source
+    assert bool(claim.paper_better == claim.paper_better) == bool(claim.paper_worse == claim.paper_worse)
+    assert abs(claim.margin) <= 0.1
+
+
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS if not claim.needs], ids=lambda claim: f"{claim.id}{claim.part}"
+)
+def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(claim):
+    metrics = dict.fromkeys(METRICS, 0.5)
+    runs = rigl.plan(claim.profile)
+    records = pd.DataFrame(rigl.OPTIONS | dict(run.options) | metrics | {"seed": run.seed} for run in runs)
+    verdict = claims.judge(claim, records, profile=claim.profile)
+    assert verdict.n_seeds >= claims.MIN_SEEDS, verdict.reason
+
+
+def published(rows, *, metric):
+    """The values of a paper's rows in the unit of our metric."""
+    if metric == "test_accuracy":
+        accuracies = rows[rows["metric"].isin(["top1", "test_acc"])]["value"] / 100
+        return [*accuracies, *(1 - rows[rows["metric"].str.startswith("error_")]["value"] / 100)]
+    if metric == "macs":
+        return list(rows[rows["unit"] == "KFLOPs"]["value"] * 1000 / 2)
+    return list(rows[rows["metric"].isin(["train_flops_ratio", "test_flops_ratio"])]["value"])
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [claim for claim in CLAIMS if claim.paper_source.startswith("rigl_")],
+    ids=lambda claim: f"{claim.id}{claim.part}",
+)
+def test_paper_values_stand_in_the_file_and_source_named(claim):
+    file, *source_ids = claim.paper_source.partition(":")[0].replace(",", "").split()
+    rows = pd.read_csv(paths.PAPER / f"{file}.csv")
+    rows = rows[rows["source_id"].isin(source_ids) & ~rows["note"].fillna("").str.startswith("SUSPECT")]
+    assert set(rows["source_id"]) == set(source_ids)
+    for cells, value in [(claim.better, claim.paper_better), (claim.worse, claim.paper_worse)]:
+        found = []
+        for cell in cells:
+            names = {*cell.get("method", ("rigl",)), "big_sparse"}
+            found.append(published(rows[rows["method"].map(papers.our_name).isin(names)], metric=claim.metric))
+        if len(found) == 2:
+            found = [[first - second for first in found[0] for second in found[1]]]
+        assert any(value == pytest.approx(candidate, abs=1e-6) for candidate in found[0]), (value, found)
+
+
+@pytest.mark.parametrize("path", papers.files(), ids=lambda path: path.stem)
+def test_every_paper_file_has_the_fixed_columns(path):
+    rows = pd.read_csv(path)
+    assert [column for column in rows.columns if column in papers.COLUMNS] == list(papers.COLUMNS)
+    assert set(rows.columns) <= {*papers.COLUMNS, "distribution", "train_mult", "width", "init"}
+    assert rows["value"].notna().all() and rows["source_id"].notna().all()
+    assert rows["sparsity"].dropna().between(0, 1).all()
+    assert set(rows["confidence"]) <= {"read", "derived"}, "a number without an opened source is no number"
+
+
+def test_files_of_the_first_paper_are_there():
+    assert {path.stem for path in papers.files()} >= {
+        "rigl_resnet50_imagenet",
+        "rigl_wrn22_2_cifar10",
+        "rigl_lottery",
+        "rigl_mobilenet",
+    }
+
+
+def test_paper_points_are_shares_in_our_words():
+    points = papers.paper_points("rigl_wrn22_2_cifar10", source_id="author_issue8", method="gmp", train_mult=1)
+    assert dict(zip(points["density"], points["accuracy"], strict=True)) == {
+        0.5: 0.94,
+        0.2: 0.936,
+        0.1: 0.933,
+        0.05: 0.923,
+    }
+    assert set(points["distribution"]) == {"erk"}
+
+
+def test_paper_points_leave_out_misprints():
+    at = {"source_id": "paper_tab4", "method": "static"}
+    assert set(papers.paper_points("rigl_resnet50_imagenet", **at)["distribution"]) == {"uniform"}
+    with pytest.raises(ValueError, match=r"no accuracy with distribution='erk'; there .* \['uniform'\]"):
+        papers.paper_points("rigl_resnet50_imagenet", **at, distribution="erk")
+
+
+@pytest.mark.parametrize(
+    "file, filters, message",
+    [
+        (
+            "rigl_wrn",
+            {"source_id": "author_issue8"},
+            "no paper file 'rigl_wrn'; there are .*rigl_wrn22_2_cifar10",
+        ),
+        ("rigl_wrn22_2_cifar10", {"source_id": "issue8"}, r"source_id='issue8'; there .*'author_issue8'"),
+        (
+            "rigl_wrn22_2_cifar10",
+            {"source_id": "author_issue8", "speed": 1},
+            "no column 'speed'; it has model, ",
+        ),
+    ],
+)
+def test_paper_points_name_what_there_is(file, filters, message):
+    with pytest.raises(ValueError, match=message):
+        papers.paper_points(file, **filters)

@@ -1,0 +1,197 @@
+"""The command line, over an engine that trains nothing."""
+
+import argparse
+
+import pytest
+
+from prunelab import batch, cli, engine, paths, recipes, records
+from prunelab.runs import Run
+
+PLAN = [Run("toy", {}, seed) for seed in (0, 1)]
+
+
+class Toy(argparse.Namespace):
+    """A recipe of two runs."""
+
+    NOTEBOOK, PROFILES, OPTIONS = "01_toy", ("smoke", "small"), {"model": "m"}
+
+    @staticmethod
+    def plan(profile, *, seeds=None):
+        if profile not in Toy.PROFILES:
+            raise ValueError(f"unknown profile {profile!r}; there are smoke, small")
+        return [Run("toy", {"n_epochs": 9} if profile == "small" else {}, seed) for seed in seeds or (0, 1)]
+
+    @staticmethod
+    def forecast(run):
+        return 6e12
+
+
+def record(run: Run, **changes) -> dict:
+    made = {
+        "format": records.FORMAT,
+        "id": run.id,
+        "recipe": "toy",
+        "options": {"model": "m"},
+        "seed": run.seed,
+    }
+    made |= {"parent": None, "status": "finished", "curves": {}, "layers": [], "moves": {}}
+    made |= {"metrics": {"test_accuracy": 0.5, "training_macs": 1e12}}
+    made |= {"provenance": {"device": "cpu", "seconds": 20.0}}
+    return made | changes
+
+
+@pytest.fixture(autouse=True)
+def house(tmp_path, monkeypatch):
+    for folder in ("RUNS", "RECORDS", "FIGURES", "NOTEBOOKS"):
+        monkeypatch.setattr(paths, folder, tmp_path / folder.lower())
+    monkeypatch.setattr(recipes, "RECIPES", {"toy": Toy()})
+    return tmp_path
+
+
+def cells(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
+    monkeypatch.setattr(cli.os, "cpu_count", lambda: 1)
+    assert cli.main(["plan"]) == 0
+    rows = cells(capsys.readouterr().out)
+    assert [row[1] for row in rows[1:]] == ["smoke", "small"]
+    assert rows[1] == ["01_toy", "smoke", "2", "0", "2", "12.00", "unknown"]
+
+    records.save(record(PLAN[0]))
+    assert cli.main(["plan", "01_toy", "--profile", "smoke"]) == 0
+    assert cells(capsys.readouterr().out)[1] == [
+        "01_toy",
+        "smoke",
+        "2",
+        "1",
+        "1",
+        "6.00",
+        "2.0",
+    ]  # 6 TMACs at 20 s each
+
+
+def test_run_hands_its_options_to_the_engine_and_ships_what_it_returns(capsys, monkeypatch):
+    calls = []
+
+    def run(plan, **options):
+        calls.append((plan, options))
+        return [record(item, status="diverged" if item.seed == 5 else "finished") for item in plan]
+
+    monkeypatch.setattr(engine, "run", run)
+    command = [
+        "run",
+        "notebooks/01_toy.ipynb",
+        "--profile",
+        "smoke",
+        "--seeds",
+        "4,5",
+        "--fresh",
+        "--jobs",
+        "3",
+    ]
+    assert cli.main([*command, "--device", "cpu", "--ship"]) == 0
+    [(plan, options)] = calls
+    assert [item.seed for item in plan] == [4, 5]
+    assert options == {"fresh": True, "device": "cpu", "jobs": 3}
+    assert "2 runs on record, 1 of them diverged" in capsys.readouterr().out
+    assert {shipped["seed"] for shipped in records.load("01_toy")} == {4, 5}
+
+
+def test_status_counts_shipped_local_running_and_diverged(capsys):
+    records.ship("01_toy", [record(PLAN[0], status="diverged")])
+    records.save(record(PLAN[0]))
+    folder = paths.RUNS / PLAN[1].id
+    folder.mkdir(parents=True)
+    (folder / "progress").write_text("0.5")
+    assert cli.main(["status", "--profile", "smoke"]) == 0
+    assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "0", "1"]
+    with engine.FileLock(folder / "lock"):
+        cli.main(["status", "--profile", "smoke"])
+    assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "1", "1"]
+
+
+def test_verify_takes_the_largest_recorded_profile_and_fails_where_numbers_differ(capsys, monkeypatch):
+    asked = []
+
+    def verify(plan, **options):
+        asked.append((plan, options))
+        return [{"run": plan[0], "recorded": record(plan[0]), "trained": record(plan[0]), "equal": equal}]
+
+    monkeypatch.setattr(engine, "verify", verify)
+    records.ship("01_toy", [record(item) for item in Toy.plan("small")])
+    equal = True
+    assert cli.main(["verify", "--sample", "1", "--draw", "7"]) == 0
+    assert asked == [(Toy.plan("small"), {"sample": 1, "seed": 7, "device": "auto", "jobs": None})]
+    equal = False
+    assert cli.main(["verify"]) == 1
+    assert "differ" in capsys.readouterr().out
+
+
+def test_figures_hands_only_what_was_asked_to_the_notebook_and_goes_on_after_a_failure(capsys, monkeypatch):
+    calls = []
+
+    def execute(stem, *, parameters, timeout):
+        calls.append((stem, parameters, timeout))
+        if stem == "01_toy":
+            raise batch.NotebookFailed("01_toy, cell 3 (boom): no")
+        return paths.FIGURES / "copy.ipynb"
+
+    monkeypatch.setattr(batch, "execute", execute)
+    monkeypatch.setattr(batch, "stems", lambda: ["01_toy", "02_toy"])
+    assert cli.main(["figures", "--timeout", "2"]) == 2
+    assert calls == [("01_toy", {}, 120.0), ("02_toy", {}, 120.0)]
+    out, err = capsys.readouterr()
+    assert "02_toy" in out and "prunelab: 01_toy, cell 3 (boom): no" in err
+    assert cli.main(["figures", "02_toy", "--profile", "smoke", "--fresh", "--seeds", "1,2"]) == 0
+    assert calls[-1][1] == {"profile": "smoke", "fresh": True, "seeds": "1,2"}
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (ValueError("seeds must be different"), 2, "prunelab: seeds must be different\n"),
+        (FileNotFoundError("put cifar10.tar.xz into data"), 2, "prunelab: put cifar10.tar.xz into data\n"),
+        (
+            engine.RunFailed("1 failed:\nrun: bad\nTraceback (most recent"),
+            2,
+            "prunelab: 1 failed:\nrun: bad\n",
+        ),
+        (KeyboardInterrupt(), 130, "\nprunelab: stopped; the same command goes on from here\n"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(capsys, monkeypatch, error, code, said):
+    def run(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(engine, "run", run)
+    assert cli.main(["run", "--profile", "smoke"]) == code
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        (["run", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small"),
+        (["plan", "09_none"], "unknown notebook '09_none'; there are 01_toy"),
+    ],
+)
+def test_unknown_name_is_answered_with_the_known_ones(capsys, command, said):
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == f"prunelab: {said}\n"
+
+
+def test_damaged_record_is_a_line_of_warning(capsys):
+    paths.RECORDS.mkdir()
+    (paths.RECORDS / "01_toy.jsonl").write_text('{"form')
+    assert cli.main(["status"]) == 0
+    assert "prunelab: warning: 01_toy.jsonl line 1 is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["figures", "--seeds", "a"], ["train"]])
+def test_wrong_command_line_exits_with_usage(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command)
+    assert caught.value.code == 2
+    assert "usage: prunelab" in capsys.readouterr().err

@@ -1,0 +1,527 @@
+import io
+import shutil
+import socket
+import threading
+import time
+import urllib.error
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from prunelab import data, files, paths
+from prunelab.data import cache, embedded, folders, registry
+from prunelab.data.dataset import Dataset, balanced_sample
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Empty folders for data and cache."""
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "data" / "cache")
+    paths.DATA.mkdir()
+    return paths.DATA
+
+
+def write_folder(folder, *, n_train=6, n_test=2, value=0, size=4, colour=True, classes=("ant", "bee")):
+    """An ImageFolder tree of plain images, each of another shade."""
+    for split, n_images in (("train", n_train), ("test", n_test)):
+        for label, class_name in enumerate(classes):
+            (folder / split / class_name).mkdir(parents=True, exist_ok=True)
+            for i in range(n_images):
+                pixels = np.full((size, size, 3) if colour else (size, size), value + 10 * label + i, np.uint8)
+                Image.fromarray(pixels).save(folder / split / class_name / f"{i}.png")
+    return folder
+
+
+def forbid_decoding(monkeypatch):
+    def read(source, **options):
+        raise AssertionError(f"{source} was decoded")
+
+    monkeypatch.setattr(folders, "read", read)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def tensors(dataset):
+    return dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name, num_classes, image_size, n_train",
+    [
+        ("digits", 10, 8, 1438),
+        ("glyphs", 10, 32, 3000),
+        ("glyphs:symbols:3", 3, 32, 900),
+    ],
+)
+def test_embedded_sets_load_without_any_file(name, num_classes, image_size, n_train):
+    dataset = data.load(name)
+    assert (dataset.name, dataset.source, dataset.flip) == (name, "embedded", False)
+    assert (dataset.num_classes, dataset.image_size, dataset.channels) == (num_classes, image_size, 1)
+    assert len(dataset.train_labels) == n_train and len(dataset.sha256) == 64
+    assert dataset.train_images.dtype == torch.uint8 and dataset.train_labels.dtype == torch.int64
+
+
+def test_the_hash_of_an_embedded_set_is_that_of_its_images_at_any_size():
+    assert data.load("digits").sha256 == data.load("digits", image_size=4).sha256
+    assert data.load("glyphs:greek:2").sha256 != data.load("glyphs:greek:3").sha256
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("glyphs:", "'glyphs:<family>:<classes>', not 'glyphs:'"),
+        ("glyphs:latin:ten", "not 'glyphs:latin:ten'"),
+        ("glyphs:latin:-3", "not 'glyphs:latin:-3'"),
+        ("glyphs:latin:3:4", "not 'glyphs:latin:3:4'"),
+        ("glyphs:../../up:3", "unknown data set"),
+        ("glyphs:klingon", "unknown glyph family 'klingon'"),
+        ("glyphs:latin:1000", "2 to 51 classes to choose from, got 1000"),
+        ("digits:3", "unknown data set 'digits:3'"),
+    ],
+)
+def test_names_that_say_nothing_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(name)
+
+
+def test_an_unknown_name_lists_the_known_ones_and_what_lies_there(home):
+    write_folder(home / "pets")
+    (home / "birds.tar.xz").touch()
+    (home / "paper").mkdir()
+    with pytest.raises(ValueError) as caught:
+        data.load("cifar-10")
+    for known in ("'cifar-10'", "digits", "glyphs:latin", "cifar10,", "svhn", "birds, pets", str(home)):
+        assert known in str(caught.value)
+    assert "paper" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../data/pets", "/etc", "a/b", "a\\b", ".hidden", "x" * 200])
+def test_a_name_is_never_a_path(home, name):
+    write_folder(home / "pets")
+    write_folder(home / ".hidden")
+    with pytest.raises(ValueError, match="unknown data set"):
+        data.load(name)
+
+
+@pytest.mark.parametrize("image_size", [0, -1])
+def test_impossible_sizes_are_refused(image_size):
+    with pytest.raises(ValueError, match=f"at least 1.*got {image_size}"):
+        data.load("digits", image_size=image_size)
+
+
+def test_embedded_images_are_not_enlarged():
+    with pytest.raises(ValueError, match="image_size 9 would enlarge an image of 8x8"):
+        data.load("digits", image_size=9)
+
+
+# Folders and archives
+
+
+@pytest.mark.parametrize("colour, name, flip", [(True, "pets", True), (False, "pets", False), (True, "svhn", False)])
+def test_coloured_images_may_be_flipped_unless_they_are_digits(home, colour, name, flip):
+    write_folder(home / name, colour=colour)
+    dataset = data.load(name)
+    assert dataset.flip is flip and dataset.channels == (3 if colour else 1)
+    assert dataset.source == name and dataset.sha256 == folders.sha256(home / name)
+
+
+def test_an_archive_comes_before_a_download_and_a_folder_before_an_archive(home, tmp_path):
+    shutil.make_archive(str(home / "cifar10"), "zip", write_folder(tmp_path / "a", value=100))
+    dataset = data.load("cifar10")
+    assert dataset.source == "cifar10.zip" and dataset.train_images.min() == 100
+    assert dataset.sha256 == files.sha256(home / "cifar10.zip")
+    write_folder(home / "cifar10", value=50)
+    dataset = data.load("cifar10")
+    assert dataset.source == "cifar10" and dataset.train_images.min() == 50
+
+
+def test_a_smaller_image_is_the_mean_of_its_area(home):
+    write_folder(home / "pets", size=6)
+    dataset = data.load("pets", image_size=2)
+    assert dataset.image_size == 2
+    assert torch.equal(dataset.train_images[:, 0, 0], data.load("pets").train_images[:, 0, 0])
+    assert data.load("digits", image_size=4).train_images[0, 0, 0, 0] == pytest.approx(
+        data.load("digits").train_images[0, :2, :2].float().mean(), abs=0.5
+    )
+
+
+# The cache
+
+
+def test_the_second_load_decodes_nothing(home, monkeypatch):
+    write_folder(home / "pets")
+    first = data.load("pets"), data.load("pets", image_size=2)
+    forbid_decoding(monkeypatch)
+    assert same(data.load("pets"), first[0]) and same(data.load("pets", image_size=2), first[1])
+    assert data.load("pets").class_names == ("ant", "bee") and data.load("pets").flip
+
+
+def test_the_second_load_draws_nothing_while_the_code_is_the_same(monkeypatch):
+    first = data.load("glyphs:greek:2")
+    draw = embedded.glyphs
+    monkeypatch.setattr(embedded, "glyphs", lambda *options: None)
+    assert same(data.load("glyphs:greek:2"), first)
+    monkeypatch.setattr(embedded, "glyphs", lambda *options: draw("greek", 3))
+    monkeypatch.setattr(registry, "version", lambda package: "another")
+    assert data.load("glyphs:greek:2").num_classes == 3
+
+
+@pytest.mark.parametrize("position", [0, 5, 64, 65, 70, 500, -1])
+def test_a_flipped_byte_in_the_cache_is_noticed_and_mended(home, position):
+    write_folder(home / "pets")
+    expected = data.load("pets")
+    (path,) = paths.CACHE.glob("*.pt")
+    intact = path.read_bytes()
+    flipped = bytearray(intact)
+    flipped[position] ^= 1
+    path.write_bytes(flipped)
+    assert same(data.load("pets"), expected)
+    assert path.read_bytes() == intact
+
+
+@pytest.mark.parametrize("length", [0, 10, 64, 65, 100, 1000])
+def test_a_half_written_cache_is_noticed_and_mended(home, length):
+    write_folder(home / "pets")
+    expected = data.load("pets")
+    (path,) = paths.CACHE.glob("*.pt")
+    path.write_bytes(path.read_bytes()[:length])
+    assert same(data.load("pets"), expected)
+    assert path.stat().st_size > 1000
+
+
+class Evil:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("make", [lambda evil: evil, lambda evil: {"format": 1, "key": None, "tensors": evil}, list])
+def test_a_cache_with_a_valid_hash_but_foreign_content_is_not_executed(home, tmp_path, make):
+    write_folder(home / "pets")
+    expected = data.load("pets")
+    (path,) = paths.CACHE.glob("*.pt")
+    buffer = io.BytesIO()
+    torch.save(make(Evil(tmp_path / "pwned")) if make is not list else [1, 2], buffer)
+    path.write_bytes(files.sha256(buffer.getvalue()).encode() + b"\n" + buffer.getvalue())
+    assert same(data.load("pets"), expected)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_the_cache_serves_when_the_source_is_gone(home):
+    folder = write_folder(home / "pets")
+    expected = data.load("pets")
+    folder.rename(home.parent / "away")
+    dataset = data.load("pets")
+    assert same(dataset, expected) and dataset.sha256 == expected.sha256 and dataset.source == "pets"
+    with pytest.raises(ValueError, match="unknown data set 'pets'"):
+        data.load("pets", image_size=2)
+
+
+def test_a_damaged_cache_without_its_source_says_so(home):
+    folder = write_folder(home / "pets")
+    data.load("pets")
+    folder.rename(home.parent / "away")
+    (path,) = paths.CACHE.glob("*.pt")
+    path.write_bytes(b"damaged")
+    with pytest.raises(data.DatasetNotFoundError, match=r"damaged and its source is gone") as caught:
+        data.load("pets")
+    assert str(path) in str(caught.value) and "pets.tar.xz" in str(caught.value)
+
+
+def test_a_changed_source_is_decoded_again(home):
+    folder = write_folder(home / "pets")
+    before = data.load("pets")
+    write_folder(home / "pets", value=1)
+    changed = data.load("pets")
+    assert torch.equal(changed.train_images, before.train_images + 1) and changed.sha256 != before.sha256
+    (folder / "test" / "ant" / "0.png").unlink()
+    assert len(data.load("pets").test_labels) == 3
+
+
+def test_an_impossible_cache_costs_one_warning_and_nothing_else(home, monkeypatch):
+    write_folder(home / "pets")
+    (home / "file").touch()
+    monkeypatch.setattr(paths, "CACHE", home / "file" / "cache")
+    with pytest.warns(UserWarning, match="cannot be kept in") as caught:
+        first = data.load("pets")
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(data.load("pets"), first)
+
+
+def test_a_full_disk_costs_one_warning_and_leaves_nothing(home, monkeypatch):
+    def no_space(path, content):
+        raise OSError(28, "No space left on device")
+
+    write_folder(home / "pets")
+    monkeypatch.setattr(files, "atomic_write", no_space)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert len(data.load("pets").train_labels) == 12
+    assert list(paths.CACHE.glob("*.pt")) == []
+
+
+def test_a_set_that_many_want_at_once_is_decoded_once(home, monkeypatch):
+    write_folder(home / "pets")
+    n_decoded, read = [], folders.read
+
+    def slow_read(source, **options):
+        n_decoded.append(1)
+        time.sleep(0.2)
+        return read(source, **options)
+
+    monkeypatch.setattr(folders, "read", slow_read)
+    loaded = []
+    threads = [threading.Thread(target=lambda: loaded.append(data.load("pets"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(loaded) == 4 and all(same(dataset, loaded[0]) for dataset in loaded)
+    assert len(n_decoded) == 1
+
+
+def test_a_failed_decoding_leaves_no_cache_and_no_lock(home):
+    folder = write_folder(home / "pets")
+    good = (folder / "train/ant/0.png").read_bytes()
+    (folder / "train/ant/0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="1 images cannot be used"):
+        data.load("pets")
+    assert list(paths.CACHE.glob("*.pt")) == []
+    (folder / "train/ant/0.png").write_bytes(good)
+    assert len(data.load("pets").train_labels) == 12
+
+
+# torchvision
+
+
+class Download:
+    """What torchvision's data sets have in common: files under the root, and only if download is true."""
+
+    def __init__(self, root, *, train=True, split=None, download=False):
+        assert download and 0 < socket.getdefaulttimeout() <= 60
+        train = train if split is None else {"train": True, "test": False}[split]
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "raw").write_text("the same for both")
+        self.fill(6 if train else 4)
+
+
+class CIFAR(Download):
+    classes = ("a", "b")
+
+    def fill(self, n):
+        self.data, self.targets = np.arange(n * 48, dtype=np.uint8).reshape(n, 4, 4, 3), [0, 1] * (n // 2)
+
+
+class MNIST(Download):
+    classes = ("0 - zero", "1 - one")
+
+    def fill(self, n):
+        self.data = torch.arange(n * 16, dtype=torch.uint8).view(n, 4, 4)
+        self.targets = torch.tensor([0, 1] * (n // 2))
+
+
+class SVHN(Download):
+    def fill(self, n):
+        self.data = np.arange(n * 48, dtype=np.uint8).reshape(n, 4, 4, 3).transpose(0, 3, 1, 2)
+        self.labels = np.array([0, 9] * (n // 2))
+
+
+@pytest.mark.parametrize(
+    "name, kind, channels, flip, num_classes",
+    [
+        ("cifar10", CIFAR, 3, True, 2),
+        ("cifar100", CIFAR, 3, True, 2),
+        ("mnist", MNIST, 1, False, 2),
+        ("fashion_mnist", MNIST, 1, False, 2),
+        ("svhn", SVHN, 3, False, 10),
+    ],
+)
+def test_torchvisions_sets_arrive_in_one_layout(monkeypatch, name, kind, channels, flip, num_classes):
+    monkeypatch.setattr(torchvision.datasets, registry.TORCHVISION[name], kind)
+    dataset = data.load(name)
+    assert dataset.source == f"torchvision {registry.TORCHVISION[name]}"
+    assert (dataset.channels, dataset.flip, dataset.num_classes) == (channels, flip, num_classes)
+    assert torch.equal(dataset.train_images.flatten(), torch.arange(6 * 16 * channels).to(torch.uint8))
+    assert torch.equal(dataset.test_images.flatten(), torch.arange(4 * 16 * channels).to(torch.uint8))
+    assert dataset.train_labels.tolist() == [0, num_classes - 1] * 3
+    assert dataset.train_images.is_contiguous() and dataset.train_labels.dtype == torch.int64
+    assert dataset.sha256 == folders.sha256_of_files([("raw", b"the same for both")])
+    assert data.load(name, image_size=2).image_size == 2
+    monkeypatch.setattr(torchvision.datasets, registry.TORCHVISION[name], None)
+    assert same(data.load(name), dataset)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.URLError("no network"),
+        TimeoutError("timed out"),
+        RuntimeError("File not found or corrupted."),
+        ConnectionResetError(),
+    ],
+)
+@pytest.mark.parametrize("name", registry.TORCHVISION)
+def test_a_failed_download_says_what_to_do(home, monkeypatch, name, error):
+    def fail(root, **options):
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, registry.TORCHVISION[name], fail)
+    with pytest.raises(data.DatasetNotFoundError) as caught:
+        data.load(name)
+    said = str(caught.value)
+    for helpful in (f"{name}.tar.xz", f"{name}.tgz", f"{name}.tar.gz", f"{name}.zip", f"{name}/", str(home)):
+        assert helpful in said
+    assert f"prunelab.data.load('{name}')" in said and "'smoke'" in said and type(error).__name__ in said
+    assert isinstance(caught.value, FileNotFoundError) and caught.value.__cause__ is error
+    assert socket.getdefaulttimeout() is None
+
+
+def test_an_archive_that_arrives_later_replaces_the_download(home, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR)
+    assert data.load("cifar10").source == "torchvision CIFAR10"
+    write_folder(home / "cifar10")
+    assert data.load("cifar10").source == "cifar10"
+
+
+# Parts of a data set
+
+
+def stand_in(labels, **changes):
+    n = len(labels)
+    values = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1)
+    fields = dict(
+        name="stand-in",
+        train_images=values,
+        train_labels=torch.tensor(labels),
+        test_images=values[:1] + 200,
+        test_labels=torch.tensor(labels[:1]),
+        class_names=tuple("abc"),
+        flip=False,
+        source="test",
+        sha256="0" * 64,
+    )
+    return Dataset(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    "n, counts",
+    [(3, [1, 1, 1]), (4, [1, 1, 2]), (6, [2, 2, 2]), (8, [2, 3, 3]), (9, [2, 3, 4]), (11, [2, 3, 6])],
+)
+def test_a_balanced_sample_is_as_even_as_the_classes_allow(n, counts):
+    labels = torch.tensor([0] * 2 + [1] * 3 + [2] * 6)
+    chosen = balanced_sample(labels, n, generator=torch.Generator().manual_seed(0))
+    assert len(set(chosen.tolist())) == n and chosen.tolist() == sorted(chosen.tolist())
+    assert sorted(labels[chosen].bincount(minlength=3).tolist()) == counts
+
+
+def test_balanced_samples_nest_and_depend_on_the_generator_alone():
+    labels = torch.arange(90) % 3
+
+    def sample(n, seed):
+        return set(balanced_sample(labels, n, generator=torch.Generator().manual_seed(seed)).tolist())
+
+    assert sample(10, 0) < sample(31, 0) and sample(31, 0) == sample(31, 0) != sample(31, 1)
+
+
+def test_any_image_of_a_class_may_be_sampled():
+    labels = torch.tensor([0] * 5 + [1] * 5)
+    seen = set()
+    for seed in range(40):
+        seen |= set(balanced_sample(labels, 2, generator=torch.Generator().manual_seed(seed)).tolist())
+    assert seen == set(range(10))
+
+
+def test_n_train_takes_a_balanced_part_and_the_same_each_time():
+    whole, part = data.load("digits"), data.load("digits", n_train=105)
+    assert len(part.train_labels) == 105 and set(part.train_labels.bincount().tolist()) == {10, 11}
+    assert same(part, data.load("digits", n_train=105)) and torch.equal(part.test_images, whole.test_images)
+    assert part.sha256 == whole.sha256
+    assert same(data.load("digits", n_train=1438), whole)
+
+
+@pytest.mark.parametrize("n_train", [0, -5, 1439])
+def test_an_impossible_n_train_names_the_count(n_train):
+    with pytest.raises(ValueError, match=rf"1\.\.1438, the training images of digits; got {n_train}"):
+        data.load("digits", n_train=n_train)
+
+
+def test_a_validation_split_partitions_the_training_images_and_leaves_out_the_test_set():
+    dataset = stand_in([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    split = data.validation_split(dataset, n_validation=6)
+    kept, held_out = split.train_images.flatten().tolist(), split.test_images.flatten().tolist()
+    assert sorted(kept + held_out) == list(range(12))
+    assert split.test_labels.tolist() == split.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    for images, labels in ((kept, split.train_labels), (held_out, split.test_labels)):
+        assert [image // 4 for image in images] == labels.tolist()
+    assert len(dataset.train_labels) == 12 and dataset.test_images.item() == 200  # left as they were
+
+
+def test_a_validation_split_follows_its_seed():
+    dataset = stand_in([0, 1, 2] * 20)
+    first, again, other = (data.validation_split(dataset, n_validation=30, seed=seed) for seed in (0, 0, 1))
+    assert same(first, again) and not torch.equal(first.test_images, other.test_images)
+
+
+@pytest.mark.parametrize("n_validation", [0, 12, 13])
+def test_an_impossible_validation_split_is_refused(n_validation):
+    with pytest.raises(ValueError, match=rf"1\.\.11, as stand-in has 12 .* got {n_validation}"):
+        data.validation_split(stand_in([0, 1, 2] * 4), n_validation=n_validation)
+
+
+def test_mean_and_deviation_are_those_of_the_training_pixels():
+    images = torch.randint(0, 256, (1500, 5, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[..., 2] = images[..., 2] // 2
+    dataset = stand_in([0] * 1500, train_images=images)
+    exact = images.double().flatten(0, 2) / 255
+    assert dataset.mean.shape == dataset.std.shape == (3,) and dataset.mean.dtype == torch.float32
+    torch.testing.assert_close(dataset.mean.double(), exact.mean(dim=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(dataset.std.double(), exact.std(dim=0, correction=0), rtol=1e-6, atol=0)
+
+
+def test_a_blank_channel_can_be_divided_by():
+    dataset = stand_in([0] * 4, train_images=torch.full((4, 2, 2, 1), 51, dtype=torch.uint8))
+    assert dataset.mean.item() == pytest.approx(0.2) and dataset.std.item() == pytest.approx(1 / 255)
+
+
+def test_a_part_has_a_mean_of_its_own():
+    dataset = stand_in([0, 1, 2] * 20)
+    assert dataset.mean.item() == pytest.approx(29.5 / 255)
+    split = data.validation_split(dataset, n_validation=30)
+    assert split.mean.item() == pytest.approx(split.train_images.float().mean().item() / 255)
+
+
+def test_an_entry_survives_the_cache_unchanged(tmp_path):
+    images = data.load("digits")
+    entry = cache.Entry(folders.Images(*tensors(images), class_names=("é", "b")), source="somewhere", sha256="ab")
+    cache.write(tmp_path / "entry.pt", entry, key="k")
+    read = cache.read(tmp_path / "entry.pt", key="k")
+    assert read.source == "somewhere" and read.sha256 == "ab" and read.images.class_names == ("é", "b")
+    assert same(SimpleNamespace(**read.images._asdict()), images)
+    assert cache.read(tmp_path / "entry.pt", key="other") is None
+    assert cache.read(tmp_path / "entry.pt", key=None) is not None
+    assert cache.read(tmp_path / "nothing.pt", key=None) is None
+
+
+@pytest.mark.gpu
+def test_a_data_set_moves_to_the_device_as_a_whole():
+    dataset = data.load("digits", n_train=100, device="cuda")
+    assert all(tensor.is_cuda for tensor in (*tensors(dataset), dataset.mean, dataset.std))
+    split = data.validation_split(dataset, n_validation=20)
+    assert split.test_images.is_cuda and len(split.train_labels) == 80
+    assert same(dataset.to("cpu"), data.load("digits", n_train=100))

@@ -1,0 +1,356 @@
+"""Figures: they draw what they are given, unchanged, and write files that are the same every time."""
+
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from prunelab import claims, figures, papers, paths
+from prunelab.methods import METHODS
+
+DENSITIES = (0.2, 0.1, 0.05, 0.02)
+
+
+def record_frame():
+    """Stand-in records: three seeds of dense, static and rigl."""
+    rows = [
+        {"method": "dense", "density": 1.0, "seed": seed, "test_accuracy": 0.90 + 0.001 * seed} for seed in range(3)
+    ]
+    for method, loss in (("static", 0.04), ("rigl", 0.02)):
+        for step, density in enumerate(DENSITIES):
+            for seed in range(3):
+                accuracy = 0.88 - loss * step + 0.004 * seed
+                rows.append({"method": method, "density": density, "seed": seed, "test_accuracy": accuracy})
+    frame = pd.DataFrame(rows).assign(distribution="erk", status="finished")
+    return frame.assign(training_macs_ratio=frame["density"] * 2 + 0.01 * frame["seed"])
+
+
+FRAME = record_frame()
+
+
+@pytest.fixture
+def ax():
+    fig, ax = plt.subplots(figsize=figures.SIZE, layout="constrained")
+    yield ax
+    plt.close(fig)
+
+
+def points(ax):
+    """All points drawn in data coordinates, by (x, y)."""
+    return {
+        (round(float(x), 9), round(float(y), 9)) for line in ax.lines for x, y in zip(*line.get_data(), strict=True)
+    }
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def hollow(ax):
+    return [line for line in ax.lines if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
+
+
+def labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_every_method_has_a_style_and_every_style_a_method():
+    assert figures.METHOD_STYLE.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("styles", [figures.METHOD_STYLE, figures.DISTRIBUTION_STYLE])
+def test_no_two_lines_share_a_color_a_marker_or_a_name(styles):
+    for key in ("color", "marker", "label"):
+        assert len({style[key] for style in styles.values()}) == len(styles)
+
+
+def luminance(color):
+    return float(np.dot([0.2126, 0.7152, 0.0722], to_rgb(color)))
+
+
+def test_lines_stand_out_from_white():
+    for style in figures.METHOD_STYLE.values():
+        assert luminance(style["color"]) < 0.7
+
+
+def test_every_run_and_every_mean_is_drawn_unchanged(ax):
+    data = figures.metric_vs_sparsity(FRAME, ax=ax, reference="dense")
+    sparse = FRAME[FRAME["method"] != "dense"]
+    runs = {(row.density, round(row.test_accuracy, 9)) for row in sparse.itertuples()}
+    means = sparse.groupby(["method", "density"])["test_accuracy"].mean()
+    drawn = points(ax)
+    assert runs <= drawn
+    assert {(density, round(mean, 9)) for (_, density), mean in means.items()} <= drawn
+    merged = data[data["kind"] == "run"].merge(sparse, on=["method", "density", "seed"], suffixes=("", "_given"))
+    assert len(merged) == len(sparse)
+    assert (merged["test_accuracy"] == merged["test_accuracy_given"]).all()
+
+
+def test_sparsity_axis_runs_right_in_percent(ax):
+    figures.metric_vs_sparsity(FRAME, ax=ax, reference="dense")
+    assert sorted(zip(ax.get_xticks(), labels(ax.xaxis), strict=True)) == [
+        (0.02, "98 %"),
+        (0.05, "95 %"),
+        (0.1, "90 %"),
+        (0.2, "80 %"),
+    ]
+    left, right = ax.get_xlim()
+    assert left > right
+    assert "%" in ax.yaxis.get_major_formatter()(0.875) and "87.5" in ax.yaxis.get_major_formatter()(0.875)
+    assert legend(ax) == ["static (n=3)", "RigL (n=3)", "dense (n=3)"]
+
+
+def test_reference_is_a_level_at_its_mean(ax):
+    data = figures.metric_vs_sparsity(FRAME, ax=ax, reference="dense")
+    level = [line for line in ax.lines if line.get_label() == "dense (n=3)"]
+    assert level[0].get_ydata() == pytest.approx([0.901, 0.901])
+    assert data.loc[data["kind"] == "reference", "test_accuracy"].tolist() == [0.90, 0.901, 0.902]
+
+
+def test_legend_counts_the_seeds_there_are(ax):
+    figures.metric_vs_sparsity(FRAME.drop(FRAME.index[-1]), ax=ax)
+    assert "RigL (n=2 to 3)" in legend(ax)
+
+
+def test_diverged_run_is_hollow_and_counts_in_the_mean(ax):
+    frame = FRAME.copy()
+    frame.loc[frame.index[-1], ["test_accuracy", "status"]] = [0.10, "diverged"]
+    data = figures.metric_vs_sparsity(frame, ax=ax)
+    (marker,) = hollow(ax)
+    assert marker.get_xydata().tolist() == [[0.02, 0.10]]
+    mean = data[(data["method"] == "rigl") & (data["density"] == 0.02)]["mean"]
+    assert mean.tolist() == pytest.approx([np.mean([0.82, 0.824, 0.10])] * 3)
+    assert "diverged" in legend(ax)
+
+
+def test_diverged_run_without_a_value_stands_on_the_edge_and_takes_the_mean_along(ax):
+    frame = FRAME.copy()
+    frame.loc[frame.index[-1], ["test_accuracy", "status"]] = [None, "diverged"]
+    data = figures.metric_vs_sparsity(frame, ax=ax)
+    (marker,) = hollow(ax)
+    assert marker.get_xydata().tolist() == [[0.02, 0.0]]
+    assert marker.get_transform() == ax.get_xaxis_transform()
+    assert data[(data["method"] == "rigl") & (data["density"] == 0.02)]["mean"].isna().all()
+
+
+def test_no_run_diverged_no_hollow_marker(ax):
+    figures.metric_vs_sparsity(FRAME, ax=ax)
+    assert not hollow(ax) and "diverged" not in legend(ax)
+
+
+def test_mixed_runs_are_refused_instead_of_averaged(ax):
+    mixed = pd.concat([FRAME, FRAME.assign(distribution="uniform")])
+    for draw in (figures.metric_vs_sparsity, figures.metric_vs_cost):
+        with pytest.raises(ValueError, match=r"several runs at method dense, density 1\.0, seed 0"):
+            draw(mixed, ax=ax)
+    rigl = mixed[mixed["method"] == "rigl"]
+    assert len(figures.metric_vs_sparsity(rigl, ax=ax, by="distribution")) == 24
+
+
+def test_unknown_method_is_named_with_the_known_ones(ax):
+    with pytest.raises(ValueError, match=r"no style for method snup; there are dense, small_dense"):
+        figures.metric_vs_sparsity(FRAME.replace({"method": {"rigl": "snup"}}), ax=ax)
+
+
+def test_other_options_get_colors_in_their_order(ax):
+    swept = FRAME[FRAME["method"] == "rigl"].assign(update_every=100)
+    swept = pd.concat([swept.assign(update_every=1000), swept])
+    figures.metric_vs_sparsity(swept, ax=ax, by="update_every")
+    assert legend(ax) == ["100 (n=3)", "1000 (n=3)"]
+
+
+def test_published_points_are_drawn_beside_with_the_papers_own_spread(ax):
+    points = papers.paper_points("rigl_resnet50_imagenet", source_id="paper_fig2", distribution="uniform", train_mult=1)
+    drawn = figures.published(points, ax=ax)
+    assert set(drawn["method"]) == {"static", "set", "rigl"}
+    assert legend(ax) == ["static", "SET", "RigL"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["90 %", "80 %"]
+    (rigl,) = drawn.loc[(drawn["method"] == "rigl") & (drawn["density"] == 0.1), "accuracy"]
+    assert rigl == 0.72
+
+
+def test_published_points_of_two_sources_are_not_mixed(ax):
+    points = papers.paper_points("rigl_resnet50_imagenet", source_id="paper_fig2", method="rigl")
+    with pytest.raises(ValueError, match="several published values for one method and density"):
+        figures.published(points, ax=ax)
+
+
+def test_cost_axis_is_in_percent_of_dense_training(ax):
+    data = figures.metric_vs_cost(FRAME, ax=ax)
+    assert labels(ax.xaxis) == ["5 %", "10 %", "20 %", "50 %", "100 %", "200 %"]
+    assert ax.get_xlabel() == "training MACs, relative to dense"
+    lines = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 4]
+    assert lines[1].get_xdata() == pytest.approx([2 * density + 0.01 for density in sorted(DENSITIES)])
+    assert len(data) == len(FRAME) and (data["training_macs_ratio"] == FRAME["training_macs_ratio"]).all()
+
+
+def run_record(method, seed, accuracies, status="finished"):
+    epochs = list(range(1, len(accuracies) + 1))
+    curves = {"epoch": epochs, "test_accuracy": accuracies}
+    return {"options": {"method": method}, "seed": seed, "status": status, "curves": curves}
+
+
+def test_curves_show_each_run_and_the_mean_where_all_runs_go_on(ax):
+    runs = [run_record("rigl", 0, [0.2, 0.4, 0.6]), run_record("rigl", 1, [0.4, 0.1], status="diverged")]
+    data = figures.curves(runs, ax=ax)
+    (mean,) = [line for line in ax.lines if line.get_label() == "RigL (n=2)"]
+    assert mean.get_ydata() == pytest.approx([0.3, 0.25, np.nan], nan_ok=True)
+    assert [line.get_xydata().tolist() for line in hollow(ax)] == [[[2, 0.1]]]
+    assert data["test_accuracy"].tolist() == [0.2, 0.4, 0.6, 0.4, 0.1]
+    with pytest.raises(ValueError, match="several runs at method rigl, epoch 1, seed 0"):
+        figures.curves([runs[0], runs[0]], ax=ax)
+
+
+def test_layers_stay_in_the_order_of_the_network(ax):
+    densities = {"uniform": {"conv2": 0.1, "fc": 0.1}, "erk": {"conv1": 1.0, "conv2": 0.05, "fc": 0.4}}
+    data = figures.layer_densities(densities, ax=ax)
+    assert labels(ax.xaxis) == ["conv1", "conv2", "fc"]
+    assert points(ax) == {(1, 0.1), (2, 0.1), (0, 1.0), (1, 0.05), (2, 0.4)}
+    assert data.to_dict("list") == {
+        "of": ["uniform", "uniform", "erk", "erk", "erk"],
+        "layer": ["conv2", "fc", "conv1", "conv2", "fc"],
+        "density": [0.1, 0.1, 1.0, 0.05, 0.4],
+    }
+    assert legend(ax) == ["uniform", "ERK"]
+
+
+def test_measured_densities_are_shares_of_each_layers_weights():
+    layers = [
+        {"name": "conv1", "n_weights": 10, "n_active": 10},
+        {"name": "fc", "n_weights": 40, "n_active": 10},
+    ]
+    assert figures.measured_densities({"layers": layers}) == {"conv1": 1.0, "fc": 0.25}
+
+
+MOVING = {
+    "id": "abc",
+    "options": {"method": "rigl"},
+    "layers": [{"name": name, "masked": name != "bn"} for name in ("conv1", "bn", "fc")],
+    "moves": {"step": [0, 10], "drop_fraction": [0.3, 0.2], "survival": [[0.7, 0.9], [0.5, 0.8]]},
+}
+
+
+def test_survival_has_a_line_for_each_masked_layer(ax):
+    data = figures.mask_survival(MOVING, ax=ax)
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[0, 0.7], [10, 0.5]], [[0, 0.9], [10, 0.8]]]
+    assert data[data["layer"] == "fc"].to_dict("list") == {
+        "step": [0, 10],
+        "layer": ["fc", "fc"],
+        "survival": [0.9, 0.8],
+    }
+    with pytest.raises(ValueError, match=r"run abc \(static\) moves no connections"):
+        figures.mask_survival(MOVING | {"options": {"method": "static"}, "moves": {}}, ax=ax)
+
+
+def judged():
+    columns = [
+        "claim",
+        "part",
+        "statement",
+        "metric",
+        "paper",
+        "margin",
+        "difference",
+        "low",
+        "high",
+        "verdict",
+    ]
+    rows = [
+        ["RigL-C1", "a", "RigL wins.", "test_accuracy", 0.024, 0.0, 0.03, 0.01, 0.04, claims.REPRODUCED],
+        [
+            "RigL-C1",
+            "b",
+            "SET wins.",
+            "test_accuracy",
+            np.nan,
+            0.0,
+            -0.02,
+            -0.03,
+            -0.01,
+            claims.NOT_REPRODUCED,
+        ],
+        ["RigL-C4", "e", "ERK costs more.", "macs_ratio", 0.11, 0.0, 0.2, 0.2, 0.2, claims.REPRODUCED],
+        ["RigL-C9", "a", "Wait.", "test_accuracy", 0.006, 0.0, np.nan, np.nan, np.nan, claims.NOT_JUDGED],
+        ["RigL-C5", "b", "Useful.", "test_accuracy", 0.0, -0.1, -0.1, -0.12, -0.09, claims.INCONCLUSIVE],
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_forest_shows_judged_claims_about_one_metric_with_interval_paper_and_margin(ax):
+    rows = figures.forest(judged(), ax=ax)
+    assert rows["part"].tolist() == ["a", "b", "b"]
+    assert labels(ax.yaxis) == ["RigL-C1a  RigL wins.", "RigL-C1b  SET wins.", "RigL-C5b  Useful."]
+    assert {(0.03, 0), (-0.02, 1), (-0.1, 2), (0.024, 0)} <= points(ax)
+    bars = [segment[:, 0] for bar in ax.collections for segment in bar.get_segments()]
+    assert sorted(np.round(bars, 9).tolist()) == [[-0.12, -0.09], [-0.03, -0.01], [0.01, 0.04]]
+    assert {"reproduced (1)", "not reproduced (1)", "inconclusive (1)"} < set(legend(ax))
+    assert ax.xaxis.get_major_formatter()(-0.05) == "-5"
+
+
+def test_forest_without_a_judged_claim_says_so(ax):
+    assert figures.forest(judged(), ax=ax, metric="train_loss").empty
+    assert "judge no claim" in ax.texts[0].get_text()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    return tmp_path / "01_rigl" / "small"
+
+
+def save(name="accuracy", **options):
+    fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    data = figures.metric_vs_sparsity(FRAME, ax=ax, reference="dense")
+    options = {"data": data, "alt": "Accuracy falls with sparsity."} | options
+    figures.save_figure(fig, "01_rigl", "small", name, **options)
+    return fig, data
+
+
+def test_saved_figure_is_three_files_and_closed(folder, capsys):
+    fig, data = save()
+    assert sorted(path.name for path in folder.iterdir()) == ["accuracy.csv", "accuracy.png", "accuracy.svg"]
+    assert Image.open(folder / "accuracy.png").size == (800, 480)
+    assert ElementTree.parse(folder / "accuracy.svg").getroot().tag.endswith("svg")
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "accuracy.csv"), data, check_dtype=False, check_exact=True)
+    assert not plt.fignum_exists(fig.number)
+    assert capsys.readouterr().out == ""
+
+
+def test_equal_figures_give_equal_bytes(folder):
+    save()
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    save()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert b"<dc:date>" not in first["accuracy.svg"]
+
+
+def test_notebook_shows_the_picture_with_its_words(folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda *given, **options: shown.append((given, options)))
+    save()
+    (((output,), options),) = shown
+    assert output.keys() == {"image/png", "text/plain"}
+    assert output["text/plain"] == "Accuracy falls with sparsity."
+    assert options["metadata"]["image/png"] == {"alt": "Accuracy falls with sparsity.", "width": 500}
+    assert options["raw"] is True
+
+
+@pytest.mark.parametrize("name", ["../accuracy", "a b", "", "a/b", "größe"])
+def test_names_that_are_no_plain_words_are_refused(folder, name):
+    with pytest.raises(ValueError, match="letters, digits and underscores only"):
+        save(name)
+    assert not folder.exists()
+
+
+def test_figure_without_words_is_refused(folder):
+    with pytest.raises(ValueError, match="alt must say"):
+        save(alt=" ")

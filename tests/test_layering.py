@@ -1,0 +1,85 @@
+"""Who may import whom: the floors of the house, read from the imports themselves."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from prunelab import paths
+
+LIBRARY = paths.ROOT / "lib" / "prunelab"
+FILES = sorted(LIBRARY.rglob("*.py"))
+NUMBERS_ONLY = ("masks", "density", "schedules")
+DRAWERS = ("claims", "figures", "records", "papers", "files", "paths", "runs")
+
+
+def module_name(path):
+    parts = path.relative_to(LIBRARY.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path, *, top_level=False):
+    """Full names of what a file imports; `from a import b` counts as a and as a.b."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(name):
+    """Second parts of the names that a module of the library imports from the library."""
+    (path,) = [path for path in FILES if module_name(path) == f"prunelab.{name}"]
+    return {found.split(".")[1] for found in imports(path) if found.startswith("prunelab.")}
+
+
+@pytest.mark.parametrize("name", NUMBERS_ONLY)
+def test_pure_modules_stand_on_nothing_but_each_other(name):
+    assert own_imports(name) <= set(NUMBERS_ONLY)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_nobody_imports_upward(path):
+    # Each room and the rooms above it, which it must not know.
+    above = {
+        "prunelab.methods": ("training", "recipes", "engine", "data", "models", "cost"),
+        "prunelab.models": ("methods", "training", "recipes", "engine", "data"),
+        "prunelab.data": ("methods", "models", "training", "recipes", "engine", "masks"),
+        "prunelab.training": ("recipes", "engine", "records", "models"),
+        "prunelab.cost": ("methods", "training", "recipes", "engine", "data"),
+        "prunelab.recipes": ("engine", "records", "figures", "claims"),
+        "prunelab.engine": ("methods", "models", "training", "data", "cost"),
+    }
+    name = module_name(path)
+    for room, forbidden in above.items():
+        if name == room or name.startswith(room + "."):
+            for found in imports(path):
+                assert not any((found + ".").startswith(f"prunelab.{other}.") for other in forbidden), found
+
+
+def test_training_knows_no_method_but_the_three_hooks():
+    found = {name for name in imports(LIBRARY / "training.py") if name.startswith("prunelab.methods")}
+    assert found == {"prunelab.methods.static", "prunelab.methods.static.Static"}
+
+
+@pytest.mark.parametrize("name", DRAWERS)
+def test_records_claims_and_figures_never_load_torch(name):
+    code = f"import sys, prunelab.{name}; sys.exit('torch' in sys.modules)"
+    library = str(LIBRARY.parent)
+    assert (
+        subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {library!r}); {code}"]).returncode == 0
+    )
+
+
+def test_nothing_unpickles_and_nothing_prints_but_notebooks_and_the_command_line():
+    for path in FILES:
+        text = path.read_text()
+        assert "weights_only=False" not in text and "pickle.load" not in text, path
+        calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
+        assert not prints or path.stem in ("cli", "notebook", "bench_ordinary"), path

@@ -1,0 +1,204 @@
+"""The first cells of a notebook: mistyped parameters stop it, and it says where its numbers come from."""
+
+import re
+from datetime import UTC, datetime
+
+import nbformat
+import papermill
+import pytest
+
+from prunelab import notebook, paths, schedules
+
+TYPES = {"profile": str, "fresh": bool, "seeds": str, "device": str, "density": float}
+PARAMETERS = """profile: str = "small"  # smoke, small, full or paper
+fresh: bool = False  # True trains now
+seeds: str = "0,1,2"  # separated by commas
+device: str = "auto"
+density: float = 0.1"""
+SETUP = "from prunelab.notebook import check_parameters\nfigures = []\ncheck_parameters(globals(), profile=str)"
+
+
+def kernel(*cells):
+    """The namespace of a kernel that ran these cells and is in the middle of the setup cell."""
+    namespace = {"In": ["", *cells, SETUP], "Out": {}, "figures": [], "exit": print}
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace
+
+
+def injected(assignments):
+    return f"# Parameters\n{assignments}\n"
+
+
+def test_values_come_back_with_their_types():
+    values = notebook.check_parameters(kernel(PARAMETERS, injected('seeds = "4, 2"\ndensity = 1')), **TYPES)
+    assert vars(values) == {
+        "profile": "small",
+        "fresh": False,
+        "seeds": (4, 2),
+        "device": "auto",
+        "density": 1.0,
+    }
+    assert type(values.density) is float
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        injected("sead = 7"),
+        injected("sead = None"),
+        injected("sead = float('nan')"),
+        injected('sead = ["0"]'),
+        '"""Text."""\nsead = 7',
+    ],
+)
+def test_mistyped_name_is_refused_with_the_nearest_and_all(cell):
+    with pytest.raises(ValueError) as error:
+        notebook.check_parameters(kernel(PARAMETERS, cell), **TYPES)
+    known = "profile, fresh, seeds, device, density"
+    assert str(error.value) == f"no parameter 'sead'; there are {known}. Did you mean 'seeds'?"
+
+
+def test_name_like_no_other_gets_no_suggestion():
+    with pytest.raises(ValueError, match=r"no parameter 'zzz'; there are .*density\.$"):
+        notebook.check_parameters(kernel(PARAMETERS, injected("zzz = 7")), **TYPES)
+
+
+def test_mistyped_name_in_the_cell_of_parameters_is_refused():
+    with pytest.raises(ValueError, match="no parameter 'epochs'"):
+        notebook.check_parameters(kernel(PARAMETERS + "\nepochs: int = 3"), **TYPES)
+
+
+def test_what_other_cells_define_is_no_parameter():
+    cells = ["import math\nn_runs = 3", "def helper():\n    pass", "%matplotlib inline"]
+    namespace = kernel(PARAMETERS, *cells[:2])
+    namespace["In"].insert(2, cells[2])
+    assert notebook.check_parameters(namespace, **TYPES).profile == "small"
+
+
+def test_second_run_of_the_cell_meets_other_variables():
+    namespace = kernel(PARAMETERS)
+    notebook.check_parameters(namespace, **TYPES)
+    namespace["In"] += ["n_epochs = 3", SETUP]
+    namespace.update(n_epochs=3, profile="smoke")
+    assert notebook.check_parameters(namespace, **TYPES).profile == "smoke"
+    namespace["fresh"] = 1
+    with pytest.raises(ValueError, match="parameter fresh must be bool"):
+        notebook.check_parameters(namespace, **TYPES)
+
+
+def test_first_run_that_failed_does_not_count():
+    namespace = kernel(PARAMETERS, injected("sead = 7"))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no parameter 'sead'"):
+            notebook.check_parameters(namespace, **TYPES)
+    del namespace["sead"]
+    assert notebook.check_parameters(namespace, **TYPES).profile == "small"
+
+
+def test_outside_of_ipython_plain_values_are_parameters():
+    namespace = {"__name__": "__main__", "print": print, "profile": "small", "sead": 7}
+    with pytest.raises(ValueError, match=r"no parameter 'sead'; there are profile\."):
+        notebook.check_parameters(namespace, profile=str)
+    del namespace["sead"]
+    assert notebook.check_parameters(namespace, profile=str).profile == "small"
+
+
+@pytest.mark.parametrize(
+    "assignment, message",
+    [
+        ("fresh = 1", "parameter fresh must be bool, got 1 (int)"),
+        ("fresh = 'False'", "parameter fresh must be bool, got 'False' (str)"),
+        ("density = True", "parameter density must be float, got True (bool)"),
+        ("density = '0.1'", "parameter density must be float, got '0.1' (str)"),
+        ("n_epochs = 1.0", "parameter n_epochs must be int, got 1.0 (float)"),
+        ("n_epochs = True", "parameter n_epochs must be int, got True (bool)"),
+        ("profile = None", "parameter profile must be str, got None (NoneType)"),
+        ("profile = 'tiny'", "unknown profile 'tiny'; there are smoke, small, full, paper"),
+        ("device = 'gpu'", "unknown device 'gpu'; there are auto, cpu, cuda"),
+        *(
+            (
+                f"seeds = {text!r}",
+                f"seeds must be different whole numbers from 0 on, such as '0,1,2'; got {text!r}",
+            )
+            for text in ("", "0,", "0 1", "0,1,0", "1,01", "-1", "0.5", "a", "²")
+        ),
+        ("seeds = [0, 1]", "parameter seeds must be str, got [0, 1] (list)"),
+        ("seeds = False", "parameter seeds must be str, got False (bool)"),
+    ],
+)
+def test_bad_value_is_refused_with_what_is_allowed(assignment, message):
+    types = TYPES | {"n_epochs": int}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        notebook.check_parameters(kernel(f"{PARAMETERS}\nn_epochs: int = 2", injected(assignment)), **types)
+
+
+def test_one_seed_may_come_as_the_number_that_papermill_makes_of_it():
+    assert notebook.check_parameters(kernel(PARAMETERS, injected("seeds = 7")), **TYPES).seeds == (7,)
+
+
+def test_parameter_without_a_value_is_named():
+    with pytest.raises(ValueError, match="parameter 'seeds' is not set"):
+        notebook.check_parameters(kernel('profile = "small"'), profile=str, seeds=str)
+
+
+def test_papermill_stops_at_a_mistyped_parameter(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT / "lib"))
+    document = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
+    document.cells = [
+        nbformat.v4.new_code_cell('profile: str = "smoke"', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(SETUP),
+        nbformat.v4.new_code_cell("n_runs = 3"),
+        nbformat.v4.new_code_cell(f"{SETUP}\nprint(profile)"),
+    ]
+    nbformat.write(document, tmp_path / "in.ipynb")
+    run = {"input_path": tmp_path / "in.ipynb", "output_path": tmp_path / "out.ipynb", "progress_bar": False}
+    with pytest.raises(papermill.PapermillExecutionError, match=r"no parameter 'profil'; there are profile"):
+        papermill.execute_notebook(**run, parameters={"profil": "small"})
+    done = papermill.execute_notebook(**run, parameters={"profile": "small"})
+    assert done.cells[-1].outputs[0].text == "small\n"
+
+
+def record(date, *, commit="abc123", device="cpu", seconds=30.0):
+    return {"provenance": {"date": date, "commit": commit, "device": device, "seconds": seconds}}
+
+
+SINCE = datetime(2026, 7, 3, 12, 0, 0, tzinfo=UTC)
+OLD = [
+    record("2026-07-01T10:00:00+00:00"),
+    record("2026-07-02T10:00:00+00:00", device="NVIDIA H200", seconds=2400),
+]
+NEW = record("2026-07-03T12:00:00+00:00", commit="def456+")
+
+
+def test_provenance_tells_records_from_what_was_trained_now():
+    old = "2 from records (2026-07-01 to 2026-07-02, commit abc123, on NVIDIA H200, cpu, 40 min of training)"
+    new = "1 trained now (2026-07-03, commit def456+, on cpu, 30 s of training)"
+    assert notebook.provenance_line(OLD, since=SINCE) == old
+    assert notebook.provenance_line([NEW], since=SINCE) == new
+    assert notebook.provenance_line([NEW, *OLD], since=SINCE) == f"{old}; {new}"
+    assert notebook.provenance_line([], since=SINCE) == "no runs"
+
+
+def test_what_is_trained_after_the_start_of_the_notebook_is_now():
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    assert notebook.provenance_line([record(now)]).startswith("1 trained now")
+    assert notebook.provenance_line(OLD).startswith("2 from records")
+
+
+def test_environment_line_names_device_commit_and_profile():
+    line = notebook.environment_line(profile="smoke", device="cpu")
+    assert re.fullmatch(r"prunelab \S+ at commit \S+, torch \S+, cpu \(\d+ cores\), profile smoke", line)
+    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+        notebook.environment_line(profile="smoke", device="tpu")
+
+
+def test_source_shown_is_that_of_the_library(capsys):
+    notebook.show_source(schedules.drop_fraction, notebook.show_source)
+    shown = capsys.readouterr().out
+    text = (paths.ROOT / "lib" / "prunelab" / "schedules.py").read_text()
+    first, second = shown.split("\n\ndef show_source")
+    assert first.startswith("def drop_fraction(") and first.rstrip() in text
+    assert "inspect.getsource" in second and shown.endswith("\n") and not shown.endswith("\n\n")

@@ -1,0 +1,105 @@
+"""Every command of the README is executed, in a copy of this checkout as a newcomer would have it."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prunelab import paths, records
+from prunelab.recipes import rigl
+
+# Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
+TOLERANCE = 0.06
+
+pytestmark = pytest.mark.slow
+
+
+def commands():
+    blocks = re.findall(r"^```sh\n(.*?)^```", (paths.ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+# `make test` runs this very file; a clone and a virtual environment are there by then; the benchmark wants a machine
+# of its own, and its quick form is executed.
+EXECUTED_ELSEWHERE = ("git clone", "cd ", "make test", ". .venv/bin/activate")
+COMMANDS = [command for command in commands() if not command.startswith(EXECUTED_ELSEWHERE)]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the files that git has or would have, and none of the data that this machine holds."""
+    if not all(shutil.which(name, path=Path(sys.executable).parent) for name in ("prunelab", "papermill")):
+        pytest.skip("prunelab is not installed beside this Python; make test installs it")
+    copy = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "-C", paths.ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (paths.ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(paths.ROOT / name, copy / name)
+    return copy
+
+
+def run(command, checkout):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PRUNELAB"))}
+    installed = Path(sys.executable).parent
+    environment |= {
+        "PYTHONPATH": str(checkout / "lib"),  # the copy's library, not the one that is installed
+        "PATH": f"{installed}{os.pathsep}{environment['PATH']}",
+        "VENV": str(installed.parent),
+    }
+    (installed.parent / ".installed").touch()
+    return subprocess.run(shlex.split(command), cwd=checkout, env=environment, capture_output=True, text=True)
+
+
+def test_readme_has_both_commands_for_newcomers():
+    assert {"make figures", "make test"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_of_the_readme_works(command, checkout):
+    result = run(command, checkout)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+
+
+def test_figures_are_all_drawn_from_records_and_trained_live(checkout):
+    shipped = {path.relative_to(paths.FIGURES) for path in (paths.FIGURES / "01_rigl" / "small").glob("*.*")}
+    drawn = {path.relative_to(checkout / "figures") for path in (checkout / "figures").rglob("*.*")}
+    assert shipped and shipped <= drawn
+    smoke = {Path("01_rigl", "smoke", path.name) for path in shipped}
+    assert smoke <= drawn
+
+
+def test_fresh_smoke_runs_agree_with_the_shipped_records(checkout):
+    plan = {run.id for run in rigl.plan("smoke")}
+    fresh = [record for record in records.local(checkout / "data" / "runs") if record["id"] in plan]
+    shipped = [record for record in records.load("01_rigl") if record["id"] in plan]
+    assert len(fresh) == len(shipped) == len(plan)
+    for name in ("n_active", "macs", "training_macs", "n_steps", "n_batches"):
+        both = [{record["id"]: record["metrics"][name] for record in some} for some in (fresh, shipped)]
+        assert both[0] == both[1], name
+    keys = ["method", "density", "distribution"]
+    ours, theirs = (records.frame(some).groupby(keys)["test_accuracy"].mean() for some in (fresh, shipped))
+    assert (ours - theirs).abs().max() < TOLERANCE
+
+
+def test_papermill_stops_at_a_mistyped_parameter_and_names_the_real_ones(checkout):
+    result = run("papermill notebooks/01_rigl.ipynb out.ipynb -p profil smoke", checkout)
+    assert result.returncode != 0
+    assert re.search(r"no parameter 'profil'; there are profile, fresh, seeds.*Did you mean 'profile'", result.stderr)
+
+
+def test_executed_notebook_says_what_it_shows(checkout):
+    notebook = json.loads((checkout / "figures" / "01_rigl" / "smoke" / "01_rigl.ipynb").read_text())
+    text = "".join("".join(output.get("text", "")) for cell in notebook["cells"] for output in cell.get("outputs", []))
+    assert re.search(r"45 trained now \(", text)

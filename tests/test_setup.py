@@ -1,0 +1,145 @@
+"""What stands twice is equal, what readers are told to type exists, a bare machine hears what it lacks."""
+
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import prunelab
+from prunelab import cli, paths
+
+PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
+REQUIREMENTS = [
+    Requirement(text)
+    for text in PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+]
+CONDA_NAMES = {"torch": "pytorch"}
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+
+
+def read(name: str) -> str:
+    return (paths.ROOT / name).read_text()
+
+
+def test_conda_environment_asks_for_the_same_packages():
+    environment = yaml.safe_load(read("environment.yml"))
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    python = f"python{PYPROJECT['project']['requires-python']}"
+    expected = {f"{CONDA_NAMES.get(need.name, need.name)}{need.specifier}" for need in REQUIREMENTS}
+    asked = {f"{need.name}{need.specifier}" for need in map(Requirement, environment["dependencies"])}
+    assert asked == expected | {python, "pip"}
+
+
+def test_lock_pins_every_requirement_and_names_no_index():
+    pins = {}
+    for line in read("requirements.lock").splitlines():
+        if not line.startswith("#"):
+            pin = re.fullmatch(r"([a-z0-9-]+)==([\w.+!]+)( ; .+)?", line)
+            assert pin, line
+            pins.setdefault(pin[1], []).append(pin[2])
+        assert not re.search(r"://|--|\.(org|com|io|net)\b", line), line
+    for need in REQUIREMENTS:
+        assert all(need.specifier.contains(version) for version in pins[need.name]), need
+    assert "2.13.0" not in pins["torch"]
+
+
+def test_repository_address_and_version_are_one():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["repository-code"] == REPOSITORY
+    assert citation["version"] == prunelab.__version__
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_links_to_itself_in_this_repository(path):
+    cells = nbformat.read(path, as_version=4).cells
+    slug = REPOSITORY.removeprefix("https://github.com/")
+    badge = rf"https://colab\.research\.google\.com/github/{slug}/blob/([\w.]+)/notebooks/{path.name}\b"
+    found = re.findall(badge, cells[0].source)
+    assert set(found) <= {"main", f"v{prunelab.__version__}"} and found
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    addresses = set(re.findall(r"https://github\.com/[\w.-]+/[\w-]+", code))
+    assert addresses == {REPOSITORY}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", read("README.md"), re.DOTALL | re.MULTILINE)
+    lines = [line.split("#")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(make|prunelab)\b", line)]
+
+
+def test_readme_commands_exist():
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), flags=re.MULTILINE))
+    assert {"make figures", "make test"} <= set(commands())
+    for command in commands():
+        program, *arguments = shlex.split(command)
+        if program == "make":
+            assert set(arguments) <= targets, command
+        else:
+            cli._parser().parse_args(arguments)  # exits, and so fails, where an option does not exist
+
+
+KEPT = """
+lib/prunelab/data/x.py data/README.md data/paper/x.csv data/records/01_rigl.jsonl notebooks/01_rigl.ipynb
+figures/01_rigl/small/x.png
+"""
+LEFT_OUT = """
+.venv/bin/python lib/prunelab.egg-info/PKG-INFO data/cifar10.tar.xz data/cifar10/train/a/1.png data/cache/x.pt
+data/runs/1/lock figures/01_rigl/small/01_rigl.ipynb figures/01_rigl/smoke/x.png
+notebooks/.ipynb_checkpoints/x.ipynb
+"""
+
+
+def test_git_keeps_the_library_and_leaves_out_what_machines_make(tmp_path):
+    (tmp_path / ".gitignore").write_text(read(".gitignore"))
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    ignored = subprocess.run(
+        ["git", "-C", tmp_path, "check-ignore", *KEPT.split(), *LEFT_OUT.split()],
+        capture_output=True,
+        text=True,
+    )
+    assert ignored.stdout.split() == LEFT_OUT.split()
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--no-print-directory", "-C", paths.ROOT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment | {"LC_ALL": "C"})
+
+
+@pytest.mark.parametrize(
+    "answers, said",
+    [
+        ("exit 1", "prunelab needs Python 3.11 or newer"),
+        (
+            'case "$2" in *"%d.%d"*) echo 3.12;; *ensurepip*) exit 1;; esac',
+            "sudo apt install python3.12-venv",
+        ),
+    ],
+)
+def test_make_says_what_a_bare_machine_lacks(tmp_path, answers, said):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{answers}\n")
+    python.chmod(0o755)
+    result = make(f"VENV={tmp_path}/venv", f"PYTHON={python}", "test")
+    assert result.returncode == 2 and said in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_second_make_installs_nothing(tmp_path):
+    assert "pip install" in make("-n", f"VENV={tmp_path}", "figures").stdout
+    (tmp_path / ".installed").touch()
+    planned = make("-n", f"VENV={tmp_path}", "figures").stdout.splitlines()
+    assert planned == [f"{tmp_path}/bin/prunelab figures{options}" for options in (" --profile smoke --fresh", "")]
+
+
+def test_continuous_integration_runs_the_test_command():
+    script = paths.ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert re.search(r"^exec make test </dev/null$", script.read_text(), flags=re.MULTILINE)
