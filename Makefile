@@ -1,0 +1,66 @@
+# A bare machine needs Python 3.11 or newer, git and make; the first call builds .venv, later ones only use it.
+.DEFAULT_GOAL := help
+.PHONY: help figures test bench lock clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+figures: $(STAMP) ## train the smoke profile here, then draw every figure from the shipped records
+	$(BIN)/prunelab figures --profile smoke --fresh
+	$(BIN)/prunelab figures
+
+test: $(STAMP) ## lint, unit tests, notebooks against their committed outputs, a fresh smoke run
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 \
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg tests notebooks
+
+bench: $(STAMP) ## measure the speed claims on this machine
+	$(BIN)/prunelab bench
+
+lock: $(STAMP) ## renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate \
+	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean: ## remove caches, build products and executed notebooks; never data, records or figures
+	rm -rf build dist lib/*.egg-info .pytest_cache .ruff_cache
+	find lib tests notebooks -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+	rm -f figures/*/*/*.ipynb
+
+# PYTHON=... chooses the interpreter; by default the newest one here that can build an environment.
+# uv installs in seconds what pip installs in minutes; pip alone does where uv cannot be had.
+$(STAMP): requirements.lock pyproject.toml
+	@set -eu; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    python=; old=; \
+	    for name in $${PYTHON:-python3.13 python3.12 python3.11 python3}; do \
+	        "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	        old="$$name"; \
+	        "$$name" -c 'import venv, ensurepip' 2>/dev/null || continue; \
+	        python="$$name"; break; \
+	    done; \
+	    if [ -z "$$old" ]; then \
+	        echo "prunelab needs Python 3.11 or newer; found: $$(python3 --version 2>&1 || true)." >&2; \
+	        echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; \
+	    fi; \
+	    if [ -z "$$python" ]; then \
+	        version=$$("$$old" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	        echo "$$old cannot build a virtual environment: its venv or ensurepip is missing." >&2; \
+	        echo "On Debian and Ubuntu: sudo apt install python$$version-venv" >&2; exit 1; \
+	    fi; \
+	    echo "building $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv $(VENV); \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true; \
+	if $(BIN)/uv pip install --python $(BIN)/python -r requirements.lock && \
+	    $(BIN)/uv pip install --python $(BIN)/python --no-deps -e .; then :; \
+	else \
+	    echo "uv could not install; trying pip, which takes longer"; \
+	    $(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock; \
+	    $(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .; \
+	fi; \
+	touch $@
