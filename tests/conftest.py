@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # small networks are fastest so, and two threads beside a busy process crawl
+
 
 def pytest_configure(config):
     config.pluginmanager.register(IgnoreStderr())

@@ -1,10 +1,11 @@
 """The command line, over an engine that trains nothing."""
 
 import argparse
+import json
 
 import pytest
 
-from prunelab import batch, cli, engine, paths, recipes, records
+from prunelab import batch, bench, cli, engine, paths, recipes, records
 from prunelab.runs import Run
 
 PLAN = [Run("toy", {}, seed) for seed in (0, 1)]
@@ -36,7 +37,7 @@ def record(run: Run, **changes) -> dict:
     }
     made |= {"parent": None, "status": "finished", "curves": {}, "layers": [], "moves": {}}
     made |= {"metrics": {"test_accuracy": 0.5, "training_macs": 1e12}}
-    made |= {"provenance": {"device": "cpu", "seconds": 20.0}}
+    made |= {"provenance": {"device": "cpu", "seconds": 120.0}}
     return made | changes
 
 
@@ -57,19 +58,21 @@ def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
     assert cli.main(["plan"]) == 0
     rows = cells(capsys.readouterr().out)
     assert [row[1] for row in rows[1:]] == ["smoke", "small"]
-    assert rows[1] == ["01_toy", "smoke", "2", "0", "2", "12.00", "unknown"]
+    assert rows[1] == ["01_toy", "smoke", "2", "12.00", "unknown", "0", "2", "unknown"]
 
     records.save(record(PLAN[0]))
     assert cli.main(["plan", "01_toy", "--profile", "smoke"]) == 0
-    assert cells(capsys.readouterr().out)[1] == [
-        "01_toy",
-        "smoke",
-        "2",
-        "1",
-        "1",
-        "6.00",
-        "2.0",
-    ]  # 6 TMACs at 20 s each
+    smoke = cells(capsys.readouterr().out)[1]
+    assert smoke == ["01_toy", "smoke", "2", "12.00", "4.0", "(cpu)", "1", "1", "2.0", "(cpu)"]  # 120 s each
+
+
+def test_plan_without_the_images_still_counts_the_runs(capsys, monkeypatch):
+    def forecast(run):
+        raise FileNotFoundError("put cifar10.tar.xz into data")
+
+    monkeypatch.setattr(Toy, "forecast", staticmethod(forecast))
+    assert cli.main(["plan", "--profile", "smoke"]) == 0
+    assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", *["unknown"] * 2, "0", "2", "unknown"]
 
 
 def test_run_hands_its_options_to_the_engine_and_ships_what_it_returns(capsys, monkeypatch):
@@ -112,21 +115,26 @@ def test_status_counts_shipped_local_running_and_diverged(capsys):
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "1", "1"]
 
 
-def test_verify_takes_the_largest_recorded_profile_and_fails_where_numbers_differ(capsys, monkeypatch):
+def test_verify_takes_the_largest_recorded_profile_and_fails_where_counts_differ(capsys, monkeypatch):
     asked = []
+    trained = {"test_accuracy": 0.5, "training_macs": 1e12, "n_active": 9}
 
     def verify(plan, **options):
         asked.append((plan, options))
-        return [{"run": plan[0], "recorded": record(plan[0]), "trained": record(plan[0]), "equal": equal}]
+        return [{"run": plan[0], "recorded": recorded, "trained": record(plan[0], metrics=trained), "equal": equal}]
 
     monkeypatch.setattr(engine, "verify", verify)
     records.ship("01_toy", [record(item) for item in Toy.plan("small")])
-    equal = True
+    recorded, equal = record(PLAN[0], metrics=dict(trained)), True
     assert cli.main(["verify", "--sample", "1", "--draw", "7"]) == 0
     assert asked == [(Toy.plan("small"), {"sample": 1, "seed": 7, "device": "auto", "jobs": None})]
-    equal = False
+    assert "differ" not in capsys.readouterr().out
+    trained["test_accuracy"], equal = 0.51, False
+    assert cli.main(["verify"]) == 0
+    assert "here they differ" in capsys.readouterr().out
+    trained["n_active"] = 8
     assert cli.main(["verify"]) == 1
-    assert "differ" in capsys.readouterr().out
+    assert "n_active 9 became 8" in capsys.readouterr().out
 
 
 def test_figures_hands_only_what_was_asked_to_the_notebook_and_goes_on_after_a_failure(capsys, monkeypatch):
@@ -146,6 +154,24 @@ def test_figures_hands_only_what_was_asked_to_the_notebook_and_goes_on_after_a_f
     assert "02_toy" in out and "prunelab: 01_toy, cell 3 (boom): no" in err
     assert cli.main(["figures", "02_toy", "--profile", "smoke", "--fresh", "--seeds", "1,2"]) == 0
     assert calls[-1][1] == {"profile": "smoke", "fresh": True, "seeds": "1,2"}
+
+
+def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypatch):
+    fast, slow = (bench._row("a over b", ">=", 1.5, values) for values in ([1.7, 1.4, 1.6], [1.2, 1.3, 1.9]))
+    assert (fast["median"], fast["low"], fast["high"], fast["verdict"]) == (1.6, 1.4, 1.7, "met")
+    assert bench._row("a over b", "<=", 1.02, [1.03])["verdict"] == "missed by 0.010"
+
+    monkeypatch.setattr(bench, "measure", lambda *, quick: [fast, slow])
+    assert cli.main(["bench", "--quick"]) == 0
+    assert not paths.RECORDS.exists()
+    assert cli.main(["bench"]) == 1
+    assert "1.30 x (1.20 to 1.90)" in capsys.readouterr().out
+    written = json.loads((paths.RECORDS / "bench.json").read_text())
+    assert (
+        written["claims"] == [fast, slow] and {"processor", "cores", "torch", "commit"} <= written["provenance"].keys()
+    )
+    monkeypatch.setattr(bench, "measure", lambda *, quick: [fast])
+    assert cli.main(["bench"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     option("--device", help="auto, cpu or cuda")
     option("--timeout", type=float, default=NOTEBOOK_MINUTES, metavar="MINUTES", help="for each notebook")
 
-    option = add("verify", _verify, "Train some recorded runs again. Exit code 1 if a number differs.")
+    option = add(
+        "verify",
+        _verify,
+        "Train some recorded runs again and compare. Exit code 1 if a count (weights, MACs, steps) differs.",
+    )
     add_plan_options(option, profile="; the largest one on record by default")
     option("--sample", type=int, default=3, metavar="N", help="how many runs of each notebook (3)")
     option("--draw", type=int, metavar="SEED", help="draw the same runs each time")
@@ -103,43 +107,36 @@ def _plans(options: argparse.Namespace) -> Iterable[tuple[ModuleType, str, list]
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from prunelab import engine, records
+    from prunelab import engine
 
     rows = []
     for recipe, profile, plan in _plans(options):
         done = engine.on_record(plan)
         left = [run for run in plan if run.id not in done]
-        rows.append(
-            {
-                "notebook": recipe.NOTEBOOK,
-                "profile": profile,
-                "runs": len(plan),
-                "on record": len(done),
-                "to train": len(left),
-                "training TMACs": f"{sum(map(recipe.forecast, left)) / 1e12:,.2f}",
-                "minutes here": _minutes(recipe, left, records.local()),
-            }
-        )
+        row = {"notebook": recipe.NOTEBOOK, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
+        row |= {"minutes": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
+        if macs := _forecasts(recipe, plan):
+            row["TMACs"] = f"{sum(macs.values()) / 1e12:,.2f}"
+            paces = [record["provenance"]["seconds"] / macs[run_id] for run_id, record in done.items()]
+            devices = {record["provenance"]["device"] for record in done.values()}
+            for column, runs in (("minutes", plan), ("minutes left", left)) if len(devices) == 1 else ():
+                n_at_once = (os.cpu_count() or 1) if devices == {"cpu"} else engine.RUNS_PER_GPU
+                seconds = statistics.median(paces) * sum(macs[run.id] for run in runs)
+                row[column] = f"{seconds / 60 / min(n_at_once, len(runs) or 1):.1f} ({', '.join(devices)})"
+        rows.append(row)
     _print_table(rows)
 
 
-def _minutes(recipe: ModuleType, runs: list, mine: list[dict]) -> str:
-    """Expected time here, one run a core, from this machine's runs of the same networks on the same data."""
-
-    def kind(name: str, options: dict) -> tuple:
-        return name, *(options.get(option) for option in ("model", "width", "dataset", "image_size"))
-
-    seconds_per_mac: dict[tuple, list[float]] = {}
-    for record in mine:
-        pace = record["provenance"]["seconds"] / record["metrics"]["training_macs"]
-        seconds_per_mac.setdefault(kind(record["recipe"], record["options"]), []).append(pace)
-    seconds = 0.0
-    for run in runs:
-        paces = seconds_per_mac.get(kind(run.recipe, recipe.OPTIONS | dict(run.options)))
-        if paces is None:
-            return "unknown"
-        seconds += statistics.median(paces) * recipe.forecast(run)
-    return f"{seconds / 60 / min(os.cpu_count() or 1, max(len(runs), 1)):.1f}"
+def _forecasts(recipe: ModuleType, plan: list) -> dict[str, float]:
+    """Training MACs of each run, by id; none where the images are missing that decide them."""
+    alike: dict[frozenset, float] = {}  # runs that differ in their seed cost the same
+    for run in plan:
+        key = frozenset(run.options.items())
+        try:
+            alike[key] = alike[key] if key in alike else recipe.forecast(run)
+        except OSError:
+            return {}
+    return {run.id: alike[frozenset(run.options.items())] for run in plan}
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -192,20 +189,24 @@ def _verify(options: argparse.Namespace) -> int:
             jobs=options.jobs,
         ):
             recorded, trained = pair["recorded"], pair["trained"]
-            rows.append(
-                {
-                    "run": str(pair["run"]),
-                    "recorded on": recorded["provenance"]["device"],
-                    "recorded": recorded["metrics"]["test_accuracy"],
-                    "trained now": trained["metrics"]["test_accuracy"],
-                    "all metrics": "equal" if pair["equal"] else "differ",
-                }
-            )
+            row = {"run": str(pair["run"]), "recorded on": recorded["provenance"]["device"]}
+            row["recorded"], row["trained now"] = (item["metrics"]["test_accuracy"] for item in (recorded, trained))
+            row["all numbers"] = "equal" if pair["equal"] else ", ".join(_differing_counts(pair)) or "differ"
+            rows.append(row)
     _print_table(rows)
-    if all(row["all metrics"] == "equal" for row in rows):
-        return 0
-    print("Equal numbers are promised for the same processor and torch version; elsewhere rounding differs.")
-    return 1
+    if any(row["all numbers"] == "differ" for row in rows):
+        print("Equal numbers are promised on the same kind of processor with the same versions; here they differ.")
+    return 0 if all(row["all numbers"] in ("equal", "differ") for row in rows) else 1
+
+
+def _differing_counts(pair: dict) -> list[str]:
+    """What must be equal on any machine and is not: whole numbers, such as steps and active weights."""
+    recorded, trained = pair["recorded"]["metrics"], pair["trained"]["metrics"]
+    return [
+        f"{name} {value} became {trained.get(name)}"
+        for name, value in recorded.items()
+        if isinstance(value, int) and trained.get(name) != value
+    ]
 
 
 def _recorded_profile(recipe: ModuleType) -> str:

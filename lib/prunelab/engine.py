@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from prunelab import paths, recipes, records
 from prunelab.files import atomic_write

@@ -195,8 +195,11 @@ def metric_vs_cost(
         _draw_line(runs[runs[by] == value], x, metric, ax=ax, style=style)
     ax.set_xscale("log")
     ax.set_xlabel(_label(x))
-    steps = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]
-    costs = [step for step in steps if runs[x].min() / 1.3 <= step <= runs[x].max() * 1.3]
+    low, high = runs[x].min(), runs[x].max()
+    costs = MaxNLocator(5).tick_values(low, high)
+    if high > 3 * low:
+        steps = (digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5))
+        costs = [step for step in steps if low / 1.3 <= step <= high * 1.3]
     _ticks(ax.xaxis, costs, [_percent(cost) for cost in costs])
     _metric_axis(ax, metric)
     _finish(ax, diverged=(runs["status"] == "diverged").any())
@@ -389,15 +392,22 @@ def _draw_line(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict
     n = runs.groupby("density")["seed"].nunique()
     seeds = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
     label = f"{style['label']} (n={seeds})"
-    ax.plot([], [], color=color, marker=marker, markersize=5, linewidth=1.8, label=label)
+    _add_to_legend(ax, color=color, marker=marker, markersize=5, linewidth=1.8, label=label)
+
+
+def _add_to_legend(ax: Axes, **style) -> None:
+    # A line without points still has markers' extent, at the figure's corner, and would push the axes there.
+    ax.plot([], [], **style)[0].set_in_layout(False)
 
 
 def _draw_diverged(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict) -> None:
     hollow = {"color": style["color"], "marker": style["marker"], "markersize": 8, "linestyle": ""}
+    hollow["markerfacecolor"] = "none"
     valued, lost = runs[runs[metric].notna()], runs[runs[metric].isna()]
-    ax.plot(valued[x], valued[metric], markerfacecolor="none", **hollow)
-    edge = ax.get_xaxis_transform()
-    ax.plot(lost[x], np.zeros(len(lost)), markerfacecolor="none", transform=edge, clip_on=False, **hollow)
+    if len(valued):
+        ax.plot(valued[x], valued[metric], **hollow)
+    if len(lost):
+        ax.plot(lost[x], np.zeros(len(lost)), transform=ax.get_xaxis_transform(), clip_on=False, **hollow)
 
 
 def _draw_level(runs: pd.DataFrame, metric: str, *, ax: Axes) -> pd.DataFrame:
@@ -445,7 +455,8 @@ def _metric_axis(ax: Axes, metric: str) -> None:
 def _finish(ax: Axes, *, diverged: bool = False) -> None:
     """What all drawings share: a light grid, and a legend, which explains hollow markers."""
     if diverged:
-        ax.plot([], [], "o", color="#555555", markersize=8, markerfacecolor="none", label="diverged")
+        hollow = {"color": "#555555", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": ""}
+        _add_to_legend(ax, **hollow, label="diverged")
     ax.grid(True, color="#E6E6E6", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

@@ -132,8 +132,8 @@ def _glyphs(name: str) -> Callable[[], Images]:
 
 def _code_sha256() -> str:
     """Of what draws the embedded images: our code, and the versions of what it calls."""
-    code = [Path(module.__file__).read_text() for module in (embedded, dataset_module)]
-    return files.sha256("\n".join(code + [version(package) for package in _DRAWN_BY]).encode())
+    code = [Path(module.__file__).read_bytes() for module in (embedded, dataset_module)]
+    return files.sha256(b"\n".join(code + [version(package).encode() for package in _DRAWN_BY]))
 
 
 def _build_embedded(draw: Callable[[], Images], image_size: int | None) -> cache.Entry:
