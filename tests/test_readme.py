@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelab import paths, records
+from prunelab import claims, paths, records
 from prunelab.recipes import rigl
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
@@ -103,3 +103,9 @@ def test_executed_notebook_says_what_it_shows(checkout):
     notebook = json.loads((checkout / "figures" / "01_rigl" / "smoke" / "01_rigl.ipynb").read_text())
     text = "".join("".join(output.get("text", "")) for cell in notebook["cells"] for output in cell.get("outputs", []))
     assert re.search(r"45 trained now \(", text)
+
+
+def test_verdict_table_is_the_one_that_the_records_give():
+    plan = {run.id for run in rigl.plan("small")}
+    frame = records.frame(record for record in records.load("01_rigl") if record["id"] in plan)
+    assert claims.markdown(claims.table(frame, profile="small")) in (paths.ROOT / "README.md").read_text()

@@ -130,6 +130,24 @@ def test_make_says_what_a_bare_machine_lacks(tmp_path, lack, said):
     assert not (tmp_path / "venv").exists()
 
 
+@pytest.mark.parametrize(
+    "uv, installed_by",
+    [("exit 0", ["uv pip install -r requirements.lock", "uv pip install --no-deps -e ."]),
+     ("exit 1", ["uv pip install -r requirements.lock",
+                 "python -m pip install -r requirements.lock", "python -m pip install --no-deps -e ."])],
+)  # fmt: skip
+def test_make_installs_the_lock_by_uv_or_else_by_pip(tmp_path, uv, installed_by):
+    (tmp_path / "bin").mkdir()
+    for name, ending in (("uv", uv), ("python", "exit 0")):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/log\n{ending}\n')
+        program.chmod(0o755)
+    assert make(f"VENV={tmp_path}", f"{tmp_path}/.installed").returncode == 0
+    said = re.sub(r" (--python \S+|--disable-pip-version-check)", "", (tmp_path / "log").read_text())
+    assert [line for line in said.splitlines() if "install" in line and "quiet" not in line] == installed_by
+    assert (tmp_path / ".installed").exists()
+
+
 def test_second_make_installs_nothing(tmp_path):
     assert "pip install" in make("-n", f"VENV={tmp_path}", "figures").stdout
     (tmp_path / ".installed").touch()

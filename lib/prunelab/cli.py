@@ -114,12 +114,12 @@ def _plan(options: argparse.Namespace) -> None:
         done = engine.on_record(plan)
         left = [run for run in plan if run.id not in done]
         row = {"notebook": recipe.NOTEBOOK, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
-        row |= {"minutes": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
+        row |= {"minutes afresh": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
         if macs := _forecasts(recipe, plan):
             row["TMACs"] = f"{sum(macs.values()) / 1e12:,.2f}"
             paces = [record["provenance"]["seconds"] / macs[run_id] for run_id, record in done.items()]
             devices = {record["provenance"]["device"] for record in done.values()}
-            for column, runs in (("minutes", plan), ("minutes left", left)) if len(devices) == 1 else ():
+            for column, runs in (("minutes afresh", plan), ("minutes left", left)) if len(devices) == 1 else ():
                 n_at_once = (os.cpu_count() or 1) if devices == {"cpu"} else engine.RUNS_PER_GPU
                 seconds = statistics.median(paces) * sum(macs[run.id] for run in runs)
                 row[column] = f"{seconds / 60 / min(n_at_once, len(runs) or 1):.1f} ({', '.join(devices)})"

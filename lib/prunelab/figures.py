@@ -138,7 +138,7 @@ def metric_vs_sparsity(
     data = pd.concat(drawn)
     _sparsity_axis(ax, runs["density"])
     _metric_axis(ax, metric)
-    _finish(ax, diverged=(data["status"] == "diverged").any())
+    _finish(ax, diverged=(data["status"] == "diverged").any(), legend_at="lower left")
     return data[["kind", by, "density", "seed", "status", metric, "mean"]].reset_index(drop=True)
 
 
@@ -166,7 +166,7 @@ def published(points: pd.DataFrame, *, ax: Axes, reference: str | None = None) -
             ax.errorbar(own["density"], own["accuracy"], own["std"], capsize=2, markersize=5, linewidth=1.8, **style)
     _sparsity_axis(ax, drawn.loc[drawn["method"] != reference, "density"])
     _metric_axis(ax, "test_accuracy")
-    _finish(ax)
+    _finish(ax, legend_at="lower left")
     return drawn
 
 
@@ -336,7 +336,7 @@ def forest(judged: pd.DataFrame, *, ax: Axes, metric: str = "test_accuracy") -> 
     ax.plot(rows["margin"], rows.index, "|", color="#000000", markersize=16, label="margin to exceed")
     ax.axvline(0, color="#000000", linewidth=0.8)
     texts = [f"{row.claim}{row.part}  {row.statement}" for row in rows.itertuples()]
-    _ticks(ax.yaxis, range(len(rows)), [textwrap.fill(text, 54) for text in texts])
+    _ticks(ax.yaxis, range(len(rows)), [textwrap.fill(text.replace(" %", "\u00a0%"), 54) for text in texts])
     ax.invert_yaxis()
     _finish(ax)
     ax.tick_params(axis="y", labelsize=8)
@@ -452,7 +452,7 @@ def _metric_axis(ax: Axes, metric: str) -> None:
         ax.yaxis.set_major_formatter(_percent)
 
 
-def _finish(ax: Axes, *, diverged: bool = False) -> None:
+def _finish(ax: Axes, *, diverged: bool = False, legend_at: str = "best") -> None:
     """What all drawings share: a light grid, and a legend, which explains hollow markers."""
     if diverged:
         hollow = {"color": "#555555", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": ""}
@@ -462,4 +462,4 @@ def _finish(ax: Axes, *, diverged: bool = False) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=9, color="#999999")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8.5, frameon=False)
+        ax.legend(fontsize=8.5, frameon=False, loc=legend_at)
