@@ -196,7 +196,9 @@ def test_kernel_that_does_not_start_is_tried_once_more_and_not_twice(suite, monk
         batch.execute(stem, parameters={}, timeout=60)
 
 
-def test_dead_kernel_is_reported_not_retried(suite):
-    stem = suite("import os", "os._exit(9)")
-    with pytest.raises(batch.NotebookFailed, match=r"cell 4 \(os._exit\(9\)\): .*[Dd]ied"):
+def test_dead_kernel_is_reported_not_retried(suite, tmp_path):
+    starts = tmp_path / "starts"
+    stem = suite(f"open({str(starts)!r}, 'a').write('x')", "import os\nos._exit(9)")
+    with pytest.raises(batch.NotebookFailed, match=r"cell 4 \(import os\): .*[Dd]ied"):
         batch.execute(stem, parameters={}, timeout=60)
+    assert starts.read_text() == "x"
