@@ -317,7 +317,7 @@ def save(name="accuracy", **options):
 def test_saved_figure_is_three_files_and_closed(folder, capsys):
     fig, data = save()
     assert sorted(path.name for path in folder.iterdir()) == ["accuracy.csv", "accuracy.png", "accuracy.svg"]
-    assert Image.open(folder / "accuracy.png").size == (800, 480)
+    assert Image.open(folder / "accuracy.png").size == (650, 390)
     assert ElementTree.parse(folder / "accuracy.svg").getroot().tag.endswith("svg")
     pd.testing.assert_frame_equal(pd.read_csv(folder / "accuracy.csv"), data, check_dtype=False, check_exact=True)
     assert not plt.fignum_exists(fig.number)
