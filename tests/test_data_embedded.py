@@ -79,6 +79,11 @@ def test_no_glyph_is_drawn_twice(latin):
     assert len(set(map(bytes, images.numpy()))) == len(images)
 
 
+def test_each_class_is_drawn_with_random_numbers_of_its_own(latin):
+    brighter_than_half = latin.train_images[:, 0, 0, 0].view(10, 300) > 127  # the ground, mostly
+    assert len(set(map(tuple, brighter_than_half.tolist()))) == 10
+
+
 def test_glyphs_show_ink_on_ground_both_ways_round(latin):
     images = latin.train_images[..., 0].float()
     border = torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1).mean(dim=1)
@@ -174,6 +179,8 @@ def test_a_transform_turns_scales_and_shifts():
     columns = torch.arange(8.0)
     centre = (leaning * columns).sum(dim=1) / leaning.sum(dim=1)
     torch.testing.assert_close(centre[1] - centre[6], torch.tensor(-2.5))
+    turned_after = transform(leaning, angle=math.pi / 2)
+    torch.testing.assert_close(transform(image.T.contiguous(), shear=0.5, angle=math.pi / 2), turned_after)
 
 
 def test_thickening_goes_to_dilation_and_erosion():

@@ -263,6 +263,20 @@ def test_a_flipped_byte_never_changes_an_image_unnoticed(tmp_path, kind):
 
 
 @every_archive
+def test_a_byte_flipped_far_into_an_archive_is_noticed(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 4, (128, 128))
+    contents = FILES | {f"train/cat/{i}.bmp": png(noise * i % 256, kind="BMP") for i in range(40)}
+    content = write_archive(tmp_path / f"set{kind}", contents).read_bytes()
+    end = content.index(b"PK\x01\x02") if kind == ".zip" else len(content)
+    for position in range(end // 3, end, end // 7):
+        flipped = bytearray(content)
+        flipped[position : position + 4] = b"\xff\x00\xff\x00"
+        (tmp_path / f"set{kind}").write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"set\."):
+            folders.read(tmp_path / f"set{kind}")
+
+
+@every_archive
 def test_an_archive_of_another_kind_than_its_name_is_refused(tmp_path, kind):
     other = write_archive(tmp_path / ("other.zip" if kind != ".zip" else "other.tgz"), FILES)
     archive = tmp_path / f"set{kind}"
@@ -324,7 +338,7 @@ def test_images_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
 @every_kind
 def test_unreadable_images_are_counted_and_the_first_ones_named(tmp_path, kind):
     bad = {f"train/cat/bad{i}.png": content for i, content in enumerate((b"", b"text", grey(1)[:40], b"GIF89a"))}
-    bad |= {"train/cat/bad4.png": png(np.zeros((4, 4, 3)), kind="EPS"), "train/cat/zzz.png": FILES["test/cat/1.png"]}
+    bad |= {"train/cat/bad4.png": png(np.zeros((4, 4, 3)), kind="PCX"), "train/cat/zzz.png": FILES["test/cat/1.png"]}
     with pytest.raises(ValueError, match="5 images cannot be used") as caught:
         folders.read(write_source(tmp_path, kind, FILES | bad))
     assert [f"bad{i}.png" in str(caught.value) for i in range(5)] == [True, True, True, False, False]

@@ -158,7 +158,7 @@ def _image_files(source: Path) -> Iterator[tuple[str, bytes]]:
 def _is_image(path: str) -> bool:
     """By its name; macOS puts a hidden ._x.jpg beside x.jpg, which is none."""
     parts = path.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    hidden = any(part.startswith(".") for part in parts)
     return not hidden and os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
 
 
