@@ -54,7 +54,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
-    monkeypatch.setattr(cli.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("prunelab.engine.n_cores", lambda: 1)
     assert cli.main(["plan"]) == 0
     rows = cells(capsys.readouterr().out)
     assert [row[1] for row in rows[1:]] == ["smoke", "small"]

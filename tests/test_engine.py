@@ -159,6 +159,26 @@ def test_killed_worker_costs_one_retry_and_nobody_else_anything(store, monkeypat
     assert [record["status"] for record in outcome["result"]] == ["finished", "finished"]
 
 
+def test_worker_that_dies_with_nothing_to_do_is_replaced(store):
+    pool = engine._Pool([tiny()], store=store, device="cpu", jobs=1)
+    pool.workers[0].process.kill()
+    pool.workers[0].process.join()
+    assert pool.train(progress=False)[tiny().id]["status"] == "finished"
+
+
+def test_child_waits_for_its_parent_and_falls_with_it(store):
+    parent = tiny(dataset="nonsense")
+    child = Run("rigl", tiny().options, 0, parent)
+    with pytest.raises(engine.RunFailed, match=r"2 of 2 runs failed.*(?s:.*)its parent failed"):
+        engine.run([child], device="cpu", jobs=2, progress=False)
+
+
+@pytest.mark.gpu
+def test_run_on_a_gpu_is_recorded_as_such(store):
+    record = engine.execute(tiny(method="rigl", model="resnet8"), store=store, device="cuda")
+    assert record["status"] == "finished" and record["provenance"]["device"] != "cpu"
+
+
 def test_run_that_kills_its_workers_is_given_up_and_the_others_finish(store):
     victim, other = long_run(seed=0), tiny(seed=1)
     thread, outcome = in_background(lambda: engine.run([victim, other], device="cpu", jobs=1, progress=False))

@@ -1,5 +1,7 @@
 """The loop: learns, resumes bit for bit, keeps its books, survives damage."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -112,6 +114,16 @@ def test_damaged_checkpoint_is_named_and_training_starts_again(digits, tmp_path,
     assert result.curves == whole.curves
 
 
+def test_checkpoint_of_another_format_is_named_and_training_starts_again(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Killed):
+        run("set", digits, checkpoint=tmp_path / "state", report=kill_after(1))
+    monkeypatch.setattr(training, "CHECKPOINT_FORMAT", 2)
+    with pytest.warns(UserWarning, match="has format 1, this version reads 2; this run starts again"):
+        _, _, result = run("set", digits, checkpoint=tmp_path / "state")
+    assert result.curves["epoch"] == [1, 2, 3]
+
+
 def test_network_learns_digits(digits):
     _, _, result = run("dense", digits, n_epochs=15)
     assert result.curves["test_accuracy"][-1] > 0.4  # chance is 0.1
@@ -149,14 +161,15 @@ def test_divergence_is_recorded_not_raised(digits):
     assert len(result.curves["epoch"]) < 5
 
 
-def test_accuracy_counts_every_test_image_once(digits):
+def test_accuracy_counts_every_test_image_once(digits, monkeypatch):
     class Always(nn.Module):
         def forward(self, images):
             return nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
 
     share_of_threes = float((digits.test_labels == 3).float().mean())
     for batch_size in (1, 7, 10_000):  # the last batch is a short one
-        loss, accuracy = evaluate(Always(), digits, batch_size=batch_size)
+        monkeypatch.setattr(training, "EVALUATION_PIXELS", 64 * batch_size)
+        loss, accuracy = evaluate(Always(), digits)
         assert accuracy == pytest.approx(share_of_threes)
         # Cross-entropy of a one-hot output: log(e + 9), less 1 where it is right.
         assert loss == pytest.approx(torch.log(torch.e + torch.tensor(9.0)).item() - share_of_threes, rel=1e-5)
@@ -170,6 +183,16 @@ def test_evaluation_leaves_the_model_in_its_mode_and_its_statistics(digits):
         evaluate(model, digits)
         assert model.training == mode
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_label_smoothing_by_hand():
+    model = nn.Linear(1, 2, bias=False)
+    model.weight.data = torch.tensor([[3.0], [1.0]]).log()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss, stepped = training.train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, label_smoothing=0.2)
+    # Probabilities 3/4 and 1/4, targets 0.8 + 0.2 / 2 and 0.2 / 2.
+    assert loss.item() == pytest.approx(-(0.9 * math.log(0.75) + 0.1 * math.log(0.25)))
+    assert stepped
 
 
 def test_weight_decay_spares_biases_and_normalisation():

@@ -12,7 +12,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CorruptCheckpoint(ValueError):
-    """The file is not what was written."""
+    """The file is not what this version wrote."""
 
 
 def save_checkpoint(state: dict, path: Path) -> None:

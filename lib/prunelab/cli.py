@@ -1,7 +1,6 @@
 """The command line, `prunelab`: thin over engine, records, recipes and batch driver. It does the printing."""
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -120,7 +119,7 @@ def _plan(options: argparse.Namespace) -> None:
             paces = [record["provenance"]["seconds"] / macs[run_id] for run_id, record in done.items()]
             devices = {record["provenance"]["device"] for record in done.values()}
             for column, runs in (("minutes afresh", plan), ("minutes left", left)) if len(devices) == 1 else ():
-                n_at_once = (os.cpu_count() or 1) if devices == {"cpu"} else engine.RUNS_PER_GPU
+                n_at_once = engine.n_cores() if devices == {"cpu"} else engine.RUNS_PER_GPU
                 seconds = statistics.median(paces) * sum(macs[run.id] for run in runs)
                 row[column] = f"{seconds / 60 / min(n_at_once, len(runs) or 1):.1f} ({', '.join(devices)})"
         rows.append(row)

@@ -59,7 +59,7 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
         store: Folder of this machine's runs.
     """
     wanted = {run.id: run for run in plan}
-    mine = {record["id"]: record for record in records.local(store) if record["id"] in wanted}
+    mine = {run_id: record for run_id in wanted if (record := records.find(run_id, store))}
     if fresh:
         return mine
     notebooks = {recipes.get(run.recipe).NOTEBOOK for run in wanted.values()}
@@ -111,8 +111,8 @@ def run(
     done = on_record(with_parents(plan), fresh=fresh, store=store)
     missing = [item for item in with_parents(plan) if item.id not in done]
     if missing:
-        jobs = min(jobs or (RUNS_PER_GPU if device == "cuda" else _n_cores()), len(missing))
-        done |= _train_all(missing, store=store, device=device, jobs=jobs, progress=progress)
+        jobs = min(jobs or (RUNS_PER_GPU if device == "cuda" else n_cores()), len(missing))
+        done |= _Pool(missing, store=store, device=device, jobs=jobs).train(progress=progress)
     return [done[item.id] for item in plan]
 
 
@@ -213,7 +213,8 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -230,8 +231,8 @@ class _Worker:
         self.item: Run | None = None
 
     def start(self, item: Run) -> None:
-        self.item = item
         self.pipe.send(item)
+        self.item = item
 
     def kill(self) -> None:
         self.process.kill()
@@ -258,65 +259,88 @@ def _exit_with_parent() -> None:
     os._exit(1)  # a killed notebook kernel leaves no worker behind
 
 
-def _train_all(items: list[Run], *, store: Path, device: str, jobs: int, progress: bool) -> dict[str, dict]:
-    """Trains runs, given parents first, and returns their records by id."""
-    done: dict[str, dict] = {}
-    failed: dict[str, str] = {}
-    deaths: Counter[str] = Counter()
-    not_before: dict[str, float] = {}
-    waiting = list(items)
-    ids = {item.id for item in items}
-    workers = [_Worker(store=store, device=device) for _ in range(jobs)]
+class _Pool:
+    """Workers, and the runs they share."""
 
-    def startable(item: Run) -> bool:
-        parent_done = item.parent is None or item.parent.id not in ids or item.parent.id in done
-        return parent_done and not_before.get(item.id, 0.0) <= time.monotonic()
+    def __init__(self, items: list[Run], *, store: Path, device: str, jobs: int) -> None:
+        """Args:
+        items: Runs to train, parents before children; a parent that is not among them is on record.
+        """
+        self.store, self.device = store, device
+        self.items, self.waiting = items, list(items)
+        self.done: dict[str, dict] = {}
+        self.failed: dict[str, str] = {}
+        self.deaths: Counter[str] = Counter()
+        self.not_before: dict[str, float] = {}
+        self.workers = [_Worker(store=store, device=device) for _ in range(jobs)]
 
-    try:
-        with tqdm(total=len(items), unit="run", disable=not progress, leave=False) as bar:
-            while waiting or any(worker.item for worker in workers):
-                for item in [item for item in waiting if item.parent and item.parent.id in failed]:
-                    waiting.remove(item)
-                    failed[item.id] = f"{item}: its parent failed"
-                for worker in workers:
-                    item = next(filter(startable, waiting), None)
-                    if worker.item is None and item is not None:
-                        waiting.remove(item)
-                        worker.start(item)
+    def train(self, *, progress: bool) -> dict[str, dict]:
+        """Returns the records of all runs, by id; the workers end with it, whatever happens."""
+        try:
+            with tqdm(total=len(self.items), unit="run", disable=not progress, leave=False) as bar:
+                while self.waiting or any(worker.item for worker in self.workers):
+                    self._give_out()
+                    self._collect()
+                    shares = sum(_share_done(self.store, worker.item) for worker in self.workers)
+                    bar.n = len(self.done) + len(self.failed) + shares
+                    bar.refresh()
+        finally:
+            for worker in self.workers:
+                worker.kill()
+        if self.failed:
+            raise RunFailed(
+                f"{len(self.failed)} of {len(self.items)} runs failed, the others are on record:\n"
+                + "\n".join(self.failed.values())
+            )
+        return self.done
 
-                busy = {worker.pipe: worker for worker in workers if worker.item}
-                for pipe in connection.wait(list(busy), timeout=POLL_SECONDS) if busy else ():
-                    worker, item = busy[pipe], busy[pipe].item
-                    worker.item = None
-                    try:
-                        answer = pipe.recv()
-                    except (EOFError, ConnectionResetError):
-                        worker.kill()
-                        workers[workers.index(worker)] = _Worker(store=store, device=device)
-                        deaths[item.id] += 1
-                        answer = RunFailed(f"{item}: its worker was killed {MAX_DEATHS} times; out of memory?")
-                        if deaths[item.id] < MAX_DEATHS:
-                            waiting.insert(0, item)
-                            continue
-                    if answer is None:
-                        waiting.append(item)
-                        not_before[item.id] = time.monotonic() + BUSY_SECONDS
-                    elif isinstance(answer, RunFailed):
-                        failed[item.id] = str(answer)
-                    else:
-                        done[item.id] = answer
-                if not busy:
-                    time.sleep(POLL_SECONDS)
-                bar.n = len(done) + len(failed) + sum(_share_done(store, worker.item) for worker in workers)
-                bar.refresh()
-    finally:
-        for worker in workers:
-            worker.kill()
-    if failed:
-        raise RunFailed(
-            f"{len(failed)} of {len(items)} runs failed, the others are on record:\n" + "\n".join(failed.values())
-        )
-    return done
+    def _give_out(self) -> None:
+        for item in [item for item in self.waiting if item.parent and item.parent.id in self.failed]:
+            self.waiting.remove(item)
+            self.failed[item.id] = f"{item}: its parent failed"
+        for worker in [worker for worker in self.workers if worker.item is None]:
+            item = next(filter(self._can_start, self.waiting), None)
+            if item is None:
+                return
+            try:
+                worker.start(item)
+            except OSError:  # it died while it had nothing to do
+                self._replace(worker)
+            else:
+                self.waiting.remove(item)
+
+    def _can_start(self, item: Run) -> bool:
+        coming = {other.id for other in self.items} - self.done.keys()
+        return not (item.parent and item.parent.id in coming) and self.not_before.get(item.id, 0) <= time.monotonic()
+
+    def _collect(self) -> None:
+        busy = {worker.pipe: worker for worker in self.workers if worker.item}
+        if not busy:
+            time.sleep(POLL_SECONDS)
+            return
+        for pipe in connection.wait(list(busy), timeout=POLL_SECONDS):
+            worker, item = busy[pipe], busy[pipe].item
+            try:
+                answer = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self._replace(worker)
+                self.deaths[item.id] += 1
+                if self.deaths[item.id] < MAX_DEATHS:
+                    self.waiting.insert(0, item)
+                    continue
+                answer = RunFailed(f"{item}: its worker was killed {MAX_DEATHS} times; out of memory?")
+            worker.item = None
+            if answer is None:
+                self.waiting.append(item)
+                self.not_before[item.id] = time.monotonic() + BUSY_SECONDS
+            elif isinstance(answer, RunFailed):
+                self.failed[item.id] = str(answer)
+            else:
+                self.done[item.id] = answer
+
+    def _replace(self, worker: _Worker) -> None:
+        worker.kill()
+        self.workers[self.workers.index(worker)] = _Worker(store=self.store, device=self.device)
 
 
 def _share_done(store: Path, item: Run | None) -> float:

@@ -19,6 +19,8 @@ from prunelab.masks import PRUNABLE
 from prunelab.methods.static import Static
 from prunelab.schedules import learning_rate as learning_rate_at
 
+EVALUATION_PIXELS = 128_000  # of each channel at a time: activations that still fit into a processor's cache
+CHECKPOINT_FORMAT = 1  # counts up when what a state holds changes
 CHECKPOINT_SECONDS = 10.0  # at most this much training is lost when a run is killed, evaluations permitting
 
 
@@ -82,13 +84,12 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, *, batch_size: int = 500) -> tuple[float, float]:
+def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
     """Mean loss and accuracy over the whole test set.
 
     Args:
         model: On the data set's device; left in the mode it was in.
         dataset: Its test images are used, in order.
-        batch_size: Images at a time; the result does not depend on it.
     Returns:
         loss: Mean cross-entropy, without label smoothing.
         accuracy: Share of test images classified correctly, in [0, 1].
@@ -97,6 +98,7 @@ def evaluate(model: nn.Module, dataset: Dataset, *, batch_size: int = 500) -> tu
     model.eval()
     loss_sum = torch.zeros((), device=dataset.test_labels.device)
     n_correct = torch.zeros((), device=dataset.test_labels.device)
+    batch_size = max(1, EVALUATION_PIXELS // dataset.image_size**2)
     for images, labels in test_batches(dataset, batch_size=batch_size):
         outputs = model(images)
         loss_sum += F.cross_entropy(outputs, labels, reduction="sum")
@@ -217,6 +219,7 @@ def _state(
     result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Static | None
 ) -> dict:
     return {
+        "format": CHECKPOINT_FORMAT,
         "result": vars(result),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -231,6 +234,10 @@ def _restore(
 ) -> Result | None:
     try:
         state = load_checkpoint(checkpoint)
+        if state["format"] != CHECKPOINT_FORMAT:
+            raise CorruptCheckpoint(
+                f"{checkpoint} has format {state['format']}, this version reads {CHECKPOINT_FORMAT}"
+            )
     except FileNotFoundError:
         return None
     except CorruptCheckpoint as error:
