@@ -109,3 +109,10 @@ def test_verdict_table_is_the_one_that_the_records_give():
     plan = {run.id for run in rigl.plan("small")}
     frame = records.frame(record for record in records.load("01_rigl") if record["id"] in plan)
     assert claims.markdown(claims.table(frame, profile="small")) in (paths.ROOT / "README.md").read_text()
+
+
+def test_speed_table_is_the_one_that_was_measured():
+    readme = (paths.ROOT / "README.md").read_text()
+    for row in json.loads((paths.RECORDS / "bench.json").read_text())["claims"]:
+        measured = f"{row['median']:.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
+        assert f"| {row['claim']} | {measured} | {row['target']} | {row['verdict']} |" in readme
