@@ -45,6 +45,14 @@ def test_static_holds_inactive_weights_at_zero():
     assert torch.equal(optimizer.state[model.weight]["momentum_buffer"][0] != 0, MASK)
 
 
+def test_weight_revived_by_any_other_hand_is_zeroed_after_the_step():
+    model = nn.Linear(8, 1, bias=False)
+    method = Static(nn.Sequential(model), {"0": MASK.view(1, 8)})
+    nn.init.ones_(model.weight)
+    method.after_update(1, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert torch.equal(model.weight.data[0], MASK.float())
+
+
 def test_rigl_replaces_the_step_by_the_update():
     model, method, optimizer = eight_weights()
     assert method.before_update(0, optimizer)
