@@ -319,7 +319,9 @@ def test_saved_figure_is_three_files_and_closed(folder, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["accuracy.csv", "accuracy.png", "accuracy.svg"]
     assert Image.open(folder / "accuracy.png").size == (650, 390)
     assert ElementTree.parse(folder / "accuracy.svg").getroot().tag.endswith("svg")
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "accuracy.csv"), data, check_dtype=False, check_exact=True)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(folder / "accuracy.csv", float_precision="round_trip"), data, check_dtype=False, check_exact=True
+    )
     assert not plt.fignum_exists(fig.number)
     assert capsys.readouterr().out == ""
 
