@@ -115,3 +115,80 @@ def test_training_ratios_of_resnet50_agree_with_the_derived_table(resnet50, dens
     ]
     ratio = cost.training_macs(1.0, sparse, n_samples=1, n_dense_gradient_samples=share) / 3
     assert ratio == pytest.approx(float(row["value"]), abs=1e-3)
+
+
+def test_depthwise_convolutions_cost_their_dense_share():
+    model = build_model("mobilenet_v1", num_classes=10, width=0.25)
+    n_active = active_counts(model, density=0.1, distribution="erk")
+    layers = {layer["name"]: layer for layer in cost.layer_table(model, n_active=n_active, **IMAGE)}
+    first, pointwise = layers["blocks.0.depthwise"], layers["blocks.0.pointwise"]
+    assert first == {
+        "name": "blocks.0.depthwise", "shape": [8, 1, 3, 3], "n_weights": 72, "n_active": 72, "masked": False,
+        "macs": 72 * 32 * 32,
+    }  # fmt: skip
+    assert pointwise["masked"] and pointwise["macs"] == n_active["blocks.0.pointwise"] * 32 * 32
+    assert len(layers) == 28 and sum(not layer["masked"] for layer in layers.values()) == 13
+
+
+def test_matching_density_by_hand():
+    # 16 positions for each of 108 weights, then 320 weights used once; both at the same density.
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(4 * 16, 5))
+    layers = cost.layer_table(model, in_channels=3, image_size=8, n_active={"0": 5})
+
+    def first_dense(density):
+        return {"2": round(320 * density)}
+
+    def both(density):
+        return {"0": round(108 * density), "2": round(320 * density)}
+
+    assert cost.matching_density(layers, first_dense, macs=16 * 108 + 77) == 77 / 320
+    assert cost.matching_density(layers, first_dense, macs=16 * 108 + 77.4) == 77 / 320
+    assert cost.matching_density(layers, first_dense, macs=16 * 108 + 77.6) == 78 / 320
+    assert cost.matching_density(layers, first_dense, macs=16 * 108 + 1) == 1 / 320
+    assert cost.matching_density(layers, first_dense, macs=16 * 108 + 320) == 1.0
+    assert cost.matching_density(layers, both, macs=(16 * 108 + 320) / 4) == pytest.approx(1 / 4, abs=0.01)
+    for macs in (16 * 108, 16 * 108 + 321):
+        with pytest.raises(ValueError, match=f"no density costs {macs:,} MACs: this network takes 1,729 to 2,048"):
+            cost.matching_density(layers, first_dense, macs=macs)
+
+
+@pytest.mark.parametrize(
+    "name, image_size, distribution, of",
+    [
+        ("resnet20", 32, "uniform", "erk"),
+        ("resnet20", 32, "erk", "uniform"),
+        ("resnet8", 16, "uniform", "erk"),
+        ("mobilenet_v1", 16, "uniform", "erk"),
+        ("lenet_300_100", 28, "erk", "uniform"),
+        ("lenet_300_100", 28, "erdos_renyi", "erk"),
+    ],
+)
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.05])
+def test_matching_density_costs_as_much_in_real_networks(name, image_size, distribution, of, density):
+    image = {"in_channels": 3, "image_size": image_size}
+    with torch.device("meta"):
+        model = build_model(name, num_classes=10, image_size=image_size)
+
+    def table(density, distribution):
+        n_active = active_counts(model, density=density, distribution=distribution)
+        return cost.layer_table(model, n_active=n_active, **image)
+
+    macs = cost.total(table(density, of), "macs")
+
+    def counts(density):
+        return active_counts(model, density=density, distribution=distribution)
+
+    matching = cost.matching_density(cost.layer_table(model, **image), counts, macs=macs)
+    assert cost.total(table(matching, distribution), "macs") == pytest.approx(macs, rel=1e-3)
+
+
+def test_no_density_makes_up_for_a_dense_first_layer():
+    model = build_model("lenet_300_100", num_classes=10, in_channels=1, image_size=28)
+    layers = cost.layer_table(model, in_channels=1, image_size=28)
+
+    def counts(density):
+        return active_counts(model, density=density, distribution="uniform")
+
+    with pytest.raises(ValueError, match="this network takes 235,202 to 266,200"):
+        cost.matching_density(layers, counts, macs=26_620)
+    assert cost.matching_density(layers, counts, macs=235_202) == 2 / 31_000

@@ -156,6 +156,24 @@ def test_a_smaller_image_is_the_mean_of_its_area(home):
     )
 
 
+@pytest.mark.parametrize("n_train", [None, 100])
+def test_grey_images_in_colour_have_three_equal_channels_and_stay_unflipped(n_train):
+    coloured, grey = data.load("digits", n_train=n_train, in_colour=True), data.load("digits", n_train=n_train)
+    assert (coloured.channels, grey.channels) == (3, 1) and coloured.flip is False
+    assert torch.equal(coloured.train_labels, grey.train_labels)
+    for split in ("train_images", "test_images"):
+        images = getattr(coloured, split)
+        assert torch.equal(images, getattr(grey, split).repeat(1, 1, 1, 3)) and images.is_contiguous()
+    assert torch.equal(coloured.mean, grey.mean.expand(3)) and coloured.sha256 == grey.sha256
+    assert len(list(paths.CACHE.glob("*.pt"))) == 1
+
+
+def test_coloured_images_in_colour_are_as_they_were(home):
+    write_folder(home / "pets")
+    assert same(data.load("pets", in_colour=True), data.load("pets"))
+    assert data.load("pets", in_colour=True).flip is True
+
+
 # The cache
 
 

@@ -113,7 +113,8 @@ def test_shipped_records_come_first_unless_fresh(store):
 
 def test_parents_come_before_children_and_once():
     parent = tiny()
-    child, grandchild = Run("rigl", {}, 0, parent), Run("rigl", {}, 1, Run("rigl", {}, 0, parent))
+    child = Run("rigl", {}, 0, (parent,))
+    grandchild = Run("rigl", {}, 1, (Run("rigl", {}, 0, (parent,)),))
     assert engine.with_parents([grandchild, child, parent]) == [parent, child, grandchild]
 
 
@@ -168,7 +169,7 @@ def test_worker_that_dies_with_nothing_to_do_is_replaced(store):
 
 def test_child_waits_for_its_parent_and_falls_with_it(store):
     parent = tiny(dataset="nonsense")
-    child = Run("rigl", tiny().options, 0, parent)
+    child = Run("rigl", tiny().options, 0, (parent,))
     with pytest.raises(engine.RunFailed, match=r"2 of 2 runs failed.*(?s:.*)its parent failed"):
         engine.run([child], device="cpu", jobs=2, progress=False)
 

@@ -1,6 +1,7 @@
 """Figures: they draw what they are given, unchanged, and write files that are the same every time."""
 
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import matplotlib
 
@@ -66,7 +67,10 @@ def test_every_method_has_a_style_and_every_style_a_method():
     assert figures.METHOD_STYLE.keys() == METHODS.keys()
 
 
-@pytest.mark.parametrize("styles", [figures.METHOD_STYLE, figures.DISTRIBUTION_STYLE])
+ALL_STYLES = [figures.METHOD_STYLE, figures.DISTRIBUTION_STYLE, figures.START_STYLE, figures.PATH_STYLE]
+
+
+@pytest.mark.parametrize("styles", ALL_STYLES)
 def test_no_two_lines_share_a_color_a_marker_or_a_name(styles):
     for key in ("color", "marker", "label"):
         assert len({style[key] for style in styles.values()}) == len(styles)
@@ -76,8 +80,9 @@ def luminance(color):
     return float(np.dot([0.2126, 0.7152, 0.0722], to_rgb(color)))
 
 
-def test_lines_stand_out_from_white():
-    for style in figures.METHOD_STYLE.values():
+@pytest.mark.parametrize("styles", ALL_STYLES)
+def test_lines_stand_out_from_white(styles):
+    for style in styles.values():
         assert luminance(style["color"]) < 0.7
 
 
@@ -165,13 +170,25 @@ def test_other_options_get_colors_in_their_order(ax):
     swept = pd.concat([swept.assign(update_every=1000), swept])
     figures.metric_vs_sparsity(swept, ax=ax, by="update_every")
     assert legend(ax) == ["100 (n=3)", "1000 (n=3)"]
+    assert ax.get_legend().get_title().get_text() == "update every"
+
+
+def test_long_legend_stands_beside_the_lines(ax):
+    rigl = FRAME[FRAME["method"] == "rigl"]
+    figures.metric_vs_sparsity(pd.concat([rigl.assign(width=width) for width in range(7)]), ax=ax, by="width")
+    assert ax.get_legend().get_bbox_to_anchor().x1 <= ax.bbox.x1
+    inside = ax.get_legend()
+    ax.clear()
+    figures.metric_vs_sparsity(pd.concat([rigl.assign(width=width) for width in range(8)]), ax=ax, by="width")
+    ax.figure.canvas.draw()
+    assert inside is not ax.get_legend() and ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
 
 
 def test_published_points_are_drawn_beside_with_the_papers_own_spread(ax):
     points = papers.paper_points("rigl_resnet50_imagenet", source_id="paper_fig2", distribution="uniform", train_mult=1)
     drawn = figures.published(points, ax=ax)
-    assert set(drawn["method"]) == {"static", "set", "rigl"}
-    assert legend(ax) == ["static", "SET", "RigL"]
+    assert set(drawn["method"]) == {"static", "snip", "set", "rigl", "gmp"}
+    assert legend(ax) == ["static", "SNIP", "SET", "RigL", "gradual pruning"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["90 %", "80 %"]
     (rigl,) = drawn.loc[(drawn["method"] == "rigl") & (drawn["density"] == 0.1), "accuracy"]
     assert rigl == 0.72
@@ -293,6 +310,18 @@ def test_forest_shows_judged_claims_about_one_metric_with_interval_paper_and_mar
     assert sorted(np.round(bars, 9).tolist()) == [[-0.12, -0.09], [-0.03, -0.01], [0.01, 0.04]]
     assert {"reproduced (1)", "not reproduced (1)", "inconclusive (1)"} < set(legend(ax))
     assert ax.xaxis.get_major_formatter()(-0.05) == "-5"
+
+
+def test_texts_of_many_claims_do_not_touch():
+    long = judged().iloc[[0]].assign(statement="Of claims as long as the longest of the papers this is one. " * 2)
+    for n, size in ((17, (10, 5.5)), (45, (10, 13))):
+        fig, ax = plt.subplots(figsize=size, layout="constrained")
+        figures.forest(pd.concat([long] * n), ax=ax)
+        fig.canvas.draw()
+        boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert len(boxes) == n
+        assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
+        plt.close(fig)
 
 
 def test_forest_without_a_judged_claim_says_so(ax):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab.masks import drop_and_grow, prunable_weights, random_mask
+from prunelab.masks import drop_and_grow, layer_weights, prunable_weights, random_mask
+from prunelab.methods.static import active_counts, initial_masks
 
 #                       0    1    2    3    4    5    6    7
 WEIGHT = torch.tensor([0.9, -0.1, 0.5, 0.0, 0.0, -0.3, 0.0, 0.0])
@@ -113,3 +114,56 @@ def test_prunable_weights_are_convolutions_and_linear_layers_in_order():
 def test_model_without_prunable_layers_is_refused():
     with pytest.raises(ValueError, match="Sequential has no convolution or linear layer"):
         prunable_weights(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+
+
+def test_depthwise_convolutions_are_never_pruned_but_other_grouped_ones_are():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),  # sees all of one channel: not depthwise
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 8, 3, groups=4),  # two filters for each channel
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.Conv2d(8, 2, 1),
+    )
+    assert list(layer_weights(model)) == ["0", "1", "2", "3", "4"]
+    assert list(prunable_weights(model)) == ["0", "3", "4"]
+    assert set(active_counts(model, density=0.5, distribution="erk")) == {"0", "3", "4"}
+    with pytest.raises(ValueError, match="Conv2d has no convolution or linear layer, so nothing in it can be pruned"):
+        prunable_weights(model[1])
+
+
+# Layers of 10, 20 and 40 weights.
+THREE_LAYERS = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 10))
+
+
+@pytest.mark.parametrize(
+    "distribution, first_layer, layers, n_active",
+    [
+        ("uniform", "by_distribution", {"1", "2"}, 30),
+        ("uniform", "dense", {"1", "2"}, 30),
+        ("erk", "by_distribution", {"0", "1", "2"}, 35),
+        ("erk", "dense", {"1", "2"}, 30),
+        ("erdos_renyi", "by_distribution", {"0", "1", "2"}, 35),
+        ("erdos_renyi", "dense", {"1", "2"}, 30),
+    ],
+)
+def test_first_layer_is_dense_on_request_and_then_outside_the_budget(distribution, first_layer, layers, n_active):
+    options = {"density": 0.5, "distribution": distribution, "first_layer": first_layer}
+    counts = active_counts(THREE_LAYERS, **options)
+    assert set(counts) == layers and sum(counts.values()) == n_active
+    masks = initial_masks(THREE_LAYERS, **options, generator=torch.Generator().manual_seed(0))
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == counts
+
+
+def test_first_layer_is_left_to_the_distribution_by_default():
+    for distribution in ("uniform", "erk"):
+        options = {"density": 0.5, "distribution": distribution}
+        counts = active_counts(THREE_LAYERS, **options)
+        assert counts == active_counts(THREE_LAYERS, **options, first_layer="by_distribution")
+        assert set(initial_masks(THREE_LAYERS, **options, generator=torch.Generator())) == set(counts)
+
+
+def test_impossible_first_layers_are_refused():
+    with pytest.raises(ValueError, match="unknown first_layer 'sparse'; there are by_distribution, dense"):
+        active_counts(THREE_LAYERS, density=0.5, distribution="erk", first_layer="sparse")
+    with pytest.raises(ValueError, match="no layer to make sparse"):
+        active_counts(THREE_LAYERS[:1], density=0.5, distribution="uniform", first_layer="dense")

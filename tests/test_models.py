@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from prunelab.cost import layer_table, total
 from prunelab.models import MODELS, build_model
 
 
@@ -62,3 +64,57 @@ def test_impossible_requests_are_refused():
         build_model("resnet8", num_classes=10, width=0)
     with pytest.raises(ValueError, match="resnet50 takes 3 channels at width 1, got 1 channels"):
         build_model("resnet50", num_classes=10, in_channels=1)
+
+
+def test_mobilenet_has_the_papers_size():
+    # Howard et al. print 4.2 million parameters and 569 million multiply-adds. By hand: the weights of the stem, of the
+    # 13 depthwise and 13 pointwise convolutions and of the output; scale and shift after each convolution; output bias.
+    inputs = [32, 64, 128, 128, 256, 256, *[512] * 6, 1024]
+    outputs = [*inputs[1:], 1024]
+    sides = [112, 56, 56, 28, 28, *[14] * 6, 7, 7]  # of the image, in each block
+    stem, fc = 3 * 32 * 9, 1024 * 1000
+    weights = [(9 * n_in, n_in * n_out) for n_in, n_out in zip(inputs, outputs, strict=True)]
+    n_parameters = stem + fc + 1000 + sum(map(sum, weights)) + 2 * (32 + sum(inputs) + sum(outputs))
+    macs = stem * 112**2 + fc + sum(sum(pair) * side**2 for pair, side in zip(weights, sides, strict=True))
+    assert (n_parameters, macs) == (4_231_976, 568_740_352)
+
+    model = build_model("mobilenet_v1", num_classes=1000, image_size=224)
+    assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
+    assert total(layer_table(model, in_channels=3, image_size=224), "macs") == macs
+
+
+@pytest.mark.parametrize("image_size, last", [(16, 2), (32, 4), (63, 8), (64, 2), (224, 7)])
+def test_mobilenet_spares_small_images_two_halvings(image_size, last):
+    with torch.device("meta"):
+        model = build_model("mobilenet_v1", num_classes=10, image_size=image_size, width=0.25).eval()
+        x = model.bn(model.conv(torch.empty(1, 3, image_size, image_size)))
+        assert model.blocks(x).shape == (1, 256, last, last)
+
+
+def test_mobilenets_convolutions_keep_the_variance_of_their_gradients():
+    torch.manual_seed(0)
+    block = build_model("mobilenet_v1", num_classes=10).blocks[-1]
+    assert block.depthwise.weight.shape == (1024, 1, 3, 3) and block.pointwise.weight.shape == (1024, 1024, 1, 1)
+    # A variance of 2 / fan_out; each channel goes through nine depthwise weights, or to 1024 outputs.
+    assert block.depthwise.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
+    assert block.pointwise.weight.std().item() == pytest.approx((2 / 1024) ** 0.5, rel=0.01)
+
+
+def test_separable_block_by_hand():
+    block = build_model("mobilenet_v1", num_classes=10, width=1 / 32).eval().blocks[1]
+    x = torch.rand(1, 2, 4, 4)
+    nn.init.zeros_(block.depthwise.weight)
+    block.depthwise.weight.data[:, 0, 1, 1] = torch.tensor([1.0, -1.0])  # keeps channel 0; ReLU silences channel 1
+    nn.init.ones_(block.pointwise.weight)
+    torch.testing.assert_close(block(x), x[:, :1].expand(-1, 4, -1, -1), rtol=1e-4, atol=0)
+    block.pointwise.weight.data.fill_(-1.0)
+    assert not block(x).any()
+
+
+def test_stem_of_mobilenet_ends_in_a_relu():
+    model = build_model("mobilenet_v1", num_classes=10).eval()
+    nn.init.constant_(model.conv.weight, -1.0)
+    model.blocks.register_forward_pre_hook(lambda blocks, inputs: seen.append(inputs[0]))
+    seen = []
+    model(torch.rand(1, 3, 32, 32))
+    assert not seen[0].any()

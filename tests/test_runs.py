@@ -10,7 +10,7 @@ DEFAULTS = {"method": "rigl", "density": 0.1, "width": 1.0, "n_epochs": 100, "au
 
 def test_ids_are_what_they_were():
     assert Run("rigl", {"density": 0.05}, seed=1).id == "7a2239bca285a069"
-    assert Run("rigl", {}, seed=0, parent=Run("rigl", {"density": 0.05}, seed=1)).id == "a580ca76cc50fbe4"
+    assert Run("rigl", {}, seed=0, parents=(Run("rigl", {"density": 0.05}, seed=1),)).id == "a580ca76cc50fbe4"
 
 
 def test_canonical_text_is_sorted_and_complete():
@@ -31,7 +31,7 @@ def test_everything_that_determines_a_result_changes_the_id():
         parent,
         make_run("rigl", DEFAULTS, seed=1),
         make_run("rigl", DEFAULTS, seed=0, density=0.2),
-        make_run("rigl", DEFAULTS, seed=0, parent=parent),
+        make_run("rigl", DEFAULTS, seed=0, parents=(parent,)),
         make_run("dmcp", DEFAULTS, seed=0),
     ]
     assert len({run.id for run in runs}) == len(runs)

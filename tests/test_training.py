@@ -70,16 +70,18 @@ def kill_after(n_epochs):
 
 
 @pytest.mark.parametrize(
-    "name, model_name",
-    [(name, "resnet8") for name in METHODS] + [("dense", "wrn22_2"), ("set", "wrn22_2")],  # these have dropout
+    "name, changes",
+    [(name, {}) for name in METHODS]
+    + [(name, {"model_name": "wrn22_2"}) for name in ("dense", "set")]  # these have dropout
+    + [(name, {"optimizer": "adam"}) for name in ("dense", "static", "rigl")],
 )
-def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, model_name, digits, tmp_path, monkeypatch):
+def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, changes, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    whole_model, whole_method, whole = run(name, digits, model_name=model_name)
+    whole_model, whole_method, whole = run(name, digits, **changes)
     for n_epochs in (1, 1):  # killed twice, each time an epoch further
         with pytest.raises(Killed):
-            run(name, digits, model_name=model_name, checkpoint=tmp_path / "state", report=kill_after(n_epochs))
-    model, method, result = run(name, digits, model_name=model_name, checkpoint=tmp_path / "state")
+            run(name, digits, checkpoint=tmp_path / "state", report=kill_after(n_epochs), **changes)
+    model, method, result = run(name, digits, checkpoint=tmp_path / "state", **changes)
 
     assert result.curves == whole.curves
     assert (result.n_steps, result.n_batches) == (whole.n_steps, whole.n_batches)
@@ -207,3 +209,66 @@ def test_weight_decay_spares_biases_and_normalisation():
 def test_batch_larger_than_the_training_set_is_refused(digits):
     with pytest.raises(ValueError, match="batch_size 257 exceeds the 256 training images"):
         run("dense", digits, batch_size=257)
+
+
+def test_sgd_is_the_default_and_has_nesterov_momentum_where_it_has_any():
+    model, _ = build("dense")
+    for options in ({}, {"optimizer": "sgd"}):
+        for momentum in (0.0, 0.9):
+            optimizer = training.build_optimizer(model, momentum=momentum, weight_decay=0.5, **options)
+            assert type(optimizer) is torch.optim.SGD
+            assert all(group["momentum"] == momentum for group in optimizer.param_groups)
+            assert all(group["nesterov"] == (momentum > 0) for group in optimizer.param_groups)
+
+
+def test_adam_steps_by_hand():
+    layer = nn.Linear(1, 1)
+    optimizer = training.build_optimizer(layer, optimizer="adam", momentum=0.5, weight_decay=0.1)
+    nn.init.constant_(layer.weight, 2.0)
+    nn.init.constant_(layer.bias, 2.0)
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.1
+    expected = {"weight": 2.0, "bias": 2.0}
+    moments = {"weight": (0.0, 0.0), "bias": (0.0, 0.0)}
+    for step, gradient in enumerate((1.0, -3.0, 0.5), start=1):
+        layer.weight.grad, layer.bias.grad = torch.full((1, 1), gradient), torch.full((1,), gradient)
+        optimizer.step()
+        for name, decay in (("weight", 0.1), ("bias", 0.0)):
+            decayed = gradient + decay * expected[name]  # L2: through both moments
+            first, second = moments[name]
+            first, second = 0.5 * first + 0.5 * decayed, 0.999 * second + 0.001 * decayed**2
+            moments[name] = first, second
+            expected[name] -= 0.1 * (first / (1 - 0.5**step)) / math.sqrt(second / (1 - 0.999**step))
+            assert getattr(layer, name).item() == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_unknown_optimizer_is_refused(digits):
+    with pytest.raises(ValueError, match="unknown optimizer 'lamb'; there are sgd, adam"):
+        run("dense", digits, optimizer="lamb")
+
+
+def test_training_uses_the_optimizer_it_is_told(digits):
+    sgd, adam = (run("dense", digits, n_epochs=1, optimizer=name)[2] for name in ("sgd", "adam"))
+    assert run("dense", digits, n_epochs=1)[2].curves == sgd.curves != adam.curves
+
+
+def test_adam_leaves_pruned_weights_at_zero():
+    model, method = build("static")
+    optimizer = training.build_optimizer(model, optimizer="adam", momentum=0.9, weight_decay=0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    before = {name: weight.clone() for name, weight in method.weights.items()}
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        images = torch.randn(16, 1, 8, 8, generator=generator)
+        training.train_step(model, optimizer, images, torch.arange(16) % 10, step, method=method)
+    for name, weight in method.weights.items():
+        assert not weight[~method.masks[name]].any() and not torch.equal(weight, before[name])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert not optimizer.state[weight][moment][~method.masks[name]].any()
+
+
+def test_depthwise_weights_are_decayed_though_never_masked():
+    model = build_model("mobilenet_v1", num_classes=10, in_channels=1, image_size=8, width=0.1)
+    decayed, _ = training.build_optimizer(model, momentum=0.9, weight_decay=0.5).param_groups
+    assert any(model.blocks[0].depthwise.weight is weight for weight in decayed["params"])
+    assert len(decayed["params"]) == 28

@@ -9,12 +9,13 @@ Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded 
 """
 
 import copy
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.masks import prunable_weights
+from prunelab.masks import layer_weights
 
 
 def layer_table(
@@ -33,7 +34,7 @@ def layer_table(
     """
     n_active = n_active or {}
     shadow = copy.deepcopy(model).to("meta").eval()
-    weights = prunable_weights(shadow)
+    weights = layer_weights(shadow)
     n_positions: dict[str, int] = {}
 
     def count_positions(name: str):
@@ -63,6 +64,35 @@ def layer_table(
 def total(layers: list[dict], key: str) -> int:
     """Sum of one column of a layer table, such as `macs`."""
     return sum(layer[key] for layer in layers)
+
+
+def matching_density(layers: list[dict], active_counts: Callable[[float], Mapping[str, int]], *, macs: float) -> float:
+    """The density at which a network costs as much as another one, to the nearest weight.
+
+    Args:
+        layers: Table of the network, from `layer_table`, at any density.
+        active_counts: Active weights of each masked layer at a density: `methods.static.active_counts`, all else given.
+        macs: What the other network costs, for one image.
+    Returns:
+        Density for `active_counts`, in (0, 1].
+    Raises:
+        ValueError: Too much even for the dense network, or too little for one weight in each masked layer.
+    """
+    dense = active_counts(1.0)
+    n_weights = sum(dense.values())
+    sizes = {layer["name"]: layer["n_weights"] for layer in layers}
+    n_positions = {layer["name"]: layer["macs"] // layer["n_active"] for layer in layers}
+
+    def macs_with(n_active: int) -> int:
+        counts = sizes | active_counts(n_active / n_weights)
+        return sum(n_positions[name] * n for name, n in counts.items())
+
+    least, most = macs_with(len(dense)), macs_with(n_weights)
+    if not least <= macs <= most:
+        raise ValueError(f"no density costs {macs:,} MACs: this network takes {least:,} to {most:,}")
+    n_above = bisect_left(range(n_weights), macs, lo=len(dense), key=macs_with)
+    n_active = min((max(n_above - 1, len(dense)), n_above), key=lambda n: abs(macs_with(n) - macs))
+    return n_active / n_weights
 
 
 def training_macs(

@@ -3,6 +3,9 @@
 Every worker is one process that trains one run at a time, single-threaded on CPUs: there, one run a core is faster
 than one run on all cores. A record is written the moment its run ends, so whatever is killed, the same call goes on
 from there. A worker that dies (out of memory, SIGKILL) costs its run one retry and nobody else anything.
+
+A run that others start from leaves its state (weights, masks) in `data/runs/<id>/state`. Where a child is to be
+trained and that state is not on this machine, or damaged, the parent is trained again; its record stays as it was.
 """
 
 import math
@@ -14,8 +17,9 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing import connection
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from prunelab import paths, recipes, records
+from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.files import atomic_write
 from prunelab.runs import Run
 
@@ -59,12 +64,17 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
         store: Folder of this machine's runs.
     """
     wanted = {run.id: run for run in plan}
-    mine = {run_id: record for run_id in wanted if (record := records.find(run_id, store))}
-    if fresh:
-        return mine
-    notebooks = {recipes.get(run.recipe).NOTEBOOK for run in wanted.values()}
-    shipped = {record["id"]: record for notebook in notebooks for record in records.load(notebook)}
-    return mine | {run_id: record for run_id, record in shipped.items() if run_id in wanted}
+    found = {run_id: record for run_id in wanted if (record := records.find(run_id, store))}
+    if not fresh:
+        notebooks = {recipes.get(run.recipe).NOTEBOOK for run in wanted.values()}
+        shipped = {record["id"]: record for notebook in notebooks for record in records.load(notebook)}
+        found |= {run_id: record for run_id, record in shipped.items() if run_id in wanted}
+    return {run_id: _with_defaults(record) for run_id, record in found.items()}
+
+
+def _with_defaults(record: dict) -> dict:
+    """The record with the options that its recipe got since; a new option's default is what was done before it."""
+    return record | {"options": recipes.get(record["recipe"]).OPTIONS | record["options"]}
 
 
 def with_parents(plan: Iterable[Run]) -> list[Run]:
@@ -72,8 +82,8 @@ def with_parents(plan: Iterable[Run]) -> list[Run]:
     ordered: dict[str, Run] = {}
 
     def add(run: Run) -> None:
-        if run.parent:
-            add(run.parent)
+        for parent in run.parents:
+            add(parent)
         ordered.setdefault(run.id, run)
 
     for run in plan:
@@ -109,11 +119,37 @@ def run(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     done = on_record(with_parents(plan), fresh=fresh, store=store)
-    missing = [item for item in with_parents(plan) if item.id not in done]
-    if missing:
+    if missing := _to_train(plan, done, store=store):
         jobs = min(jobs or (RUNS_PER_GPU if device == "cuda" else n_cores()), len(missing))
-        done |= _Pool(missing, store=store, device=device, jobs=jobs).train(progress=progress)
+        done = _Pool(missing, store=store, device=device, jobs=jobs).train(progress=progress) | done
     return [done[item.id] for item in plan]
+
+
+def _to_train(plan: Iterable[Run], done: Mapping[str, dict], *, store: Path) -> list[Run]:
+    """What is not on record, and the ancestors from whose state it starts where that is not in the store."""
+    chosen: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        for parent in run.parents:
+            if parent.id not in chosen and not _has_state(parent, store):
+                add(parent)
+        chosen.setdefault(run.id, run)
+
+    for item in with_parents(plan):
+        if item.id not in done:
+            add(item)
+    return list(chosen.values())
+
+
+def _has_state(item: Run, store: Path) -> bool:
+    try:
+        load_checkpoint(store / item.id / "state")
+    except FileNotFoundError:
+        return False
+    except CorruptCheckpoint as error:
+        warnings.warn(f"{error}; its run will be trained again", stacklevel=2)
+        return False
+    return True
 
 
 def verify(
@@ -154,9 +190,14 @@ def verify(
     ]
 
 
-def execute(item: Run, *, store: Path, device: str) -> dict | None:
-    """Trains one run in this process, and puts its record and nothing else into the store.
+def execute(item: Run, *, store: Path, device: str, keep_state: bool = False) -> dict | None:
+    """Trains one run in this process, and puts its record, and on request its state, into the store.
 
+    Args:
+        item: Its parents' states are in the store.
+        store: Folder of this machine's runs.
+        device: "cpu" or "cuda".
+        keep_state: Others start from this run.
     Returns:
         Its record; None while another process is training it.
     """
@@ -164,11 +205,14 @@ def execute(item: Run, *, store: Path, device: str) -> dict | None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):  # let go by the system when its holder dies
-            if record := records.find(item.id, store):
+            record = records.find(item.id, store)
+            if record and not (keep_state and not _has_state(item, store)):
                 return record
             for half_written in folder.glob(".*"):  # left by a process killed in the middle of a write
                 half_written.unlink()
-            record = _train(item, folder=folder, device=device)
+            record, state = _train(item, store=store, device=device)
+            if keep_state:
+                save_checkpoint(state, folder / "state")
             records.save(record, store)
             for leftover in ("checkpoint", "progress"):
                 (folder / leftover).unlink(missing_ok=True)
@@ -177,31 +221,34 @@ def execute(item: Run, *, store: Path, device: str) -> dict | None:
         return None
 
 
-def _train(item: Run, *, folder: Path, device: str) -> dict:
+def _train(item: Run, *, store: Path, device: str) -> tuple[dict, dict]:
     provenance = records.provenance()  # before training: the commit may change under a long run
     recipe = recipes.get(item.recipe)
     result = recipe.execute(
         item,
         device=device,
-        checkpoint=folder / "checkpoint",
-        report=lambda share: atomic_write(folder / "progress", f"{share:.4f}"),
+        parents=[load_checkpoint(store / parent.id / "state") for parent in item.parents],
+        checkpoint=store / item.id / "checkpoint",
+        report=lambda share: atomic_write(store / item.id / "progress", f"{share:.4f}"),
     )
-    return {
+    state, seconds, dataset = (result.pop(key) for key in ("state", "seconds", "dataset"))
+    record = {
         "format": records.FORMAT,
         "id": item.id,
         "recipe": item.recipe,
         "options": recipe.OPTIONS | dict(item.options),
         "seed": item.seed,
-        "parent": item.parent.id if item.parent else None,
-        **{key: _finite(result[key]) for key in ("status", "metrics", "curves", "layers", "moves")},
+        "parent": item.parent_ids,
+        **_finite(result),
         "provenance": provenance
         | {
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
-            "seconds": round(result["seconds"], 2),
-            "dataset": result["dataset"],
+            "seconds": round(seconds, 2),
+            "dataset": dataset,
         },
     }
+    return record, state
 
 
 def _finite(value):
@@ -230,8 +277,8 @@ class _Worker:
         theirs.close()
         self.item: Run | None = None
 
-    def start(self, item: Run) -> None:
-        self.pipe.send(item)
+    def start(self, item: Run, *, keep_state: bool) -> None:
+        self.pipe.send((item, keep_state))
         self.item = item
 
     def kill(self) -> None:
@@ -246,9 +293,9 @@ def _serve(pipe: connection.Connection, store: Path, device: str) -> None:
     if device == "cpu":
         torch.set_num_threads(1)
     while True:
-        item = pipe.recv()
+        item, keep_state = pipe.recv()
         try:
-            answer = execute(item, store=store, device=device)
+            answer = execute(item, store=store, device=device, keep_state=keep_state)
         except Exception as error:
             answer = RunFailed(f"{item}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
         pipe.send(answer)
@@ -268,6 +315,7 @@ class _Pool:
         """
         self.store, self.device = store, device
         self.items, self.waiting = items, list(items)
+        self.parents = {parent.id for item in items for parent in item.parents}
         self.done: dict[str, dict] = {}
         self.failed: dict[str, str] = {}
         self.deaths: Counter[str] = Counter()
@@ -295,15 +343,16 @@ class _Pool:
         return self.done
 
     def _give_out(self) -> None:
-        for item in [item for item in self.waiting if item.parent and item.parent.id in self.failed]:
-            self.waiting.remove(item)
-            self.failed[item.id] = f"{item}: its parent failed"
+        for item in list(self.waiting):
+            if any(parent.id in self.failed for parent in item.parents):
+                self.waiting.remove(item)
+                self.failed[item.id] = f"{item}: its parent failed"
         for worker in [worker for worker in self.workers if worker.item is None]:
             item = next(filter(self._can_start, self.waiting), None)
             if item is None:
                 return
             try:
-                worker.start(item)
+                worker.start(item, keep_state=item.id in self.parents)
             except OSError:  # it died while it had nothing to do
                 self._replace(worker)
             else:
@@ -311,7 +360,8 @@ class _Pool:
 
     def _can_start(self, item: Run) -> bool:
         coming = {other.id for other in self.items} - self.done.keys()
-        return not (item.parent and item.parent.id in coming) and self.not_before.get(item.id, 0) <= time.monotonic()
+        is_ready = not any(parent.id in coming for parent in item.parents)
+        return is_ready and self.not_before.get(item.id, 0) <= time.monotonic()
 
     def _collect(self) -> None:
         busy = {worker.pipe: worker for worker in self.workers if worker.item}

@@ -3,21 +3,32 @@
 import torch
 from torch import Tensor, nn
 
-PRUNABLE = (nn.Conv2d, nn.Linear)
+
+def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a model's convolutions and linear layers by layer name, first layer first."""
+    return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of a model's convolutions and linear layers by layer name, first layer first.
+    """Those of `layer_weights` that may be pruned: all but depthwise convolutions, which are few and stay dense.
 
     Biases and normalisation are never pruned.
 
     Raises:
         ValueError: The model has no such layer.
+    Source: Evci et al. 2020, arXiv:1911.11134; mobilenetv1_model in google-research/rigl.
     """
-    weights = {name: module.weight for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
+    weights = {
+        name: weight for name, weight in layer_weights(model).items() if not _is_depthwise(model.get_submodule(name))
+    }
     if not weights:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer, so nothing in it can be pruned")
     return weights
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    """Whether each filter sees a single one of several channels."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
 
 
 def random_mask(shape: torch.Size | tuple[int, ...], n_active: int, *, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import platform
 import subprocess
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -103,16 +103,35 @@ def ship(notebook: str, records: Iterable[dict]) -> int:
     return len(lines)
 
 
-def frame(records: Iterable[dict]) -> pd.DataFrame:
-    """Records as a table, one row a run: options, metrics and provenance become columns; no value is changed."""
-    rows = [
-        {"id": record["id"], "recipe": record["recipe"], "seed": record["seed"], "status": record["status"]}
+def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | None = None) -> pd.DataFrame:
+    """Records as a table, one row a run: options, metrics and provenance become columns; no value is changed.
+
+    The options of a run's parent, where it has one and that is among the records, become columns `parent_...`.
+
+    Args:
+        records: Of any runs.
+        experiments: Ids of the runs of each experiment. The table then has a column `experiment`, one row for each
+            run and experiment it belongs to, and no other runs.
+    """
+    records = list(records)
+    by_id = {record["id"]: record for record in records}
+    rows = {
+        run_id: {"id": run_id, "recipe": record["recipe"], "seed": record["seed"], "status": record["status"]}
         | record["options"]
         | record["metrics"]
         | {key: value for key, value in record["provenance"].items() if key != "dataset"}
-        for record in records
-    ]
-    return pd.DataFrame(rows)
+        | {f"parent_{name}": value for name, value in _options(by_id, record["parent"]).items()}
+        for run_id, record in by_id.items()
+    }
+    if experiments is None:
+        return pd.DataFrame(rows.values())
+    return pd.DataFrame(
+        {"experiment": name} | rows[run_id] for name, ids in experiments.items() for run_id in ids if run_id in rows
+    )
+
+
+def _options(by_id: Mapping[str, dict], parent: str | list[str] | None) -> dict:
+    return by_id[parent]["options"] if isinstance(parent, str) and parent in by_id else {}
 
 
 @functools.cache

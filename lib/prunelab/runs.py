@@ -1,4 +1,4 @@
-"""A run is a value: what is trained, with which options, seed and parent. Its id is a hash of just that."""
+"""A run is a value: what is trained, with which options, seed and parents. Its id is a hash of just that."""
 
 import hashlib
 import json
@@ -16,20 +16,26 @@ class Run:
         recipe: Key of the recipe that executes it.
         options: Only those that differ from the recipe's defaults, so that a new option leaves old ids alone.
         seed: Of every random stream in it.
-        parent: The run whose weights, masks or widths it starts from.
+        parents: The runs whose weights, masks or widths it starts from; mostly none or one.
     """
 
     recipe: str
     options: Mapping[str, Option] = field(default_factory=dict)
     seed: int = 0
-    parent: "Run | None" = None
+    parents: "tuple[Run, ...]" = ()
+
+    @property
+    def parent_ids(self) -> str | list[str] | None:
+        """As records have it: an id, a list of several, or None."""
+        ids = [parent.id for parent in self.parents]
+        return ids if len(ids) > 1 else ids[0] if ids else None
 
     def canonical(self) -> str:
         """JSON with sorted keys and no spaces: equal runs, and only they, have equal text."""
         return json.dumps(
             {
                 "options": dict(self.options),
-                "parent": self.parent.id if self.parent else None,
+                "parent": self.parent_ids,
                 "recipe": self.recipe,
                 "seed": self.seed,
             },
@@ -52,7 +58,7 @@ class Run:
 
 
 def make_run(
-    recipe: str, defaults: Mapping[str, Option], *, seed: int, parent: Run | None = None, **options: Option
+    recipe: str, defaults: Mapping[str, Option], *, seed: int, parents: tuple[Run, ...] = (), **options: Option
 ) -> Run:
     """A run whose options have been checked against a recipe's defaults and stripped of them.
 
@@ -74,4 +80,4 @@ def make_run(
             raise ValueError(f"option {name} of {recipe} is {type(default).__name__}, got {value!r}")
         if value != default:
             changed[name] = value
-    return Run(recipe, changed, seed, parent)
+    return Run(recipe, changed, seed, parents)

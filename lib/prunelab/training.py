@@ -15,13 +15,17 @@ from torch.optim import Optimizer
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.data.batches import TrainBatches, test_batches
 from prunelab.data.dataset import Dataset
-from prunelab.masks import PRUNABLE
+from prunelab.masks import layer_weights
 from prunelab.methods.static import Static
 from prunelab.schedules import learning_rate as learning_rate_at
 
 EVALUATION_PIXELS = 128_000  # of each channel at a time: activations that still fit into a processor's cache
 CHECKPOINT_FORMAT = 1  # counts up when what a state holds changes
 CHECKPOINT_SECONDS = 10.0  # at most this much training is lost when a run is killed, evaluations permitting
+OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {
+    "sgd": lambda groups, momentum: torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0),
+    "adam": lambda groups, momentum: torch.optim.Adam(groups, lr=0.0, betas=(momentum, 0.999)),
+}
 
 
 @dataclass
@@ -108,18 +112,26 @@ def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
     return float(loss_sum) / n_images, float(n_correct) / n_images
 
 
-def build_optimizer(model: nn.Module, *, momentum: float, weight_decay: float) -> Optimizer:
-    """SGD with Nesterov momentum; weight decay on convolution and linear weights only, as RigL's code has it.
+def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float) -> Optimizer:
+    """SGD with Nesterov momentum, or Adam; weight decay on convolution and linear weights only, as RigL's code has it.
 
     The learning rate is set before each step by `train`.
+
+    Args:
+        model: Its parameters are optimized.
+        optimizer: A key of `OPTIMIZERS`.
+        momentum: Nesterov's in SGD, beta_1 in Adam, whose beta_2 is 0.999.
+        weight_decay: Added to the gradient, times the weight; in Adam too, where it is not decoupled.
+    Raises:
+        ValueError: An unknown optimizer.
     """
-    decayed = [module.weight for module in model.modules() if isinstance(module, PRUNABLE)]
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
+    decayed = list(layer_weights(model).values())
     ids = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]], lr=0.0, momentum=momentum, nesterov=momentum > 0
-    )
+    return OPTIMIZERS[optimizer]([group for group in groups if group["params"]], momentum)
 
 
 def train(
@@ -129,6 +141,7 @@ def train(
     n_epochs: int,
     batch_size: int,
     learning_rate: float,
+    optimizer: str = "sgd",
     schedule: str,
     warmup_epochs: int,
     momentum: float,
@@ -153,10 +166,11 @@ def train(
         n_epochs: Passes over the training set.
         batch_size: Images a step.
         learning_rate: Peak value.
+        optimizer: A key of `OPTIMIZERS`.
         schedule: A key of `schedules.LEARNING_RATES`.
         warmup_epochs: Length of the linear rise of the learning rate.
-        momentum: Of SGD, Nesterov's kind.
-        weight_decay: On convolution and linear weights.
+        momentum: As for `build_optimizer`.
+        weight_decay: As for `build_optimizer`.
         label_smoothing: In [0, 1).
         augment: Random crops, and flips where the data set allows them.
         eval_every: Epochs between two evaluations.
@@ -165,18 +179,18 @@ def train(
         checkpoint: File for the state; None keeps none.
         report: Called after each evaluation with the share of training done, in (0, 1].
     Raises:
-        ValueError: A batch larger than the training set, or an impossible schedule.
+        ValueError: A batch larger than the training set, an impossible schedule, or an unknown optimizer.
     """
     steps_per_epoch = len(dataset.train_labels) // batch_size
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size {batch_size} exceeds the {len(dataset.train_labels)} training images")
     n_steps, warmup_steps = n_epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, momentum=momentum, weight_decay=weight_decay)
+    stepper = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
     batches = TrainBatches(dataset, batch_size=batch_size, augment=augment, generator=generator)
     result = Result()
     if checkpoint is not None:
-        result = _restore(checkpoint, model, optimizer, batches, method) or result
+        result = _restore(checkpoint, model, stepper, batches, method) or result
 
     started, saved = time.monotonic() - result.seconds, time.monotonic()
     while result.n_steps < n_steps and not result.diverged:
@@ -187,11 +201,11 @@ def train(
             rate = learning_rate_at(
                 result.n_steps, peak=learning_rate, n_steps=n_steps, warmup_steps=warmup_steps, schedule=schedule
             )
-            for group in optimizer.param_groups:
+            for group in stepper.param_groups:
                 group["lr"] = rate
             images, labels = next(batches)
             loss, stepped = train_step(
-                model, optimizer, images, labels, result.n_steps, method=method, label_smoothing=label_smoothing
+                model, stepper, images, labels, result.n_steps, method=method, label_smoothing=label_smoothing
             )
             loss_sum += loss
             result.n_batches += 1
@@ -209,7 +223,7 @@ def train(
             result.curves[key].append(value)
         result.seconds = time.monotonic() - started
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(_state(result, model, optimizer, batches, method), checkpoint)
+            save_checkpoint(_state(result, model, stepper, batches, method), checkpoint)
             saved = time.monotonic()
         report(result.n_steps / n_steps)
     return result

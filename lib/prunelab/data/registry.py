@@ -3,7 +3,7 @@
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
@@ -56,6 +56,7 @@ def load(
     *,
     image_size: int | None = None,
     n_train: int | None = None,
+    in_colour: bool = False,
     device: torch.device | str = "cpu",
 ) -> Dataset:
     """Loads a data set onto a device: decoded before, from an archive or folder, or downloaded.
@@ -66,6 +67,8 @@ def load(
         image_size: Side of the images, shrunk by area averaging; from images that are not square, the largest
             square is cut first. None leaves them as they are.
         n_train: A class-balanced part of the training images, always the same; None takes them all.
+        in_colour: Whether grey images get three equal channels, so that one network takes both kinds; they are still
+            not flipped.
         device: Where the images go.
     Raises:
         ValueError: Unknown name, impossible size or number, or a source that cannot be used.
@@ -83,6 +86,10 @@ def load(
     )
     if n_train is not None:
         dataset = with_n_train(dataset, n_train)
+    if in_colour:
+        dataset = replace(
+            dataset, train_images=_coloured(dataset.train_images), test_images=_coloured(dataset.test_images)
+        )
     return dataset.to(device)
 
 
@@ -188,6 +195,10 @@ def _resized(images: Images, image_size: int | None) -> Images:
 
 def _shrunk(images: Tensor, image_size: int) -> Tensor:
     return torch.from_numpy(np.stack([area_average(image, image_size) for image in images.numpy()]))
+
+
+def _coloured(images: Tensor) -> Tensor:
+    return images.expand(-1, -1, -1, 3).contiguous()
 
 
 def _find_source(name: str) -> Path | None:

@@ -1,6 +1,9 @@
 """Training methods by name, the one vocabulary of registry, records and figure legends."""
 
-from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining
+from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining, SparseMomentum
+from prunelab.methods.gradual import GradualPruning
+from prunelab.methods.lottery import Ticket
+from prunelab.methods.snip import Snip
 from prunelab.methods.static import Static
 
 # None: no mask. What makes `small_dense` small is its width, which the recipe chooses.
@@ -9,8 +12,12 @@ METHODS: dict[str, type[Static] | None] = {
     "small_dense": None,
     "small_dense_macs": None,
     "static": Static,
+    "snip": Snip,
     "set": SparseEvolutionaryTraining,
+    "snfs": SparseMomentum,
     "rigl": RigL,
+    "gmp": GradualPruning,
+    "lottery": Ticket,
 }
 
 

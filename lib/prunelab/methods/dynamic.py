@@ -1,13 +1,14 @@
 """Dynamic sparse training: every so often the smallest weights leave and as many new connections enter.
 
-SET grows them at random, RigL where the gradient is largest. Layers are handled one by one: a layer's density never
-changes, and no weight moves to another layer.
+SET grows them at random, SNFS and RigL where the gradient is largest, averaged over the past or not. Layers are handled
+one by one: a layer's density never changes, and no weight moves to another layer.
 
-Source: Mocanu et al. 2018, arXiv:1707.04780 (SET); Evci et al. 2020, arXiv:1911.11134 (RigL); update semantics as in
-google-research/rigl, sparse_optimizers_base.
+Source: Mocanu et al. 2018, arXiv:1707.04780 (SET); Dettmers & Zettlemoyer 2019, arXiv:1907.04840 (SNFS); Evci et al.
+2020, arXiv:1911.11134 (RigL); update semantics as in google-research/rigl, sparse_optimizers_base.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,9 @@ class Dynamic(Static):
         """Score of every weight of a layer, at least 0; the largest inactive ones become active."""
         raise NotImplementedError
 
+    def _name(self, weight: nn.Parameter) -> str:
+        return next(name for name, own in self.weights.items() if own is weight)
+
     def is_due(self, step: int) -> bool:
         """Whether connections move now; the last step is included."""
         return self.last_update_step + self.update_every <= step <= self.stop_update_step
@@ -79,11 +83,7 @@ class Dynamic(Static):
         survival = []
         for name, weight in self.weights.items():
             mask, newborn = drop_and_grow(weight, self.grow_score(weight), self.masks[name], drop_fraction=share)
-            stayed = mask & ~newborn
-            weight.mul_(stayed)
-            for slot in optimizer.state[weight].values():
-                if isinstance(slot, Tensor) and slot.shape == weight.shape:
-                    slot.mul_(stayed)
+            self._keep_only(mask & ~newborn, weight, optimizer)
             self.masks[name].copy_(mask)
             survival.append((mask & self.initial_masks[name]).sum() / mask.sum())
         self.moves["step"].append(step)
@@ -120,6 +120,48 @@ class SparseEvolutionaryTraining(Dynamic):
             self.move_connections(step, optimizer)
 
 
+class SparseMomentum(SparseEvolutionaryTraining):
+    """SNFS: as SET, but new connections appear where the running average of the gradient is largest.
+
+    Differs: No weight moves to another layer, as in google-research/rigl; in the paper layers of larger momentum gain
+        weights from the others. The average is never divided by 1 - momentum^t, which changes no order.
+    """
+
+    def __init__(
+        self, model: nn.Module, masks: Mapping[str, Tensor], *, gradient_momentum: float, **schedule: Any
+    ) -> None:
+        """Args:
+            model: Network to train.
+            masks: Initial mask of each sparse layer, by layer name.
+            gradient_momentum: Share of the average that each batch leaves, in [0, 1); 0 is the last gradient alone.
+            schedule: All keywords of `Dynamic`.
+        Raises:
+            ValueError: A share outside [0, 1), or see `Dynamic`.
+        """
+        super().__init__(model, masks, **schedule)
+        if not 0.0 <= gradient_momentum < 1.0:
+            raise ValueError(f"gradient_momentum must lie in [0, 1), got {gradient_momentum}")
+        self.gradient_momentum = gradient_momentum
+        self.averages = {name: torch.zeros_like(weight.detach()) for name, weight in self.weights.items()}
+
+    def before_update(self, step: int, optimizer: Optimizer) -> bool:
+        for name, weight in self.weights.items():
+            self.averages[name].lerp_(weight.grad, 1.0 - self.gradient_momentum)
+        self.n_dense_gradients += 1
+        return False
+
+    def grow_score(self, weight: nn.Parameter) -> Tensor:
+        return self.averages[self._name(weight)].abs()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"averages": self.averages}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        for name, average in state["averages"].items():
+            self.averages[name].copy_(average)
+
+
 class RigL(Dynamic):
     """RigL: new connections appear where the gradient of the batch is largest, *instead of* an optimizer step."""
 
@@ -132,3 +174,72 @@ class RigL(Dynamic):
         self.move_connections(step, optimizer)
         self.n_dense_gradients += 1
         return True
+
+
+def checked_ranks(score: object, gradient: Tensor, mask: Tensor, *, layer: str) -> Tensor:
+    """Ranks of a score that a reader's function gave, or what is wrong with it.
+
+    Ranks keep order and ties at any sign and size; a shift to positive numbers would round small differences off. A
+    constant score passes where no inactive connection has a gradient: a dead layer is not the function's fault.
+
+    Args:
+        score: What was returned for the layer.
+        gradient: Dense gradient of the layer.
+        mask: Bool, same shape.
+        layer: The layer's name, for the messages.
+    Returns:
+        0 for the smallest score, one more for each larger one, same shape.
+    Raises:
+        ValueError: No real tensor of the layer's shape, NaN or infinity in it, or one number for all inactive
+            connections.
+    """
+    shape, where = tuple(gradient.shape), f"layer {layer!r} of shape {tuple(gradient.shape)}"
+    if not isinstance(score, Tensor):
+        raise ValueError(f"score returned {score!r} for {where}; return a tensor of that shape, a number a connection")
+    if score.shape != shape or score.is_complex():
+        raise ValueError(
+            f"score returned a tensor of shape {tuple(score.shape)} and type {score.dtype} for {where}; "
+            "return a real number for each connection, in the weight's shape"
+        )
+    score = score.to(gradient.device)
+    if n_invalid := int((~score.isfinite()).sum()):
+        raise ValueError(
+            f"score returned NaN or infinity for {n_invalid} of {score.numel()} connections of {where}; "
+            "return finite numbers, minding logarithms and divisions: inactive weights are zero"
+        )
+    candidates = score[~mask]
+    if len(candidates) > 1 and (candidates == candidates[0]).all() and gradient[~mask].any():
+        raise ValueError(
+            f"score returned {candidates[0].item()} for all {len(candidates)} inactive connections of {where}; "
+            "return numbers that differ, which the weight alone cannot give: inactive weights are zero"
+        )
+    return score.unique(return_inverse=True)[1]
+
+
+class CustomGrowth(RigL):
+    """RigL with a reader's own criterion: new connections appear where `score` is largest."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Tensor],
+        *,
+        score: Callable[[Tensor, Tensor], Tensor],
+        **schedule: Any,
+    ) -> None:
+        """Args:
+            model: Network to train.
+            masks: Initial mask of each sparse layer, by layer name.
+            score: Called with copies of the weight and the dense gradient of one layer; returns a finite number, of
+                any sign, for each connection. `lambda weight, gradient: gradient.abs()` is RigL.
+            schedule: All keywords of `Dynamic`.
+        Raises:
+            ValueError: See `Dynamic`; during training, see `checked_ranks`.
+        """
+        super().__init__(model, masks, **schedule)
+        self.score = score
+
+    def grow_score(self, weight: nn.Parameter) -> Tensor:
+        name = self._name(weight)
+        score = self.score(weight.detach().clone(), weight.grad.clone())
+        return checked_ranks(score, weight.grad, self.masks[name], layer=name)

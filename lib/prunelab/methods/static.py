@@ -12,35 +12,73 @@ from torch.optim import Optimizer
 from prunelab.density import allocate
 from prunelab.masks import prunable_weights, random_mask
 
+FIRST_LAYERS = ("by_distribution", "dense")
 
-def active_counts(model: nn.Module, *, density: float, distribution: str) -> dict[str, int]:
+
+def active_counts(
+    model: nn.Module, *, density: float, distribution: str, first_layer: str = "by_distribution"
+) -> dict[str, int]:
     """How many weights of each masked layer are active.
 
     Uniform leaves the first layer dense, without a mask and outside the budget; Erdős–Rényi and ERK mask every layer.
+    With `first_layer="dense"` they too leave out the first one.
 
     Args:
         model: Network with convolution or linear layers.
         density: Share of the masked layers' weights that stay, in (0, 1].
         distribution: `uniform`, `erdos_renyi` or `erk`.
+        first_layer: One of `FIRST_LAYERS`.
     Returns:
         Active weights by layer name; a layer that stays dense is not in it.
     Raises:
-        ValueError: See `density.allocate` and `masks.prunable_weights`.
+        ValueError: An unknown `first_layer`; else see `density.allocate` and `masks.prunable_weights`.
     Source: Evci et al. 2020, Sec. 3 (1) and App. K.
     """
+    if first_layer not in FIRST_LAYERS:
+        raise ValueError(f"unknown first_layer {first_layer!r}; there are {', '.join(FIRST_LAYERS)}")
     shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(model).items()}
-    if distribution == "uniform" and len(shapes) > 1:
+    if first_layer == "dense" or (distribution == "uniform" and len(shapes) > 1):
         del shapes[next(iter(shapes))]
     return allocate(shapes, density, distribution=distribution)
 
 
 def initial_masks(
-    model: nn.Module, *, density: float, distribution: str, generator: torch.Generator
+    model: nn.Module,
+    *,
+    density: float,
+    distribution: str,
+    first_layer: str = "by_distribution",
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Random masks for a fresh model, by layer name; arguments as for `active_counts`, `generator` on the CPU."""
     weights = prunable_weights(model)
-    counts = active_counts(model, density=density, distribution=distribution)
+    counts = active_counts(model, density=density, distribution=distribution, first_layer=first_layer)
     return {name: random_mask(weights[name].shape, n, generator=generator) for name, n in counts.items()}
+
+
+def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tensor]:
+    """All-True masks, for methods that start dense.
+
+    Args:
+        model: Network with convolution or linear layers.
+        n_active: How many weights of each layer the method will keep, by layer name; only checked here.
+    Raises:
+        ValueError: A layer that is not there, or a count outside 1 .. size of the layer.
+    """
+    weights = prunable_weights(model)
+    for name, n in n_active.items():
+        if name not in weights:
+            raise ValueError(f"{type(model).__name__} has no convolution or linear layer {name!r}")
+        if not 1 <= n <= weights[name].numel():
+            raise ValueError(f"layer {name!r} of {weights[name].numel()} weights cannot keep {n} of them")
+    return {name: torch.ones(weights[name].shape, dtype=torch.bool) for name in n_active}
+
+
+def largest(score: Tensor, n_active: int) -> Tensor:
+    """Mask of the `n_active` largest scores; of equal ones, the first come first."""
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    mask[score.flatten().argsort(descending=True, stable=True)[:n_active]] = True
+    return mask.view_as(score)
 
 
 class Static:
@@ -85,6 +123,14 @@ class Static:
     @torch.no_grad()
     def _mask_weights(self) -> None:
         torch._foreach_mul_(list(self.weights.values()), list(self.masks.values()))
+
+    @torch.no_grad()
+    def _keep_only(self, kept: Tensor, weight: nn.Parameter, optimizer: Optimizer) -> None:
+        """Zeroes a weight and its momentum wherever `kept` is False."""
+        weight.mul_(kept)
+        for slot in optimizer.state[weight].values():
+            if isinstance(slot, Tensor) and slot.shape == weight.shape:
+                slot.mul_(kept)
 
     def state_dict(self) -> dict:
         """All that a resumed training needs; the masks are the method's own tensors."""

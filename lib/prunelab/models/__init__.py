@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from prunelab.models.lenet import lenet_300_100
+from prunelab.models.mobilenet import mobilenet_v1
 from prunelab.models.resnet import resnet, resnet50
 from prunelab.models.wide_resnet import wide_resnet
 
@@ -17,6 +18,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet56": resnet(depth=56),
     "resnet50": resnet50,
     "wrn22_2": wide_resnet(depth=22, widening=2),
+    "mobilenet_v1": mobilenet_v1,
 }
 
 
@@ -29,7 +31,7 @@ def build_model(
         name: A key of `MODELS`.
         num_classes: Number of outputs.
         in_channels: 3 for colour, 1 for grey images.
-        image_size: Height and width of the images in pixels; only fully connected networks depend on it.
+        image_size: Height and width of the images in pixels; only LeNet's inputs and MobileNet's strides depend on it.
         width: Factor on the number of channels (or hidden units) of every layer but the output.
     Raises:
         ValueError: Unknown name, or a width that leaves no channel.

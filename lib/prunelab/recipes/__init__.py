@@ -1,8 +1,8 @@
 """Recipes: the only rooms that know methods, models and training together, one a notebook.
 
 A recipe module has `NOTEBOOK`, `PROFILES`, `OPTIONS` (each option's default), `plan(profile, seeds=None)`, which lists
-runs, `execute(run, device=..., checkpoint=..., report=...)`, which trains one and returns its result, and
-`forecast(run)`, its training MACs.
+runs, `execute(run, device=..., parents=..., checkpoint=..., report=...)`, which trains one from its parents' states and
+returns its result, and `forecast(run)`, its training MACs.
 """
 
 from types import ModuleType

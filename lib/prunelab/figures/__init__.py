@@ -1,0 +1,41 @@
+"""Drawings of records. They neither train nor change a number, and each returns the numbers it drew.
+
+They draw into axes that the caller made and titles:
+
+    fig, ax = plt.subplots(figsize=figures.SIZE, layout="constrained")
+    data = figures.metric_vs_sparsity(frame, ax=ax)
+    figures.save_figure(fig, "01_rigl", profile, "accuracy_vs_sparsity", data=data, alt="...")
+
+A line joins means over seeds and a marker is one run. A hollow marker is a run that diverged; it counts in
+its mean. Where a diverged run has no value its mean has none either, and its marker stands on the lower edge.
+"""
+
+from prunelab.figures.layers import layer_densities, mask_survival, measured_densities, pixel_map
+from prunelab.figures.lines import metric_vs, metric_vs_cost, metric_vs_sparsity, published
+from prunelab.figures.save import SIZE, save_figure
+from prunelab.figures.settings import heat, strips
+from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PATH_STYLE, START_STYLE
+from prunelab.figures.traces import curves, loss_paths
+from prunelab.figures.verdicts import forest
+
+__all__ = [
+    "DISTRIBUTION_STYLE",
+    "METHOD_STYLE",
+    "PATH_STYLE",
+    "SIZE",
+    "START_STYLE",
+    "curves",
+    "forest",
+    "heat",
+    "layer_densities",
+    "loss_paths",
+    "mask_survival",
+    "measured_densities",
+    "metric_vs",
+    "metric_vs_cost",
+    "metric_vs_sparsity",
+    "pixel_map",
+    "published",
+    "save_figure",
+    "strips",
+]

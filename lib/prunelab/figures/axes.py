@@ -1,0 +1,72 @@
+"""What drawings have in common: axes, legends, and how a diverged run is drawn."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from prunelab.figures.style import is_share, label, percent
+
+
+def ticks(axis: Axis, positions: Iterable[float], labels: Iterable[str]) -> None:
+    """Exactly these ticks, and no smaller ones between."""
+    axis.set_major_locator(FixedLocator(list(positions)))
+    axis.set_major_formatter(FixedFormatter(list(labels)))
+    axis.set_minor_locator(NullLocator())
+
+
+def log_steps(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10 and so on, from about `low` to about `high`: ticks of a logarithmic axis."""
+    steps = (digit * 10.0**power for power in range(-9, 9) for digit in (1, 2, 5))
+    return [step for step in steps if low / 1.3 <= step <= high * 1.3]
+
+
+def sparsity_axis(ax: Axes, densities: Iterable[float]) -> None:
+    """A tick for each density, written as sparsity; each halving of the density takes the same width."""
+    ax.set_xscale("log")
+    ax.set_xlabel("sparsity")
+    marked = sorted(set(densities))
+    ticks(ax.xaxis, marked, [percent(1 - density) for density in marked])
+    ax.invert_xaxis()
+
+
+def metric_axis(ax: Axes, metric: str) -> None:
+    """Names the vertical axis, in percent where the metric is a share."""
+    ax.set_ylabel(label(metric))
+    if is_share(metric):
+        ax.yaxis.set_major_formatter(percent)
+
+
+def draw_diverged(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict) -> None:
+    """A hollow marker for each of these runs, on the lower edge for one without a value."""
+    hollow = {"color": style["color"], "marker": style["marker"], "markersize": 8, "linestyle": ""}
+    hollow["markerfacecolor"] = "none"
+    valued, lost = runs[runs[metric].notna()], runs[runs[metric].isna()]
+    if len(valued):
+        ax.plot(valued[x], valued[metric], **hollow)
+    if len(lost):
+        ax.plot(lost[x], np.zeros(len(lost)), transform=ax.get_xaxis_transform(), clip_on=False, **hollow)
+
+
+def add_to_legend(ax: Axes, **style) -> None:
+    """A legend's entry that nothing in the drawing has by itself."""
+    # A line without points still has markers' extent, at the figure's corner, and would push the axes there.
+    ax.plot([], [], **style)[0].set_in_layout(False)
+
+
+def finish(ax: Axes, *, diverged: bool = False, legend_at: str = "best", legend_title: str | None = None) -> None:
+    """What all drawings share: a light grid, and a legend, which explains hollow markers."""
+    if diverged:
+        hollow = {"color": "#555555", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": ""}
+        add_to_legend(ax, **hollow, label="diverged")
+    ax.grid(True, color="#E6E6E6", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=9, color="#999999")
+    if n_entries := len(ax.get_legend_handles_labels()[0]):
+        # A long one would cover the lines.
+        place = {"loc": legend_at} if n_entries <= 7 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        ax.legend(fontsize=8.5, frameon=False, title=legend_title, title_fontsize=8.5, **place)

@@ -1,0 +1,102 @@
+"""Layer by layer: how dense they are, how their connections move, which pixels the first one sees."""
+
+import math
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from numpy.typing import ArrayLike
+
+from prunelab.figures.axes import finish, metric_axis, ticks
+from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, palette
+
+
+def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes) -> pd.DataFrame:
+    """How dense each layer is, first layer first.
+
+    Args:
+        densities: Of each layer by name, for one or more distributions, methods or other labels.
+    Returns:
+        One row a point: `of`, `layer`, `density`.
+    """
+    fullest_first = sorted(densities.values(), key=len, reverse=True)  # uniform leaves the first layer out
+    layers = list(dict.fromkeys(layer for own in fullest_first for layer in own))
+    known = METHOD_STYLE | DISTRIBUTION_STYLE
+    styles = known if densities.keys() <= known.keys() else palette(list(densities))
+    for label, own in densities.items():
+        drawn = [layer for layer in layers if layer in own]
+        at = [layers.index(layer) for layer in drawn]
+        ax.plot(at, [own[layer] for layer in drawn], linewidth=1.2, markersize=5, **styles[label])
+    ax.set_ylim(0, 1.04)
+    ticks(ax.xaxis, range(len(layers)), layers)
+    ax.tick_params(axis="x", labelrotation=90 if len(layers) > 6 else 0)
+    metric_axis(ax, "density")
+    finish(ax)
+    rows = [(label, layer, density) for label, own in densities.items() for layer, density in own.items()]
+    return pd.DataFrame(rows, columns=["of", "layer", "density"])
+
+
+def measured_densities(record: dict) -> dict[str, float]:
+    """Density of each layer of a trained network, for `layer_densities`."""
+    return {layer["name"]: layer["n_active"] / layer["n_weights"] for layer in record["layers"]}
+
+
+def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:
+    """Share of a layer's active connections that were active at the start, over training; one line a layer.
+
+    Args:
+        record: Of a run whose connections move.
+    Returns:
+        One row a point: `step`, `layer`, `survival`.
+    Raises:
+        ValueError: Nothing moves in this run.
+    """
+    if not record.get("moves"):
+        raise ValueError(f"run {record['id']} ({record['options']['method']}) moves no connections")
+    layers = [layer["name"] for layer in record["layers"] if layer["masked"]]
+    steps, survival = record["moves"]["step"], np.array(record["moves"]["survival"])
+    colors = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.92, len(layers))))
+    for number in range(len(layers)):
+        ax.plot(steps, survival[:, number], color=colors(number), linewidth=1.5)
+    norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
+    bar = ax.figure.colorbar(plt.cm.ScalarMappable(norm, colors), ax=ax, pad=0.02, ticks=range(len(layers)))
+    bar.ax.set_yticklabels(layers, fontsize=8 if len(layers) <= 15 else 6)
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(length=0, which="both")
+    bar.outline.set_visible(False)
+    ax.set_xlabel("step")
+    ax.set_ylim(0, 1.04)
+    metric_axis(ax, "survival")
+    finish(ax)
+    return (
+        pd.DataFrame(survival, columns=layers, index=pd.Index(steps, name="step"))
+        .melt(var_name="layer", value_name="survival", ignore_index=False)
+        .reset_index()
+    )
+
+
+def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
+    """Connections that leave each pixel of a square picture, as that picture.
+
+    Args:
+        counts: One for each pixel, row by row.
+    Returns:
+        One row a pixel: `row`, `column`, `connections`.
+    Raises:
+        ValueError: The counts fill no square.
+    """
+    counts = np.asarray(counts)
+    side = math.isqrt(counts.size)
+    if side**2 != counts.size or not side:
+        raise ValueError(f"counts must fill a square picture, such as 784 for 28 x 28; got {counts.size}")
+    counts = counts.reshape(side, side)
+    picture = ax.imshow(counts, cmap="viridis", vmin=0, interpolation="nearest")
+    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, label="connections of the pixel")
+    bar.ax.tick_params(labelsize=9)
+    bar.outline.set_visible(False)
+    ax.set_axis_off()
+    rows, columns = np.indices(counts.shape)
+    return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), "connections": counts.ravel()})

@@ -1,0 +1,170 @@
+"""Lines through means over seeds, one marker a run: a metric against sparsity, a cost or another column."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from prunelab.figures.axes import add_to_legend, draw_diverged, finish, log_steps, metric_axis, sparsity_axis, ticks
+from prunelab.figures.means import check_one_run_a_seed, n_seeds, with_means
+from prunelab.figures.style import METHOD_STYLE, label, legend_title, percent, styles, written
+
+
+def metric_vs_sparsity(
+    frame: pd.DataFrame,
+    metric: str = "test_accuracy",
+    *,
+    ax: Axes,
+    by: str = "method",
+    reference: str | None = None,
+) -> pd.DataFrame:
+    """A metric against sparsity, spaced so that each halving of the density is a step of the same width.
+
+    Args:
+        frame: `records.frame`, with one run a seed for each value of `by` and density.
+        metric: Its column.
+        by: The column that tells the lines apart.
+        reference: A method drawn as a level: its mean, and the range of its seeds.
+    Returns:
+        One row a marker: `kind` (run or reference), `by`, `density`, `seed`, `status`, the metric, `mean`.
+    Raises:
+        ValueError: Several runs of one seed at a point, or a value of `by` without a style.
+    """
+    data = _draw_lines_and_level(frame, "density", metric, ax=ax, by=by, reference=reference)
+    sparsity_axis(ax, data.loc[data["kind"] == "run", "density"])
+    metric_axis(ax, metric)
+    finish(ax, diverged=_any_diverged(data), legend_at="lower left", legend_title=legend_title(by))
+    return data
+
+
+def metric_vs(
+    frame: pd.DataFrame,
+    x: str,
+    metric: str = "test_accuracy",
+    *,
+    ax: Axes,
+    by: str = "method",
+    reference: str | None = None,
+) -> pd.DataFrame:
+    """A metric against a numeric column of few values, each with a tick; the axis is logarithmic above zero.
+
+    Args:
+        frame: `records.frame`, with one run a seed for each value of `by` and `x`.
+        x: Such as `train_multiplier`.
+        metric: The column drawn against it.
+        by: The column that tells the lines apart.
+        reference: A method drawn as a level: its mean, and the range of its seeds.
+    Returns:
+        One row a marker: `kind` (run or reference), `by`, `x`, `seed`, `status`, the metric, `mean`.
+    Raises:
+        ValueError: See `metric_vs_sparsity`; also a run without a value of `x`.
+    """
+    data = _draw_lines_and_level(frame, x, metric, ax=ax, by=by, reference=reference)
+    marked = sorted(data.loc[data["kind"] == "run", x].unique())
+    if marked[0] > 0:
+        ax.set_xscale("log")
+    ax.set_xlabel(label(x))
+    ticks(ax.xaxis, marked, [written(x, value) for value in marked])
+    metric_axis(ax, metric)
+    finish(ax, diverged=_any_diverged(data), legend_title=legend_title(by))
+    return data
+
+
+def metric_vs_cost(
+    frame: pd.DataFrame,
+    x: str = "training_macs_ratio",
+    metric: str = "test_accuracy",
+    *,
+    ax: Axes,
+    by: str = "method",
+) -> pd.DataFrame:
+    """A metric against what it cost, on a logarithmic axis; lines join the densities of one method.
+
+    Args:
+        frame: `records.frame`, with one run a seed for each value of `by` and density.
+        x: A column of costs relative to dense.
+        metric: The column drawn against it.
+        by: The column that tells the lines apart.
+    Returns:
+        One row a marker: `by`, `density`, `seed`, `status`, the cost and the metric, `mean`.
+    Raises:
+        ValueError: See `metric_vs_sparsity`.
+    """
+    runs = with_means(frame, metric, points=[by, "density"])
+    for value, style in styles(by, runs[by]).items():
+        _draw_line(runs[runs[by] == value], x, metric, ax=ax, style=style, point="density")
+    ax.set_xscale("log")
+    ax.set_xlabel(label(x))
+    low, high = runs[x].min(), runs[x].max()
+    costs = log_steps(low, high) if high > 3 * low else MaxNLocator(5).tick_values(low, high)
+    ticks(ax.xaxis, costs, [percent(cost) for cost in costs])
+    metric_axis(ax, metric)
+    finish(ax, diverged=_any_diverged(runs), legend_title=legend_title(by))
+    return runs[[by, "density", "seed", "status", x, metric, "mean"]].reset_index(drop=True)
+
+
+def published(points: pd.DataFrame, *, ax: Axes, reference: str | None = None) -> pd.DataFrame:
+    """A paper's accuracies against sparsity, one line a method, with its standard deviations as bars.
+
+    Args:
+        points: `papers.paper_points`, one row for each method and density.
+        reference: A method drawn as a level.
+    Returns:
+        The points that were drawn.
+    Raises:
+        ValueError: Two values for one point, or a method without a style.
+    """
+    drawn = points[points["method"].isin(METHOD_STYLE)]
+    if drawn.duplicated(["method", "density"]).any():
+        raise ValueError("several published values for one method and density; choose by source and length of training")
+    for method, style in styles("method", drawn["method"]).items():
+        own = drawn[drawn["method"] == method].sort_values("density")
+        if method == reference:
+            ax.axhline(
+                own["accuracy"].item(), color=style["color"], linestyle="--", linewidth=1.5, label=style["label"]
+            )
+        else:
+            ax.errorbar(own["density"], own["accuracy"], own["std"], capsize=2, markersize=5, linewidth=1.8, **style)
+    sparsity_axis(ax, drawn.loc[drawn["method"] != reference, "density"])
+    metric_axis(ax, "test_accuracy")
+    finish(ax, legend_at="lower left")
+    return drawn
+
+
+def _draw_lines_and_level(
+    frame: pd.DataFrame, x: str, metric: str, *, ax: Axes, by: str, reference: str | None
+) -> pd.DataFrame:
+    levels = frame[frame["method"] == reference]
+    runs = with_means(frame[frame["method"] != reference], metric, points=[by, x])
+    drawn = [runs.assign(kind="run")]
+    for value, style in styles(by, runs[by]).items():
+        _draw_line(runs[runs[by] == value], x, metric, ax=ax, style=style, point=x)
+    if len(levels):
+        drawn.append(_draw_level(levels, metric, ax=ax).assign(kind="reference"))
+    data = pd.concat(drawn)
+    return data[["kind", by, x, "seed", "status", metric, "mean"]].reset_index(drop=True)
+
+
+def _draw_line(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict, point: str) -> None:
+    """The runs, and a line through the means at each value of the column `point`."""
+    means = runs.groupby(point).agg(x=(x, "mean"), y=("mean", "first"))
+    color, marker = style["color"], style["marker"]
+    ax.plot(means["x"], means["y"], color=color, linewidth=1.8)
+    finished = runs[runs["status"] != "diverged"]
+    ax.plot(finished[x], finished[metric], marker, color=color, markersize=5, alpha=0.7, markeredgewidth=0)
+    draw_diverged(runs[runs["status"] == "diverged"], x, metric, ax=ax, style=style)
+    named = f"{style['label']} (n={n_seeds(runs, point)})"
+    add_to_legend(ax, color=color, marker=marker, markersize=5, linewidth=1.8, label=named)
+
+
+def _draw_level(runs: pd.DataFrame, metric: str, *, ax: Axes) -> pd.DataFrame:
+    check_one_run_a_seed(runs, ["method"])
+    style = METHOD_STYLE[runs["method"].iloc[0]]
+    values = pd.to_numeric(runs[metric])
+    mean = values.mean(skipna=False)
+    ax.axhspan(values.min(), values.max(), color=style["color"], alpha=0.12, linewidth=0)
+    ax.axhline(mean, color=style["color"], linestyle="--", linewidth=1.5, label=f"{style['label']} (n={len(runs)})")
+    return runs.assign(mean=mean)
+
+
+def _any_diverged(data: pd.DataFrame) -> bool:
+    return (data["status"] == "diverged").any()

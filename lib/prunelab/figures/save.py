@@ -1,0 +1,71 @@
+"""Figures as files, and in a notebook as pictures with words."""
+
+import base64
+import io
+import re
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from prunelab import paths
+from prunelab.files import atomic_write
+
+SIZE = (7.5, 4.5)  # inches: the width of a notebook's column
+_DPI = 130  # more than a notebook shows, for sharp screens
+_SHOWN_DPI = 100
+
+
+def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd.DataFrame, alt: str) -> None:
+    """Writes a figure to `figures/<notebook>/<profile>/` as PNG, SVG and CSV, and closes it.
+
+    A notebook shows the PNG, with `alt` as its text. Equal figures give equal bytes.
+
+    Args:
+        fig: With a size and a title.
+        notebook: Stem of the notebook, such as "01_rigl".
+        profile: Whose records are drawn.
+        name: Of the files, without ending.
+        data: The plotted numbers.
+        alt: The figure in words, for who cannot see it; the same whatever the numbers are.
+    Raises:
+        ValueError: A name that is not of letters, digits and underscores, or no words.
+    """
+    for part in (notebook, profile, name):
+        if not re.fullmatch(r"\w+", part, re.ASCII):
+            raise ValueError(f"names of figures and folders have letters, digits and underscores only; got {part!r}")
+    if not alt.strip():
+        raise ValueError("alt must say in words what the figure shows")
+    stem = paths.FIGURES / notebook / profile / name
+    png = _few_colors(_bytes(fig, "png", dpi=_DPI, metadata={"Software": None}))
+    with plt.rc_context({"svg.hashsalt": "prunelab"}):
+        svg = _bytes(fig, "svg", metadata={"Date": None, "Creator": None})
+    atomic_write(stem.with_suffix(".png"), png)
+    atomic_write(stem.with_suffix(".svg"), svg)
+    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n"))
+    plt.close(fig)
+    _show(png, alt, width=round(fig.get_figwidth() * _SHOWN_DPI))
+
+
+def _bytes(fig: Figure, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _few_colors(png: bytes) -> bytes:
+    """The same picture with a palette, a quarter of the size: notebooks carry their figures in git."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _show(png: bytes, alt: str, *, width: int) -> None:
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is not None:
+        output = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+        display(output, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)

@@ -1,0 +1,127 @@
+"""A handful of settings side by side: one column of runs each, or a grid of two."""
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from prunelab.figures.axes import draw_diverged, finish, metric_axis, ticks
+from prunelab.figures.means import n_seeds, with_means
+from prunelab.figures.style import STYLES, is_share, label, percent, styles, written
+
+_PLAIN = {"color": "#0072B2", "marker": "o"}
+_HALF = 0.22  # of a bar's width, where columns stand 1 apart
+
+
+def strips(
+    frame: pd.DataFrame,
+    by: str,
+    metric: str = "test_accuracy",
+    *,
+    ax: Axes,
+    labels: Mapping | None = None,
+) -> pd.DataFrame:
+    """One column of runs for each value of a column, in order of appearance; a bar is their mean.
+
+    Args:
+        frame: `records.frame`, with one run a seed for each value of `by`.
+        by: Of categories or numbers.
+        metric: The column drawn.
+        labels: Words for values of `by`, in place of their own.
+    Returns:
+        One row a marker: `by`, `seed`, `status`, the metric, `mean`.
+    Raises:
+        ValueError: Several runs of one seed at a value, a run without a value of `by`, or one without a style.
+    """
+    runs = with_means(frame, metric, points=[by])
+    known = styles(by, runs[by]) if by in STYLES else {}
+    columns = dict(list(runs.groupby(by, sort=False)))
+    for at, (value, own) in enumerate(columns.items()):
+        style = known.get(value, _PLAIN)
+        own = own.assign(at=at + (np.arange(len(own)) - (len(own) - 1) / 2) * _HALF / len(own))
+        mean = own["mean"].iloc[0]
+        if pd.notna(mean):
+            ax.hlines(mean, at - _HALF, at + _HALF, color="#000000", linewidth=1.8)
+            ax.annotate(_short(mean, metric), (at + _HALF, mean), (4, 0), textcoords="offset points", va="center")
+        lost = own["status"] == "diverged"
+        dots = {"color": style["color"], "markersize": 6, "alpha": 0.7, "markeredgewidth": 0}
+        ax.plot(own.loc[~lost, "at"], own.loc[~lost, metric], style["marker"], **dots)
+        draw_diverged(own[lost], "at", metric, ax=ax, style=style)
+    names = _wrapped([(labels or {}).get(value, written(by, value)) for value in columns])
+    counted = [f"{name}\n(n={len(own)})" for name, own in zip(names, columns.values(), strict=True)]
+    ticks(ax.xaxis, range(len(counted)), counted)
+    ax.set_xlim(-0.5, len(columns) - 0.3)
+    ax.set_xlabel(label(by))
+    metric_axis(ax, metric)
+    finish(ax, diverged=(runs["status"] == "diverged").any())
+    ax.grid(False, axis="x")
+    return runs[[by, "seed", "status", metric, "mean"]].reset_index(drop=True)
+
+
+def heat(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy", *, ax: Axes) -> pd.DataFrame:
+    """Means over seeds in a grid of two columns' values; a cell without runs shows a dash.
+
+    Numbers ascend, rightward and upward; categories stand in order of appearance, the first on top. A cell says
+    how many of its runs diverged.
+
+    Args:
+        frame: `records.frame`, with one run a seed for each pair of values.
+        x: The column whose values stand side by side.
+        y: The column whose values stand one above the other.
+        metric: The column averaged.
+    Returns:
+        One row a cell with runs: `y`, `x`, the metric's mean, `n`, `n_diverged`.
+    Raises:
+        ValueError: Several runs of one seed in a cell, or a run without a value of `x` or `y`.
+    """
+    runs = with_means(frame, metric, points=[y, x])
+    across, down = _in_order(runs[x]), _in_order(runs[y])
+    cells = runs.assign(lost=runs["status"] == "diverged").groupby([y, x], sort=False, as_index=False)
+    cells = cells.agg(**{metric: ("mean", "first"), "n": ("seed", "size"), "n_diverged": ("lost", "sum")})
+    grid = cells.pivot(index=y, columns=x, values=metric).reindex(index=down, columns=across)
+    picture = ax.pcolormesh(grid, cmap="viridis", edgecolors="#FFFFFF", linewidth=2)
+    for row, column in np.ndindex(grid.shape):
+        mean = grid.iat[row, column]
+        text = "–" if np.isnan(mean) else _short(mean, metric, unit="")
+        lost = cells.loc[(cells[y] == down[row]) & (cells[x] == across[column]), "n_diverged"].sum()
+        light = np.isnan(mean) or np.dot(picture.to_rgba(mean)[:3], (0.2126, 0.7152, 0.0722)) > 0.45
+        ax.text(
+            column + 0.5,
+            row + 0.5,
+            f"{text}\n{lost} diverged" if lost else text,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="#000000" if light else "#FFFFFF",
+        )
+    ticks(ax.xaxis, np.arange(len(across)) + 0.5, _wrapped([written(x, value) for value in across]))
+    ticks(ax.yaxis, np.arange(len(down)) + 0.5, [written(y, value) for value in down])
+    ax.set_xlabel(label(x))
+    ax.set_ylabel(label(y))
+    ax.set_facecolor("#EEEEEE")
+    if not pd.api.types.is_numeric_dtype(runs[y]):
+        ax.invert_yaxis()
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labelsize=9)
+    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, label=f"{label(metric)} (n={n_seeds(runs, [y, x])})")
+    if is_share(metric):
+        bar.ax.yaxis.set_major_formatter(percent)
+    bar.ax.tick_params(labelsize=9)
+    bar.outline.set_visible(False)
+    return cells
+
+
+def _in_order(values: pd.Series) -> list:
+    present = list(dict.fromkeys(values))
+    return sorted(present) if pd.api.types.is_numeric_dtype(values) else present
+
+
+def _wrapped(names: list[str]) -> list[str]:
+    return [textwrap.fill(name, max(60 // len(names), 8)) for name in names]
+
+
+def _short(mean: float, metric: str, *, unit: str = " %") -> str:
+    """A mean in a drawing: a share in percent with one decimal, or three digits."""
+    return f"{100 * mean:.1f}{unit}" if is_share(metric) else f"{mean:#.3g}"

@@ -1,0 +1,105 @@
+"""How columns and their values look and read: colours, markers, words."""
+
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, a dark brown and a violet that they can too;
+# markers differ as well.
+METHOD_STYLE: dict[str, dict[str, str]] = {
+    "dense": {"color": "#000000", "marker": "P", "label": "dense"},
+    "small_dense": {"color": "#8C8C8C", "marker": "s", "label": "small dense (same parameters)"},
+    "small_dense_macs": {"color": "#CC79A7", "marker": "D", "label": "small dense (same MACs)"},
+    "static": {"color": "#E69F00", "marker": "v", "label": "static"},
+    "snip": {"color": "#56B4E9", "marker": "X", "label": "SNIP"},
+    "set": {"color": "#009E73", "marker": "^", "label": "SET"},
+    "snfs": {"color": "#D55E00", "marker": ">", "label": "SNFS"},
+    "rigl": {"color": "#0072B2", "marker": "o", "label": "RigL"},
+    "gmp": {"color": "#6B3A00", "marker": "d", "label": "gradual pruning"},
+    "lottery": {"color": "#7830F0", "marker": "<", "label": "lottery ticket"},
+}
+DISTRIBUTION_STYLE: dict[str, dict[str, str]] = {
+    "uniform": {"color": "#E69F00", "marker": "s", "label": "uniform"},
+    "erdos_renyi": {"color": "#009E73", "marker": "^", "label": "Erdős–Rényi"},
+    "erk": {"color": "#0072B2", "marker": "o", "label": "ERK"},
+}
+START_STYLE: dict[str, dict[str, str]] = {
+    "fresh": {"color": "#8C8C8C", "marker": "s", "label": "from scratch"},
+    "shuffled": {"color": "#E69F00", "marker": "v", "label": "random mask"},
+    "reinitialised": {"color": "#009E73", "marker": "^", "label": "same mask, new weights"},
+    "ticket": {"color": "#7830F0", "marker": "<", "label": "ticket"},
+    "solution": {"color": "#0072B2", "marker": "o", "label": "from the trained network"},
+}
+PATH_STYLE: dict[str, dict[str, str]] = {
+    "line": {"color": "#000000", "marker": "o", "label": "straight line"},
+    "quadratic_sparse": {"color": "#E69F00", "marker": "v", "label": "quadratic curve, sparse"},
+    "cubic_sparse": {"color": "#009E73", "marker": "^", "label": "cubic curve, sparse"},
+    "quadratic_dense": {"color": "#0072B2", "marker": "D", "label": "quadratic curve, dense"},
+}
+STYLES = {"method": METHOD_STYLE, "distribution": DISTRIBUTION_STYLE, "start": START_STYLE, "path": PATH_STYLE}
+_LABELS = {
+    "train_loss": "training loss",
+    "density": "density of the layer",
+    "survival": "initial connections still active",
+    "macs_ratio": "inference MACs, relative to dense",
+    "training_macs_ratio": "training MACs, relative to dense",
+    "train_multiplier": "length of training",
+    "position": "position on the path",
+}
+
+
+def styles(by: str, values: Iterable) -> dict:
+    """How to draw each value present, in the order of drawing.
+
+    Raises:
+        ValueError: A value that a column with fixed styles does not know.
+    """
+    present = list(dict.fromkeys(values))
+    if by not in STYLES:
+        return palette(sorted(present), by=by)
+    if unknown := sorted(set(present) - STYLES[by].keys()):
+        raise ValueError(f"no style for {by} {', '.join(unknown)}; there are {', '.join(STYLES[by])}")
+    return {value: style for value, style in STYLES[by].items() if value in present}
+
+
+def palette(values: list, *, by: str = "") -> dict:
+    """Styles for values of a column that has no fixed ones, from dark to light."""
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(values)))
+    return {
+        value: {"color": color, "marker": "osD^vP"[number % 6], "label": written(by, value)}
+        for number, (value, color) in enumerate(zip(values, colors, strict=True))
+    }
+
+
+def label(column: str) -> str:
+    """What an axis calls a column."""
+    return _LABELS.get(column, column.replace("_", " "))
+
+
+def legend_title(by: str) -> str | None:
+    """What the values in a legend are; None where they say so themselves."""
+    if by in STYLES:
+        return None
+    return "weights left" if by == "density" else label(by)
+
+
+def written(column: str, value: object) -> str:
+    """A value as axes and legends write it."""
+    if value in STYLES.get(column, {}):
+        return STYLES[column][value]["label"]
+    if column == "density":
+        return f"{100 * value:.1f} %"
+    if column == "train_multiplier":
+        return f"{value:g}×"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is written in percent."""
+    return metric.endswith(("accuracy", "density", "ratio", "survival"))
+
+
+def percent(share: float, _position: int | None = None) -> str:
+    """Also the formatter of an axis, which hands in positions."""
+    return f"{100 * share:.4g} %"

@@ -1,0 +1,102 @@
+"""Gradual magnitude pruning: a dense network loses its smallest weights during training, many at first, few at the end.
+
+Source: Zhu & Gupta 2017, arXiv:1710.01878.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from prunelab.methods.static import Static, full_masks, largest
+
+
+def scheduled_count(step: int, *, size: int, n_active: int, begin_step: int, end_step: int) -> int:
+    """Active weights of a layer at `step`: falls from `size` to `n_active` as the cube of the time left.
+
+    Args:
+        step: Optimizer steps done so far.
+        size: Weights of the layer.
+        n_active: Active weights in the end.
+        begin_step: All weights are active up to this step.
+        end_step: `n_active` weights are active from this step on.
+    Returns:
+        A count in [`n_active`, `size`], rounded.
+    Source: Zhu & Gupta 2017, Eq. 1 with an initial sparsity of 0.
+    """
+    if step < begin_step:
+        return size
+    if step >= end_step:
+        return n_active
+    time_left = (end_step - step) / (end_step - begin_step)
+    return n_active + round((size - n_active) * time_left**3)
+
+
+class GradualPruning(Static):
+    """Masks that shrink: every so often, after the optimizer step, each layer's smallest weights leave.
+
+    Differs: A pruned weight stays pruned; in the authors' library it keeps its value, with which it may return.
+    """
+
+    def __init__(
+        self, model: nn.Module, n_active: Mapping[str, int], *, begin_step: int, end_step: int, update_every: int
+    ) -> None:
+        """Leaves `model` dense until `begin_step`.
+
+        Args:
+            model: Network to train.
+            n_active: Active weights in the end of each layer to be sparse, by layer name.
+            begin_step: Optimizer steps before pruning sets in.
+            end_step: Step of the last pruning, after which exactly `n_active` weights are left.
+            update_every: Optimizer steps between two prunings.
+        Raises:
+            ValueError: Steps out of order, an end before the first step, fewer than one step between prunings, or
+                counts that `static.full_masks` refuses.
+        """
+        super().__init__(model, full_masks(model, n_active))
+        if begin_step < 0 or end_step < max(begin_step, 1):
+            raise ValueError(
+                f"pruning needs 0 <= begin_step <= end_step and 1 <= end_step, got {begin_step}, {end_step}"
+            )
+        if update_every < 1:
+            raise ValueError(f"update_every must be at least 1 step, got {update_every}")
+        self.n_active = dict(n_active)
+        self.begin_step = begin_step
+        self.end_step = end_step
+        self.update_every = update_every
+        # What each pruning left: its step, and the active weights of each layer.
+        self.moves: dict[str, list] = {"step": [], "n_active": []}
+
+    def is_due(self, step: int) -> bool:
+        """Whether weights leave now; the last step is included, whatever the interval."""
+        on_time = (step - self.begin_step) % self.update_every == 0
+        return step == self.end_step or (self.begin_step <= step < self.end_step and on_time)
+
+    @torch.no_grad()
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        super().after_update(step, optimizer)
+        if not self.is_due(step):
+            return
+        counts = []
+        for name, weight in self.weights.items():
+            n_active = scheduled_count(
+                step,
+                size=weight.numel(),
+                n_active=self.n_active[name],
+                begin_step=self.begin_step,
+                end_step=self.end_step,
+            )
+            # -1 ranks pruned weights below active ones, which may be zero too.
+            self.masks[name].copy_(largest(weight.abs().masked_fill(~self.masks[name], -1.0), n_active))
+            self._keep_only(self.masks[name], weight, optimizer)
+            counts.append(n_active)
+        self.moves["step"].append(step)
+        self.moves["n_active"].append(counts)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"moves": self.moves}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.moves = state["moves"]

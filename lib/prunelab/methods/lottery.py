@@ -1,0 +1,114 @@
+"""Lottery tickets: train, prune the smallest weights, rewind those that are left, and train again.
+
+A ticket is a mask together with the values its weights had early in training, at step 0 or a little later. Iterative
+magnitude pruning finds it in rounds; each round is a run whose parent is the round before.
+
+Source: Frankle & Carbin 2019, arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671 (rewinding to a later step);
+global pruning as in facebookresearch/open_lth.
+Differs: The output layer always stays dense, so that a ticket can move to data with other classes; open_lth prunes it
+in ResNets. A rewound network trains for the whole schedule; open_lth goes on from the step it was rewound to.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunelab.density import check_density
+from prunelab.masks import prunable_weights, random_mask
+from prunelab.methods.static import Static, largest
+
+
+def ticket_layers(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that a ticket is made of: all prunable ones but the output layer's.
+
+    Raises:
+        ValueError: The model has no layer besides its output.
+    """
+    weights = prunable_weights(model)
+    if len(weights) < 2:
+        raise ValueError(f"{type(model).__name__} has no prunable layer besides its output, so it holds no ticket")
+    del weights[list(weights)[-1]]
+    return weights
+
+
+def keep_largest(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, density: float) -> dict[str, Tensor]:
+    """Masks of the largest active weights in magnitude, ranked over all layers at once.
+
+    Args:
+        weights: Trained values by layer name.
+        masks: Bool, those active so far; same names and shapes.
+        density: Share of all weights that stay, in (0, 1]; ties are broken by position.
+    Returns:
+        Bool masks, `round(density * n)` active in total, each of them active in `masks`.
+    Raises:
+        ValueError: A density outside (0, 1], or above the share that is active now.
+    """
+    check_density(density)
+    scores = torch.cat([weights[name].abs().masked_fill(~mask, -1.0).flatten() for name, mask in masks.items()])
+    n_active, n_left = int(sum(mask.sum() for mask in masks.values())), round(density * len(scores))
+    if n_left > n_active:
+        raise ValueError(f"density {density} asks for {n_left} weights, but only {n_active} of {len(scores)} are left")
+    parts = largest(scores, n_left).split([mask.numel() for mask in masks.values()])
+    return {name: part.view_as(masks[name]) for name, part in zip(masks, parts, strict=True)}
+
+
+def shuffled(masks: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random masks with as many active weights in each layer as the given ones."""
+    return {name: random_mask(mask.shape, int(mask.sum()), generator=generator) for name, mask in masks.items()}
+
+
+def load_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copies a ticket's values into a model; an output layer for other classes stays as the model has it.
+
+    Args:
+        model: Changed in place.
+        values: A state dict of the network that the ticket was found in.
+    Raises:
+        ValueError: They are of another network; names the first layer that differs.
+    """
+    own = model.state_dict()
+    output = list(prunable_weights(model))[-1]
+    fitting = {name: value for name, value in values.items() if name in own and own[name].shape == value.shape}
+    for name in own.keys() | values.keys():
+        if name not in fitting and name.rpartition(".")[0] != output:
+            found, wanted = (tuple(state[name].shape) if name in state else "absent" for state in (values, own))
+            raise ValueError(
+                f"a ticket for another network: {name} is {found} in the ticket and {wanted} in {type(model).__name__};"
+                " model, width, channels and image size must be those it was found with"
+            )
+    model.load_state_dict(fitting, strict=False)
+
+
+class Ticket(Static):
+    """Trains under the mask of one round, and remembers the values to which later rounds rewind."""
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], *, rewind_steps: int) -> None:
+        """Args:
+            model: With the values that this round starts from.
+            masks: Of this round, by layer name; all True in the first.
+            rewind_steps: Optimizer steps after which the values are remembered; 0 remembers where training starts.
+        Raises:
+            ValueError: A step below 0; see `Static`.
+        """
+        if rewind_steps < 0:
+            raise ValueError(f"rewind_steps must be at least 0, got {rewind_steps}")
+        self.model, self.rewind_steps = model, rewind_steps
+        self._remember()  # before the mask zeroes any value
+        super().__init__(model, masks)
+
+    def _remember(self) -> None:
+        self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        super().after_update(step, optimizer)
+        if step == self.rewind_steps:
+            self._remember()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"start": self.start}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.start = {name: value.to(self.start[name].device) for name, value in state["start"].items()}

@@ -1,0 +1,40 @@
+"""SNIP: the first batch decides which connections stay; everything after is static sparse training.
+
+Source: Lee et al. 2019, arXiv:1810.02340, Eq. 4-6; as in google-research/rigl.
+Differs: Each layer keeps its share of a given distribution, as in Evci et al. 2020; the paper ranks all layers at once.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from prunelab.methods.static import Static, full_masks, largest
+
+
+class Snip(Static):
+    """SNIP: after one batch each layer keeps the weights of largest |gradient * weight|; that batch is not stepped."""
+
+    def __init__(self, model: nn.Module, n_active: Mapping[str, int]) -> None:
+        """Leaves `model` dense until the first batch.
+
+        Args:
+            model: Network to train.
+            n_active: Active weights of each layer to be sparse, by layer name.
+        Raises:
+            ValueError: See `static.full_masks`.
+        """
+        super().__init__(model, full_masks(model, n_active))
+        self.n_active = dict(n_active)
+
+    @torch.no_grad()
+    def before_update(self, step: int, optimizer: Optimizer) -> bool:
+        if self.n_dense_gradients:  # the one it needs; saved with the masks, so a resumed run does not prune again
+            return False
+        for name, weight in self.weights.items():
+            # The gradient is that of the whole batch: the magnitude of a sum over images, not a sum of magnitudes.
+            self.masks[name].copy_(largest((weight.grad * weight).abs(), self.n_active[name]))
+        self._mask_weights()
+        self.n_dense_gradients += 1
+        return True
