@@ -153,7 +153,7 @@ def test_without_pairs_the_reason_names_what_would_judge_it(records):
     verdict = claims.judge(claim(better="method=static"), records)
     assert (verdict.verdict, verdict.reason) == ("not judged", "needs runs of profile small")
     assert math.isnan(verdict.difference)
-    assert claims.judge(claim(better="method=snip", needs="snip"), records).reason == "needs snip"
+    assert claims.judge(claim(better="method=snip", needs="snip"), records).reason == "needs runs of profile small"
 
 
 def test_a_claim_that_waits_for_an_option_may_name_it():
@@ -276,6 +276,7 @@ def test_table_judges_every_part_and_summary_every_claim():
             for step, density in enumerate(densities)
         },
         distribution="erk",
+        experiment="main",
     )
     judged = claims.table(records, "RigL-C1", profile="small").set_index("part")
     assert judged["verdict"].to_dict() == {
@@ -291,15 +292,17 @@ def test_table_judges_every_part_and_summary_every_claim():
     assert judged.loc["a", "difference"] == pytest.approx(0.01 + 0.015)
     assert judged.loc["a", "paper"] == pytest.approx(0.024)
     assert judged.loc["e", "difference"] == pytest.approx(0.03)
-    assert judged.loc["g", "reason"] == "needs snip"
+    assert judged.loc["g", "reason"] == "needs runs of profile small"
 
     whole = claims.summary(judged.reset_index()).to_dict("records")
     assert whole == [{"claim": "RigL-C1", "n_parts": 8, "n_judged": 6, "verdict": "not reproduced"}]
 
 
 def test_first_claim_is_not_the_prefix_of_the_tenth():
-    assert set(claims.table(TWO_METHODS.assign(distribution="erk"), "RigL-C1")["claim"]) == {"RigL-C1"}
-    assert claims.table(pd.DataFrame(), "LTH")["claim"].tolist() == ["LTH-C1", "LTH-C1", "LTH-C2", "LTH-C2"]
+    assert set(claims.table(TWO_METHODS.assign(distribution="erk", experiment="main"), "RigL-C1")["claim"]) == {
+        "RigL-C1"
+    }
+    assert claims.table(pd.DataFrame(), "LTH")["claim"].unique().tolist() == ["LTH-C1", "LTH-C2"]
     assert len(claims.table(pd.DataFrame())) == len(claims.load())
 
 
@@ -309,10 +312,19 @@ def test_unknown_prefix_lists_the_claims():
 
 
 def test_markdown_tells_what_was_judged_and_leaves_the_rest_out():
-    columns = ["claim", "part", "statement", "difference", "low", "high", "paper", "verdict"]
+    columns = ["claim", "part", "statement", "metric", "difference", "low", "high", "paper", "verdict", "reason"]
     rows = [
-        ["RigL-C1", "a", "RigL wins.", 0.0312, 0.01, 0.05, 0.024, claims.REPRODUCED],
-        ["RigL-C2", "a", "Later.", math.nan, math.nan, math.nan, 0.1, claims.NOT_JUDGED],
+        ["RigL-C1", "a", "RigL wins.", "test_accuracy", 0.0312, 0.01, 0.05, 0.024, claims.REPRODUCED, ""],
+        ["RigL-C10", "a", "A hill.", "loss_barrier", 0.0312, 0.01, 0.5, math.nan, claims.INCONCLUSIVE, ""],
+        ["RigL-C2", "a", "Later.", "test_accuracy", math.nan, math.nan, math.nan, 0.1, claims.NOT_JUDGED, "needs time"],
     ]
-    lines = claims.markdown(pd.DataFrame(rows, columns=columns)).splitlines()
-    assert lines[2:] == ["| RigL-C1a | RigL wins. | +3.1 [+1.0, +5.0] | +2.4 | reproduced |"]
+    judged = pd.DataFrame(rows, columns=columns)
+    assert claims.markdown(judged).splitlines()[2:] == [
+        "| RigL-C1a | RigL wins. | +3.1 [+1.0, +5.0] | +2.4 | reproduced |",
+        "| RigL-C10a | A hill. | +0.031 [+0.010, +0.500] of loss |  | inconclusive |",
+    ]
+    assert [line.split(maxsplit=2)[::2] for line in claims.report(judged).splitlines()[1:] if line] == [
+        ["RigL-C1a", "+3.1 [+1.0, +5.0]         RigL wins."],
+        ["RigL-C10a", "+0.031 [+0.010, +0.500] of loss A hill."],
+        ["RigL-C2a", "judged      needs time"],
+    ]

@@ -3,12 +3,20 @@
 import pandas as pd
 import pytest
 
-from prunelab import claims, papers, paths
+from prunelab import claims, papers, paths, records
 from prunelab.recipes import rigl
 
 CLAIMS = claims.load()
 IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1"]
-METRICS = ("test_accuracy", "macs_ratio", "training_macs_ratio")
+METRICS = (
+    "test_accuracy",
+    "macs_ratio",
+    "training_macs_ratio",
+    "train_loss",
+    "loss_barrier",
+    "input_share",
+    "central_share",
+)
 
 
 def test_every_claim_is_there_with_parts_a_b_c():
@@ -33,9 +41,21 @@ def test_row_is_complete(claim):
 )
 def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(claim):
     metrics = dict.fromkeys(METRICS, 0.5)
-    runs = rigl.plan(claim.profile)
-    records = pd.DataFrame(rigl.OPTIONS | dict(run.options) | metrics | {"seed": run.seed} for run in runs)
-    verdict = claims.judge(claim, records, profile=claim.profile)
+    made = [
+        {
+            "id": run.id,
+            "recipe": run.recipe,
+            "seed": run.seed,
+            "status": "finished",
+            "options": rigl.OPTIONS | dict(run.options),
+            "parent": run.parent_ids,
+            "metrics": metrics,
+            "provenance": {},
+        }
+        for run in rigl.plan(claim.profile)
+    ]
+    experiments = {name: [run.id for run in runs] for name, runs in rigl.experiments(claim.profile).items()}
+    verdict = claims.judge(claim, records.frame(made, experiments), profile=claim.profile)
     assert verdict.n_seeds >= claims.MIN_SEEDS, verdict.reason
 
 

@@ -114,7 +114,7 @@ def test_separable_block_by_hand():
 def test_stem_of_mobilenet_ends_in_a_relu():
     model = build_model("mobilenet_v1", num_classes=10).eval()
     nn.init.constant_(model.conv.weight, -1.0)
-    model.blocks.register_forward_pre_hook(lambda blocks, inputs: seen.append(inputs[0]))
     seen = []
+    model.blocks.register_forward_pre_hook(lambda blocks, inputs: seen.append(inputs[0]))
     model(torch.rand(1, 3, 32, 32))
     assert not seen[0].any()

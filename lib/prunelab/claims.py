@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -330,11 +331,36 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
+def report(judged: pd.DataFrame) -> str:
+    """The judged rows of `table` as plain text, one line a comparison, and how many wait for what."""
+    is_judged = judged["verdict"] != NOT_JUDGED
+    lines = [f"{'claim':10} {'verdict':15} {'difference, 95 %':25} statement"]
+    for row in judged[is_judged].itertuples():
+        lines.append(f"{row.claim + row.part:10} {row.verdict:15} {_difference(row):25} {row.statement}")
+    lines.append("")
+    for row in judged[~is_judged].itertuples():
+        lines.append(f"{row.claim + row.part:10} {NOT_JUDGED:15} {row.reason}")
+    return "\n".join(lines).rstrip()
+
+
 def markdown(judged: pd.DataFrame) -> str:
     """The judged rows of `table` for a page of text, one line a comparison."""
     lines = ["| claim | comparison | difference, 95 % interval | paper | verdict |", "|---|---|---|---|---|"]
     for row in judged[judged["verdict"] != NOT_JUDGED].itertuples():
-        difference = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-        paper = "" if math.isnan(row.paper) else f"{100 * row.paper:+.1f}"
-        lines.append(f"| {row.claim}{row.part} | {row.statement} | {difference} | {paper} | {row.verdict} |")
+        paper = "" if math.isnan(row.paper) else _written(row.paper, row.metric)
+        lines.append(f"| {row.claim}{row.part} | {row.statement} | {_difference(row)} | {paper} | {row.verdict} |")
     return "\n".join(lines)
+
+
+def _difference(row: NamedTuple) -> str:
+    low, high = _written(row.low, row.metric), _written(row.high, row.metric)
+    return f"{_written(row.difference, row.metric)} [{low}, {high}]" + (" of loss" if _is_loss(row.metric) else "")
+
+
+def _written(value: float, metric: str) -> str:
+    """A share in points; a loss as it is."""
+    return f"{value:+.3f}" if _is_loss(metric) else f"{100 * value:+.1f}"
+
+
+def _is_loss(metric: str) -> bool:
+    return metric in ("train_loss", "loss_barrier")

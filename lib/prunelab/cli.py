@@ -189,7 +189,7 @@ def _verify(options: argparse.Namespace) -> int:
         ):
             recorded, trained = pair["recorded"], pair["trained"]
             row = {"run": str(pair["run"]), "recorded on": recorded["provenance"]["device"]}
-            row["recorded"], row["trained now"] = (item["metrics"]["test_accuracy"] for item in (recorded, trained))
+            row["recorded"], row["trained now"] = (item["metrics"].get("test_accuracy") for item in (recorded, trained))
             row["all numbers"] = "equal" if pair["equal"] else ", ".join(_differing_counts(pair)) or "differ"
             rows.append(row)
     _print_table(rows)

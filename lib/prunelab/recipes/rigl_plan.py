@@ -90,7 +90,7 @@ _STUDY: dict[str, dict[str, Option]] = _MAIN | {
 }
 _MOBILENET = {
     "smoke": {"model": "mobilenet_v1", "width": 0.125},
-    "small": {"model": "mobilenet_v1", "width": 0.25},
+    "small": {"model": "mobilenet_v1", "width": 0.125},
     "full": {"model": "mobilenet_v1", "width": 0.5},
     "paper": {"model": "mobilenet_v1", "width": 1.0},
 }
