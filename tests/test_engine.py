@@ -5,11 +5,14 @@ import os
 import signal
 import threading
 import time
+import warnings
 
 import pytest
+import torch
 from filelock import FileLock
 
 from prunelab import engine, paths, recipes, records
+from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.recipes import rigl
 from prunelab.runs import Run, make_run
 
@@ -172,6 +175,169 @@ def test_child_waits_for_its_parent_and_falls_with_it(store):
     child = Run("rigl", tiny().options, 0, (parent,))
     with pytest.raises(engine.RunFailed, match=r"2 of 2 runs failed.*(?s:.*)its parent failed"):
         engine.run([child], device="cpu", jobs=2, progress=False)
+
+
+def chain():
+    """Three rounds of a lottery, each the parent of the next."""
+    first = tiny(method="lottery", density=1.0)
+    second = make_child(first, density=0.5)
+    return first, second, make_child(second, density=0.25)
+
+
+def make_child(*parents, **changes):
+    options = TINY | {"method": "lottery", "start": "ticket"} | changes
+    return make_run("rigl", rigl.OPTIONS, seed=0, parents=parents, **options)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """The results of the chain's runs, each executed with the state of the one before."""
+    found, parents = [], []
+    for item in chain():
+        result = rigl.execute(item, device="cpu", parents=parents)
+        parents = [result["state"]]
+        found.append(result)
+    return found
+
+
+def test_chain_of_three_is_trained_as_by_hand_and_leaves_states_of_parents_only(store, by_hand):
+    first, second, third = chain()
+    trained = engine.run([third, first, second], device="cpu", jobs=2, progress=False)
+    assert [record["id"] for record in trained] == [third.id, first.id, second.id]
+    assert [record["parent"] for record in trained] == [second.id, None, first.id]
+    for record, expected in zip(trained, (by_hand[2], by_hand[0], by_hand[1]), strict=True):
+        for key in ("metrics", "curves", "layers", "moves", "units"):
+            assert record[key] == expected[key]
+    assert [(store / item.id / "state").exists() for item in chain()] == [True, True, False]
+    # What a child starts from is what its parent ended with.
+    state = load_checkpoint(store / second.id / "state")
+    for part in ("model", "masks", "start"):
+        assert all(torch.equal(value, by_hand[1]["state"][part][name]) for name, value in state[part].items())
+
+
+def test_engine_killed_between_parent_and_child_trains_the_child_alone(store, by_hand):
+    first, second, _ = chain()
+    engine.execute(first, store=store, device="cpu", keep_state=True)
+    files = [store / first.id / name for name in ("record.json", "state")]
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+    (child,) = engine.run([second], device="cpu", jobs=1, progress=False)
+    assert child["metrics"] == by_hand[1]["metrics"] and child["parent"] == first.id
+    assert before == [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+
+
+def test_run_keeps_no_state_unless_it_is_asked_to(store):
+    first, second, _ = chain()
+    engine.execute(first, store=store, device="cpu", keep_state=True)
+    assert names(store / first.id) == ["lock", "record.json", "state"]
+    engine.execute(second, store=store, device="cpu")
+    assert names(store / second.id) == ["lock", "record.json"]
+
+
+def test_run_with_two_parents_starts_from_both_in_their_order(store):
+    static, pruned = (tiny(method=method, density=0.2, update_every=1) for method in ("static", "gmp"))
+    for parent in (static, pruned):
+        engine.execute(parent, store=store, device="cpu", keep_state=True)
+    line, turned = (
+        engine.execute(make_child(*parents, method="dense", start="fresh", path="line"), store=store, device="cpu")
+        for parents in ((static, pruned), (pruned, static))
+    )
+    assert line["parent"] == [static.id, pruned.id] and turned["parent"] == [pruned.id, static.id]
+    assert records.find(line["id"], store) == line
+    losses = line["curves"]["train_loss"]
+    assert losses != losses[::-1] and turned["curves"]["train_loss"] == pytest.approx(losses[::-1], rel=1e-4)
+
+
+def test_only_ancestors_whose_state_is_missing_are_trained_for_a_child(store):
+    first, second, third = chain()
+    plan, record = engine.with_parents([third]), {}
+    assert engine._to_train(plan, {}, store=store) == [first, second, third]
+    done = {first.id: record, second.id: record}
+    assert engine._to_train(plan, done, store=store) == [first, second, third]  # no state on this machine
+    (store / second.id).mkdir(parents=True)
+    save_checkpoint({}, store / second.id / "state")
+    assert engine._to_train(plan, done, store=store) == [third]  # the first is not needed
+    assert engine._to_train(plan, done | {third.id: record}, store=store) == []
+    between = make_child(first, third, method="dense", path="line")
+    everything = done | {third.id: record}
+    assert engine._to_train(engine.with_parents([between]), everything, store=store) == [first, third, between]
+
+
+def altered(record):
+    """As if trained elsewhere, long ago, with a number that no training here gives."""
+    elsewhere = {"date": "2020-01-01T00:00:00+00:00", "device": "abacus"}
+    return record | {"status": "diverged", "provenance": record["provenance"] | elsewhere}
+
+
+def test_shipped_parent_is_trained_again_for_its_state_and_its_record_stays(store, tmp_path, by_hand):
+    first, second, _ = chain()
+    shipped = altered(engine.execute(first, store=tmp_path / "elsewhere", device="cpu"))
+    records.ship("01_rigl", [shipped])
+    before = (paths.RECORDS / "01_rigl.jsonl").read_bytes()
+    parent, child = engine.run([first, second], device="cpu", jobs=1, progress=False)
+    assert parent == shipped and engine.run([first], progress=False) == [shipped]
+    assert (paths.RECORDS / "01_rigl.jsonl").read_bytes() == before
+    assert child["metrics"] == by_hand[1]["metrics"] and (store / first.id / "state").exists()
+
+
+@pytest.mark.parametrize("damage", ["absent", "a byte", "cut short"])
+def test_local_parent_without_a_whole_state_is_trained_again_and_its_record_stays(damage, store, by_hand):
+    first, second, _ = chain()
+    records.save(altered(engine.execute(first, store=store, device="cpu", keep_state=True)), store)
+    recorded = records.find(first.id, store)
+    state = store / first.id / "state"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "absent":
+        state.unlink()
+    else:
+        state.write_bytes(content if damage == "a byte" else content[:100])
+        with pytest.warns(UserWarning, match=rf"{first.id}/state is damaged: .*; its run will be trained again"):
+            assert engine._to_train(engine.with_parents([second]), {first.id: {}}, store=store) == [first, second]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as seen above
+        assert engine.execute(first, store=store, device="cpu", keep_state=True) == recorded
+    child = engine.execute(second, store=store, device="cpu")
+    assert child["metrics"] == by_hand[1]["metrics"] and child["curves"] == by_hand[1]["curves"]
+    assert records.find(first.id, store) == recorded
+
+
+def test_damaged_state_is_named_and_made_whole_before_the_child_is_trained(store, by_hand):
+    first, second, _ = chain()
+    engine.execute(first, store=store, device="cpu", keep_state=True)
+    state = store / first.id / "state"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match=rf"{first.id}/state is damaged"):
+        parent, child = engine.run([first, second], device="cpu", jobs=1, progress=False)
+    assert parent["metrics"] == by_hand[0]["metrics"] and child["metrics"] == by_hand[1]["metrics"]
+    load_checkpoint(state)  # whole again
+
+
+def test_parent_killed_after_its_state_and_before_its_record_is_trained_again(store):
+    first, second, _ = chain()
+    engine.execute(first, store=store, device="cpu", keep_state=True)
+    (store / first.id / "record.json").unlink()
+    missing = engine._to_train(engine.with_parents([second]), engine.on_record([first, second]), store=store)
+    assert missing == [first, second]
+
+
+def test_older_record_gets_the_options_that_came_since_with_their_defaults(store):
+    record = engine.execute(tiny(), store=store, device="cpu")
+    since = ("rewind_epochs", "path", "equal")
+    older = record | {"options": {name: value for name, value in record["options"].items() if name not in since}}
+    for keep in (lambda: records.ship("01_rigl", [older]), lambda: records.save(older, store)):
+        keep()
+        assert engine.on_record([tiny()]) == {tiny().id: record}
+        assert engine.run([tiny()], progress=False) == [record]
+    # A value that was recorded is not replaced by today's default.
+    records.ship("01_rigl", [older | {"options": older["options"] | {"drop_fraction": 0.123}}])
+    assert engine.on_record([tiny()])[tiny().id]["options"]["drop_fraction"] == 0.123
+
+
+def test_child_without_its_parents_state_is_an_error_that_leaves_no_record(store):
+    _, second, _ = chain()
+    with pytest.raises(FileNotFoundError, match="state"):
+        engine.execute(second, store=store, device="cpu")
+    assert records.find(second.id, store) is None
 
 
 @pytest.mark.gpu

@@ -173,15 +173,12 @@ def test_other_options_get_colors_in_their_order(ax):
     assert ax.get_legend().get_title().get_text() == "update every"
 
 
-def test_long_legend_stands_beside_the_lines(ax):
+@pytest.mark.parametrize("n, beside", [(7, False), (8, True)])
+def test_long_legend_stands_beside_the_lines(ax, n, beside):
     rigl = FRAME[FRAME["method"] == "rigl"]
-    figures.metric_vs_sparsity(pd.concat([rigl.assign(width=width) for width in range(7)]), ax=ax, by="width")
-    assert ax.get_legend().get_bbox_to_anchor().x1 <= ax.bbox.x1
-    inside = ax.get_legend()
-    ax.clear()
-    figures.metric_vs_sparsity(pd.concat([rigl.assign(width=width) for width in range(8)]), ax=ax, by="width")
+    figures.metric_vs_sparsity(pd.concat([rigl.assign(width=width) for width in range(n)]), ax=ax, by="width")
     ax.figure.canvas.draw()
-    assert inside is not ax.get_legend() and ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+    assert (ax.get_legend().get_window_extent().x0 >= ax.bbox.x1) == beside
 
 
 def test_published_points_are_drawn_beside_with_the_papers_own_spread(ax):

@@ -139,6 +139,11 @@ def test_diverged_runs_of_a_setting_are_hollow_and_on_the_edge_without_a_value(a
     valued, lost = hollow(ax)
     assert valued.get_ydata().tolist() == [0.20]
     assert lost.get_ydata().tolist() == [0.0] and lost.get_transform() == ax.get_xaxis_transform()
+    assert [line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) and line not in (valued, lost)] == [
+        [0.70, 0.74],
+        [0.60],
+        [0.50],
+    ]
     assert legend(ax) == ["diverged"]
     ax.clear()
     figures.strips(STARTS.head(2), "start", ax=ax)
@@ -214,13 +219,13 @@ def test_numbers_in_a_grid_contrast_with_their_cells(ax):
         assert abs(lightness - background) > 0.4
 
 
-@pytest.mark.parametrize("counts", [[0, 1, 2, 3], np.array([[0, 1], [2, 3]])])
-def test_pixels_lie_row_by_row(ax, counts):
+@pytest.mark.parametrize("counts", [[5, 6, 7, 8], np.array([[5, 6], [7, 8]])])
+def test_pixels_lie_row_by_row_and_colors_start_at_zero(ax, counts):
     data = figures.pixel_map(counts, ax=ax)
     (picture,) = ax.images
-    assert picture.get_array().tolist() == [[0, 1], [2, 3]]
-    assert picture.get_clim() == (0, 3)
-    assert data.to_dict("list") == {"row": [0, 0, 1, 1], "column": [0, 1, 0, 1], "connections": [0, 1, 2, 3]}
+    assert picture.get_array().tolist() == [[5, 6], [7, 8]]
+    assert picture.get_clim() == (0, 8)
+    assert data.to_dict("list") == {"row": [0, 0, 1, 1], "column": [0, 1, 0, 1], "connections": [5, 6, 7, 8]}
     assert ax.figure.axes[1].get_ylabel() == "connections of the pixel"
 
 

@@ -91,6 +91,35 @@ def test_frame_flattens_without_changing_a_value():
     ]  # fmt: skip
 
 
+def test_frame_lists_the_runs_of_each_experiment_and_no_other():
+    found = [a_record(run_id, seed=seed) for seed, run_id in enumerate(("aaaa", "bbbb", "cccc"))]
+    experiments = {"main": ["bbbb", "aaaa"], "longer": iter(["aaaa", "dddd"]), "empty": []}
+    table = records.frame(iter(found), experiments)
+    # aaaa belongs to two; cccc to none; dddd is not on record.
+    assert table[["experiment", "id", "seed"]].to_numpy().tolist() == [
+        ["main", "bbbb", 1], ["main", "aaaa", 0], ["longer", "aaaa", 0]
+    ]  # fmt: skip
+    assert table.iloc[2].drop("experiment").tolist() == records.frame(found[:1]).iloc[0].tolist()
+    assert "experiment" not in records.frame(found).columns
+    assert len(records.frame(found, {})) == 0
+
+
+def test_options_of_the_one_parent_become_columns():
+    parent = a_record("aaaa", options={"method": "lottery", "density": 0.8})
+    child = a_record("bbbb", parent="aaaa")
+    orphan = a_record("cccc", parent="gone")
+    between = a_record("dddd", parent=["aaaa", "bbbb"])
+    table = records.frame([child, orphan, between, parent]).set_index("id")
+    assert table.loc["bbbb", ["parent_method", "parent_density", "method", "density"]].tolist() == [
+        "lottery", 0.8, "rigl", 0.1
+    ]  # fmt: skip
+    assert table.loc[["aaaa", "cccc", "dddd"], ["parent_method", "parent_density"]].isna().all(axis=None)
+    # A parent gives its options also where it belongs to no experiment.
+    listed = records.frame([child, parent], {"main": ["bbbb"]})
+    assert listed[["id", "parent_method"]].to_numpy().tolist() == [["bbbb", "lottery"]]
+    assert not any(name.startswith("parent_") for name in records.frame([orphan, between, parent]).columns)
+
+
 def test_not_a_number_never_enters_a_record():
     with pytest.raises(ValueError, match="Out of range float"):
         records.save(a_record(metrics={"train_loss": float("nan")}))

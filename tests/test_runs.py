@@ -13,6 +13,29 @@ def test_ids_are_what_they_were():
     assert Run("rigl", {}, seed=0, parents=(Run("rigl", {"density": 0.05}, seed=1),)).id == "a580ca76cc50fbe4"
 
 
+def test_several_parents_are_a_list_in_their_order():
+    first, second = (Run("rigl", {}, seed=seed) for seed in (0, 1))
+    child, turned = (Run("rigl", {"path": "line"}, 0, parents) for parents in ((first, second), (second, first)))
+    assert child.parent_ids == [first.id, second.id]
+    assert child.canonical() == (
+        f'{{"options":{{"path":"line"}},"parent":["{first.id}","{second.id}"],"recipe":"rigl","seed":0}}'
+    )
+    assert child.id == "24e52214f0e413c0" and turned.id != child.id and turned != child
+
+
+def test_one_parent_is_an_id_and_none_is_none():
+    parent = Run("rigl", {"density": 0.05}, seed=1)
+    child = Run("rigl", {}, seed=0, parents=(parent,))
+    assert (parent.parent_ids, child.parent_ids) == (None, "7a2239bca285a069")
+    assert child.canonical() == '{"options":{},"parent":"7a2239bca285a069","recipe":"rigl","seed":0}'
+    assert len({child.id, Run("rigl", {}, 0, (parent, parent)).id, Run("rigl", {}, 0).id}) == 3
+
+
+def test_options_of_an_ancestor_change_the_id():
+    chains = [Run("rigl", {}, 0, (Run("rigl", {}, 0, (Run("rigl", {"density": d}, 0),)),)) for d in (0.5, 0.2)]
+    assert chains[0].id != chains[1].id
+
+
 def test_canonical_text_is_sorted_and_complete():
     run = Run("rigl", {"width": 2.0, "density": 0.05}, seed=1)
     assert run.canonical() == '{"options":{"density":0.05,"width":2.0},"parent":null,"recipe":"rigl","seed":1}'
