@@ -170,7 +170,7 @@ def test_other_options_get_colors_in_their_order(ax):
     swept = pd.concat([swept.assign(update_every=1000), swept])
     figures.metric_vs_sparsity(swept, ax=ax, by="update_every")
     assert legend(ax) == ["100 (n=3)", "1000 (n=3)"]
-    assert ax.get_legend().get_title().get_text() == "update every"
+    assert ax.get_legend().get_title().get_text() == "steps between updates"
 
 
 @pytest.mark.parametrize("n, beside", [(7, False), (8, True)])

@@ -177,7 +177,7 @@ GRID = table(
 def test_grid_of_numbers_ascends_and_says_what_is_missing_or_diverged(ax):
     data = figures.heat(GRID, "update_every", "drop_fraction", ax=ax)
     assert labels(ax.xaxis) == ["50", "100"] and labels(ax.yaxis) == ["0.3", "0.5"]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("update every", "drop fraction")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("steps between updates", "share that moves at first")
     assert {text.get_position(): text.get_text() for text in ax.texts} == {
         (0.5, 0.5): "–",
         (1.5, 0.5): "–\n1 diverged",

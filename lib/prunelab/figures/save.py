@@ -58,7 +58,9 @@ def _few_colors(png: bytes) -> bytes:
     """The same picture with a palette, a quarter of the size: notebooks carry their figures in git."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
-        picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        # An octree keeps rare colours, such as that of a method with three markers.
+        few = picture.convert("RGB").quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -44,7 +44,8 @@ def strips(
         mean = own["mean"].iloc[0]
         if pd.notna(mean):
             ax.hlines(mean, at - _HALF, at + _HALF, color="#000000", linewidth=1.8)
-            ax.annotate(_short(mean, metric), (at + _HALF, mean), (4, 0), textcoords="offset points", va="center")
+            above = (at, own[metric].max())
+            ax.annotate(_short(mean, metric), above, (0, 7), textcoords="offset points", ha="center", fontsize=9)
         lost = own["status"] == "diverged"
         dots = {"color": style["color"], "markersize": 6, "alpha": 0.7, "markeredgewidth": 0}
         ax.plot(own.loc[~lost, "at"], own.loc[~lost, metric], style["marker"], **dots)
@@ -52,7 +53,8 @@ def strips(
     names = _wrapped([(labels or {}).get(value, written(by, value)) for value in columns])
     counted = [f"{name}\n(n={len(own)})" for name, own in zip(names, columns.values(), strict=True)]
     ticks(ax.xaxis, range(len(counted)), counted)
-    ax.set_xlim(-0.5, len(columns) - 0.3)
+    ax.set_xlim(-0.5, len(columns) - 0.5)
+    ax.margins(y=0.12)  # room for the means
     ax.set_xlabel(label(by))
     metric_axis(ax, metric)
     finish(ax, diverged=(runs["status"] == "diverged").any())

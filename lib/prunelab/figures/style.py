@@ -46,6 +46,15 @@ _LABELS = {
     "training_macs_ratio": "training MACs, relative to dense",
     "train_multiplier": "length of training",
     "position": "position on the path",
+    "setting": "",
+    "update_every": "steps between updates",
+    "drop_fraction": "share that moves at first",
+    "stop_update": "share of training",
+    "gradient_momentum": "momentum",
+    "dataset": "trained on",
+    "parent_dataset": "ticket found on",
+    "optimizer": "trained with",
+    "parent_optimizer": "ticket found with",
 }
 
 

@@ -71,7 +71,7 @@ def load_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     output = list(prunable_weights(model))[-1]
     fitting = {name: value for name, value in values.items() if name in own and own[name].shape == value.shape}
-    for name in own.keys() | values.keys():
+    for name in (*own, *values):  # in their order, so that the first is named
         if name not in fitting and name.rpartition(".")[0] != output:
             found, wanted = (tuple(state[name].shape) if name in state else "absent" for state in (values, own))
             raise ValueError(

@@ -366,8 +366,10 @@ def _follow_path(options: Options, dataset: data.Dataset, parents: Sequence[dict
     """The training loss between two solutions, along a curve that is optimised first; the line needs no training."""
     started = time.monotonic()
     n_control_points, is_dense = _CONTROL_POINTS[options["path"]]
-    model = build(options, dataset).to(dataset.train_labels.device)
+    device = dataset.train_labels.device
+    model = build(options, dataset).to(device)
     ends = [parent["model"] for parent in parents]
+    union = landscape.union_masks(*(parent["masks"] or {} for parent in parents))  # a dense one masks nothing
     control_points = []
     if n_control_points:
         control_points = landscape.fit_curve(
@@ -375,7 +377,7 @@ def _follow_path(options: Options, dataset: data.Dataset, parents: Sequence[dict
             *ends,
             dataset,
             n_control_points=n_control_points,
-            masks=None if is_dense else landscape.union_masks(*(parent["masks"] for parent in parents)),
+            masks=None if is_dense else {name: mask.to(device) for name, mask in union.items()},
             n_steps=_n_steps(options, dataset),
             generator=_generator("path", seed),
             **{name: options[name] for name in ("batch_size", "learning_rate", "momentum")},
