@@ -3,6 +3,13 @@
 import pytest
 import torch
 
+from prunelab.methods import METHODS
+from prunelab.methods.dynamic import Dynamic, SparseMomentum
+from prunelab.methods.gradual import GradualPruning
+from prunelab.methods.lottery import Ticket
+from prunelab.methods.snip import Snip
+from prunelab.methods.static import active_counts, initial_masks
+
 torch.set_num_threads(1)  # small networks are fastest so, and two threads beside a busy process crawl
 
 
@@ -16,6 +23,24 @@ class IgnoreStderr:
     def pytest_collectstart(self, collector):
         if collector.path.suffix == ".ipynb" and hasattr(collector, "skip_compare"):
             collector.skip_compare += ("stderr",)
+
+
+def build_method(name, model, *, density, generator, update_every, stop_step):
+    """A method of any name, with ERK masks or counts; None for those without a mask."""
+    kind = METHODS[name]
+    if kind is None:
+        return None
+    if kind in (Snip, GradualPruning):
+        steps = {"begin_step": 1, "end_step": stop_step, "update_every": update_every} if kind is GradualPruning else {}
+        return kind(model, active_counts(model, density=density, distribution="erk"), **steps)
+    masks = initial_masks(model, density=density, distribution="erk", generator=generator)
+    options = {"rewind_steps": 3} if kind is Ticket else {}
+    if issubclass(kind, Dynamic):
+        options = {"initial_drop_fraction": 0.3, "decay": "cosine", "generator": generator}
+        options |= {"update_every": update_every, "stop_update_step": stop_step}
+    if kind is SparseMomentum:
+        options["gradient_momentum"] = 0.9
+    return kind(model, masks, **options)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from conftest import build_method
 from torch import nn
 
 from prunelab import data, training
 from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import Dynamic
-from prunelab.methods.static import initial_masks
 from prunelab.models import build_model
 from prunelab.training import evaluate, train
 
@@ -37,14 +37,7 @@ def build(name, *, model_name="resnet8"):
     torch.manual_seed(0)
     model = build_model(model_name, num_classes=10, in_channels=1, image_size=8, width=0.25)
     generator = torch.Generator().manual_seed(0)
-    if METHODS[name] is None:
-        return model, None
-    masks = initial_masks(model, density=0.3, distribution="erk", generator=generator)
-    options = {}
-    if issubclass(METHODS[name], Dynamic):
-        options = {"initial_drop_fraction": 0.3, "update_every": 3, "stop_update_step": 9, "decay": "cosine"}
-        options["generator"] = generator
-    return model, METHODS[name](model, masks, **options)
+    return model, build_method(name, model, density=0.3, generator=generator, update_every=3, stop_step=9)
 
 
 def run(name, dataset, *, model_name="resnet8", **changes):
