@@ -16,6 +16,7 @@ listed value. Diverged runs count with the accuracy they have.
 """
 
 import math
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import product
@@ -332,15 +333,15 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(judged: pd.DataFrame) -> str:
-    """The judged rows of `table` as plain text, one line a comparison, and how many wait for what."""
+    """The judged rows of `table` as plain text, one line a comparison, and below what the others wait for."""
     is_judged = judged["verdict"] != NOT_JUDGED
     lines = [f"{'claim':10} {'verdict':15} {'difference, 95 %':25} statement"]
     for row in judged[is_judged].itertuples():
         lines.append(f"{row.claim + row.part:10} {row.verdict:15} {_difference(row):25} {row.statement}")
-    lines.append("")
-    for row in judged[~is_judged].itertuples():
-        lines.append(f"{row.claim + row.part:10} {NOT_JUDGED:15} {row.reason}")
-    return "\n".join(lines).rstrip()
+    for reason, waiting in judged[~is_judged].groupby("reason", sort=False):
+        names = ", ".join(waiting["claim"] + waiting["part"])
+        lines += ["", f"{NOT_JUDGED}, {reason}:", textwrap.fill(names, 100)]
+    return "\n".join(lines)
 
 
 def markdown(judged: pd.DataFrame) -> str:
