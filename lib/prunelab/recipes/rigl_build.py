@@ -1,0 +1,220 @@
+"""RigL and its rivals: what a run is made of. Its images, its network, what it takes from its parent, its method."""
+
+import bisect
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunelab import cost, data
+from prunelab.methods import METHODS, lottery
+from prunelab.methods.dynamic import CustomGrowth, SparseMomentum
+from prunelab.methods.gradual import GradualPruning
+from prunelab.methods.lottery import Ticket
+from prunelab.methods.snip import Snip
+from prunelab.methods.static import Static, active_counts, initial_masks
+from prunelab.models import build_model
+from prunelab.runs import Option
+
+Masks = dict[str, Tensor]
+Options = dict[str, Option]
+
+
+def dataset_of(options: Options, device: str) -> data.Dataset:
+    """The images of a run, shared by the runs that a worker trains."""
+    return _load(*(options[name] for name in ("dataset", "image_size", "n_train", "in_colour")), device)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, image_size: int | None, n_train: int | None, in_colour: bool, device: str) -> data.Dataset:
+    return data.load(name, image_size=image_size, n_train=n_train, in_colour=in_colour, device=device)
+
+
+def n_epochs(options: Options) -> int:
+    """Epochs of the whole training."""
+    return round(options["n_epochs"] * options["train_multiplier"])
+
+
+def n_steps(options: Options, dataset: data.Dataset) -> int:
+    """Optimizer steps of the whole training."""
+    return n_epochs(options) * (len(dataset.train_labels) // options["batch_size"])
+
+
+def stream_seed(stream: str, seed: int) -> int:
+    """The seed of one random stream of a run; streams of one run must not be the same numbers."""
+    return zlib.crc32(f"{stream} {seed}".encode())  # hash() differs between processes
+
+
+def generator_of(stream: str, seed: int) -> torch.Generator:
+    """A generator for one random stream of a run, on the CPU."""
+    return torch.Generator().manual_seed(stream_seed(stream, seed))
+
+
+def image_of(dataset: data.Dataset) -> dict[str, int]:
+    """Shape of an image, as `cost.layer_table` takes it."""
+    return {"in_channels": dataset.channels, "image_size": dataset.image_size}
+
+
+# A small dense network's width is found to this fraction of the full one's.
+_WIDTH_STEPS = 256
+_MATCHED = {"small_dense": "n_active", "small_dense_macs": "macs"}
+
+
+def build(options: Options, dataset: data.Dataset) -> nn.Module:
+    """The network of a run at its initialisation, on the CPU; a small dense one as wide as its rival's size allows."""
+    share = 1.0
+    if options["method"] in _MATCHED:
+        share = _matching_share(options, dataset, key=_MATCHED[options["method"]])
+    return model_of(options, dataset, options["width"] * share)
+
+
+def model_of(options: Options, dataset: data.Dataset, width: float) -> nn.Module:
+    """A fresh network of the run's kind for its images, at any width."""
+    return build_model(
+        options["model"],
+        num_classes=dataset.num_classes,
+        in_channels=dataset.channels,
+        image_size=dataset.image_size,
+        width=width,
+    )
+
+
+def _matching_share(options: Options, dataset: data.Dataset, *, key: str) -> float:
+    """Share of the width at which a dense network has as many weights, or MACs, as the sparse one."""
+
+    with torch.device("meta"):  # shapes without numbers, and no random number drawn
+        reference = model_of(options, dataset, options["width"])
+    allocation = {name: options[name] for name in ("density", "distribution", "first_layer")}
+    n_active = active_counts(reference, **allocation)
+    target = cost.total(cost.layer_table(reference, n_active=n_active, **image_of(dataset)), key)
+
+    def size(k: int) -> int:
+        with torch.device("meta"):
+            model = model_of(options, dataset, options["width"] * k / _WIDTH_STEPS)
+        return cost.total(cost.layer_table(model, **image_of(dataset)), key)
+
+    k = bisect.bisect_left(range(_WIDTH_STEPS + 1), target, lo=1, key=size)  # the first that reaches the target
+    return min((max(k - 1, 1), k), key=lambda k: abs(size(k) - target)) / _WIDTH_STEPS
+
+
+def _from_ticket(options: Options, model: nn.Module, parents: Sequence[dict], seed: int) -> Masks:
+    """Mask and start values of the parent; in a lottery the mask is what pruning leaves of the parent's."""
+    lottery.load_values(model, parents[0]["start"])
+    return _parent_masks(options, model, parents[0])
+
+
+def _reinitialised(options: Options, model: nn.Module, parents: Sequence[dict], seed: int) -> Masks:
+    """The ticket's mask alone; the model has new random values."""
+    return _parent_masks(options, model, parents[0])
+
+
+def _shuffled(options: Options, model: nn.Module, parents: Sequence[dict], seed: int) -> Masks:
+    """The ticket's values under a random mask with as many active weights in each layer."""
+    masks = _from_ticket(options, model, parents, seed)
+    return lottery.shuffled(masks, generator=generator_of("shuffled", seed))
+
+
+def _solution(options: Options, model: nn.Module, parents: Sequence[dict], seed: int) -> Masks:
+    """Mask and trained values of the parent."""
+    lottery.load_values(model, parents[0]["model"])
+    return _parent_masks(options, model, parents[0])
+
+
+# What a run takes from its parent. Each puts values into the model and returns the masks to begin with, or None.
+STARTS: dict[str, Callable[[Options, nn.Module, Sequence[dict], int], Masks | None]] = {
+    "fresh": lambda options, model, parents, seed: None,
+    "ticket": _from_ticket,
+    "reinitialised": _reinitialised,
+    "shuffled": _shuffled,
+    "solution": _solution,
+}
+
+
+def _parent_masks(options: Options, model: nn.Module, parent: dict) -> Masks:
+    if parent["masks"] is None:
+        raise ValueError("the parent was trained dense: it has no mask to start from")
+    if options["method"] != "lottery":
+        return parent["masks"]
+    trained = {name: parent["model"][f"{name}.weight"] for name in parent["masks"]}
+    return lottery.keep_largest(trained, parent["masks"], density=options["density"])
+
+
+def build_method(
+    options: Options,
+    model: nn.Module,
+    masks: Masks | None,
+    dataset: data.Dataset,
+    *,
+    seed: int,
+    grow_score: Callable[[Tensor, Tensor], Tensor] | None,
+) -> Static | None:
+    """The method of a run around its model; None where nothing is masked.
+
+    Args:
+        options: All of the run's.
+        model: With the values to start from.
+        masks: Taken from the parent; None lets the method choose its own.
+        dataset: Decides how many steps there are.
+        seed: Of the random masks and moves.
+        grow_score: In place of RigL's.
+    Raises:
+        ValueError: See the methods; rewinding past the end of training.
+    """
+    method = METHODS[options["method"]]
+    if method is None:
+        return None
+    length = n_steps(options, dataset)
+    stop_step = round(options["stop_update"] * length)
+    if method is Ticket:
+        if not 0 <= options["rewind_epochs"] <= n_epochs(options):
+            raise ValueError(
+                f"cannot rewind to epoch {options['rewind_epochs']:g}: training has {n_epochs(options)};"
+                " rewind_epochs must lie between 0 and that"
+            )
+        is_first = masks is None
+        if is_first:
+            masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in lottery.ticket_layers(model).items()}
+        rewind_steps = round(options["rewind_epochs"] * length / n_epochs(options)) if is_first else 0
+        return Ticket(model, masks, rewind_steps=rewind_steps)
+    if masks is None:
+        allocation = {"density": _density(options, model, dataset)}
+        allocation |= {name: options[name] for name in ("distribution", "first_layer")}
+        counts = active_counts(model, **allocation)
+        if method is Snip:
+            return Snip(model, counts)
+        if method is GradualPruning:
+            begin_step = round(options["begin_pruning"] * length)
+            update_every = options["update_every"]
+            return GradualPruning(model, counts, begin_step=begin_step, end_step=stop_step, update_every=update_every)
+        masks = initial_masks(model, generator=generator_of("masks", seed), **allocation)
+    if method is Static:
+        return Static(model, masks)
+    more = {"gradient_momentum": options["gradient_momentum"]} if method is SparseMomentum else {}
+    if grow_score is not None:
+        method, more = CustomGrowth, {"score": grow_score}
+    return method(
+        model,
+        masks,
+        initial_drop_fraction=options["drop_fraction"],
+        update_every=options["update_every"],
+        stop_update_step=stop_step,
+        decay=options["decay"],
+        generator=generator_of("moves", seed),
+        **more,
+    )
+
+
+def _density(options: Options, model: nn.Module, dataset: data.Dataset) -> float:
+    """The density to allocate: that of the options, or the one at which MACs are those of ERK at that density."""
+    if options["equal"] == "weights":
+        return options["density"]
+    layers = cost.layer_table(model, **image_of(dataset))
+    erk = active_counts(model, density=options["density"], distribution="erk", first_layer=options["first_layer"])
+    n_active = {name: options[name] for name in ("distribution", "first_layer")}
+    return cost.matching_density(
+        layers,
+        lambda density: active_counts(model, density=density, **n_active),
+        macs=cost.total(cost.layer_table(model, n_active=erk, **image_of(dataset)), "macs"),
+    )
