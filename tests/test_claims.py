@@ -323,6 +323,9 @@ def test_markdown_tells_what_was_judged_and_leaves_the_rest_out():
         "| RigL-C1a | RigL wins. | +3.1 [+1.0, +5.0] | +2.4 | reproduced |",
         "| RigL-C10a | A hill. | +0.031 [+0.010, +0.500] of loss |  | inconclusive |",
     ]
+    assert claims.tally(judged) == (
+        "of 3 comparisons 1 are reproduced, 0 are not reproduced, 1 are inconclusive, 1 are not judged"
+    )
     assert claims.report(judged).splitlines()[1:] == [
         "RigL-C1a   reproduced      +3.1 [+1.0, +5.0]         RigL wins.",
         "RigL-C10a  inconclusive    +0.031 [+0.010, +0.500] of loss A hill.",

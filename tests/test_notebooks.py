@@ -66,7 +66,7 @@ def test_kernel_is_the_plain_one_and_no_run_or_widget_state_is_kept(notebook):
 
 def test_notebook_stays_readable(path, notebook):
     assert 20 <= len(notebook.cells) <= 40
-    assert path.stat().st_size <= 500_000
+    assert path.stat().st_size <= 900_000  # a dozen figures; GitHub shows it still
     for cell in code_cells(notebook):
         assert len(cell.source.splitlines()) <= 25
         assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE), "no shell, no magic"

@@ -332,6 +332,13 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
+def tally(judged: pd.DataFrame) -> str:
+    """How many rows of `table` have which verdict, in words."""
+    counts = judged["verdict"].value_counts()
+    words = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_JUDGED)
+    return f"of {len(judged)} comparisons " + ", ".join(f"{counts.get(word, 0)} are {word}" for word in words)
+
+
 def report(judged: pd.DataFrame) -> str:
     """The judged rows of `table` as plain text, one line a comparison, and below what the others wait for."""
     is_judged = judged["verdict"] != NOT_JUDGED
