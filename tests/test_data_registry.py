@@ -1,10 +1,13 @@
 import io
 import shutil
 import socket
+import tarfile
 import threading
 import time
 import urllib.error
 import warnings
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +19,8 @@ from PIL import Image
 from prunelab import data, files, paths
 from prunelab.data import cache, embedded, folders, registry
 from prunelab.data.dataset import Dataset, balanced_sample
+
+ARCHIVES = paths.DATA
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +106,7 @@ def test_an_unknown_name_lists_the_known_ones_and_what_lies_there(home):
     (home / "paper").mkdir()
     with pytest.raises(ValueError) as caught:
         data.load("cifar-10")
-    for known in ("'cifar-10'", "digits", "glyphs:latin", "cifar10,", "svhn", "birds, pets", str(home)):
+    for known in ("'cifar-10'", "digits", "glyphs:latin", *registry.TORCHVISION, "birds, pets", str(home)):
         assert known in str(caught.value)
     assert "paper" not in str(caught.value)
 
@@ -136,14 +141,16 @@ def test_coloured_images_may_be_flipped_unless_they_are_digits(home, colour, nam
     assert dataset.source == name and dataset.sha256 == folders.sha256(home / name)
 
 
-def test_an_archive_comes_before_a_download_and_a_folder_before_an_archive(home, tmp_path):
-    shutil.make_archive(str(home / "cifar10"), "zip", write_folder(tmp_path / "a", value=100))
-    dataset = data.load("cifar10")
-    assert dataset.source == "cifar10.zip" and dataset.train_images.min() == 100
-    assert dataset.sha256 == files.sha256(home / "cifar10.zip")
-    write_folder(home / "cifar10", value=50)
-    dataset = data.load("cifar10")
-    assert dataset.source == "cifar10" and dataset.train_images.min() == 50
+@pytest.mark.parametrize("name", registry.TORCHVISION)
+def test_an_archive_comes_before_a_download_and_a_folder_before_an_archive(home, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(torchvision.datasets, registry.TORCHVISION[name], None)
+    shutil.make_archive(str(home / name), "zip", write_folder(tmp_path / "a", value=100))
+    dataset = data.load(name)
+    assert dataset.source == f"{name}.zip" and dataset.train_images.min() == 100
+    assert dataset.sha256 == files.sha256(home / f"{name}.zip")
+    write_folder(home / name, value=50)
+    dataset = data.load(name)
+    assert dataset.source == name and dataset.train_images.min() == 50
 
 
 def test_a_smaller_image_is_the_mean_of_its_area(home):
@@ -383,6 +390,111 @@ def test_torchvisions_sets_arrive_in_one_layout(monkeypatch, name, kind, channel
     assert data.load(name, image_size=2).image_size == 2
     monkeypatch.setattr(torchvision.datasets, registry.TORCHVISION[name], None)
     assert same(data.load(name), dataset)
+
+
+def offer_mnist(monkeypatch, images, labels):
+    """A torchvision.datasets.MNIST with these test images and no training images."""
+
+    def fake(root, *, train, download):
+        assert download and not train and 0 < socket.getdefaulttimeout() <= 60
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "raw").write_text("test images")
+        return SimpleNamespace(data=images, targets=labels, classes=MNIST.classes)
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", fake)
+
+
+def offer_omniglot(monkeypatch, images):
+    """A torchvision.datasets.Omniglot of these images, by path; its zip holds the last ones first."""
+
+    def fake(root, *, background, download):
+        assert download and background and 0 < socket.getdefaulttimeout() <= 60
+        folder = root / "omniglot-py"
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / "images_background.zip", "w") as archive:
+            for path in sorted(images, reverse=True):
+                content = io.BytesIO()
+                images[path].save(content, "PNG")
+                archive.writestr(f"images_background/{path}", content.getvalue())
+        return SimpleNamespace(root=str(folder))
+
+    monkeypatch.setattr(torchvision.datasets, "Omniglot", fake)
+
+
+def test_mnist10k_is_the_first_and_the_last_of_mnists_test_images_class_by_class(monkeypatch):
+    labels = torch.randint(0, 10, (10000,), generator=torch.Generator().manual_seed(0))
+    images = torch.zeros(10000, 28, 28, dtype=torch.uint8)
+    images[:, 3, 5], images[:, 5, 3] = torch.arange(10000) // 100, torch.arange(10000) % 100
+    offer_mnist(monkeypatch, images, labels)
+    dataset = data.load("mnist10k")
+    assert (dataset.source, dataset.flip, dataset.class_names) == ("torchvision MNIST", False, tuple("0123456789"))
+    assert dataset.sha256 == folders.sha256_of_files([("raw", b"test images")])
+    for split, indices in (("train", range(8000)), ("test", range(8000, 10000))):
+        expected = sorted(indices, key=lambda i: (labels[i], i))
+        assert torch.equal(getattr(dataset, f"{split}_images"), images[expected].unsqueeze(3))
+        assert torch.equal(getattr(dataset, f"{split}_labels"), labels[expected])
+    assert data.load("mnist10k", image_size=14).image_size == 14
+
+
+def test_omniglot_small_is_shrunk_white_on_black_and_split_by_drawer(monkeypatch):
+    """Black in the upper left corner: 5 rows for each drawer, 10 columns for each class."""
+    alphabets = ["Balinese", "Early_Aramaic", "Greek", "Japanese_(katakana)", "Korean", "Latin", "Sanskrit", "Tagalog"]
+    characters = [*(f"{alphabet}/character01" for alphabet in alphabets), "Tagalog/character17"]
+    images = {}
+    for number, character in enumerate(characters, 1):
+        for drawer in range(1, 21):
+            pixels = np.ones((105, 105), bool)
+            pixels[: 5 * drawer, : 10 * number] = False
+            images[f"{character}/{number:04}_{drawer:02}.png"] = Image.fromarray(pixels)
+    left_out = "Japanese_(hiragana)/character01/0005_01.png", "Greek/character01/._0001_01.png"
+    offer_omniglot(monkeypatch, images | dict.fromkeys(left_out, Image.new("1", (105, 105))))
+    dataset = data.load("omniglot-small")
+    assert (dataset.source, dataset.flip) == ("torchvision Omniglot", False)
+    assert dataset.class_names[2:5] == ("Greek-character01", "Japanese_katakana-character01", "Korean-character01")
+    assert dataset.num_classes == 9 and dataset.class_names[8] == "Tagalog-character17"
+    for split, drawers in (("train", range(1, 15)), ("test", range(15, 21))):
+        shrunk, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        assert shrunk.shape == (9 * len(drawers), 32, 32, 1) and shrunk.dtype == torch.uint8
+        assert labels.tolist() == [label for label in range(9) for _ in drawers]
+        assert shrunk[:, 0, 0].eq(255).all() and shrunk[:, -1, -1].eq(0).all()
+        rows = shrunk[:, :, 0, 0].double().mean(dim=1) / 255 * 21
+        columns = shrunk[:, 0, :, 0].double().mean(dim=1) / 255 * 105 / 10
+        torch.testing.assert_close(rows, torch.tensor([*drawers] * 9).double(), atol=0.01, rtol=0)
+        torch.testing.assert_close(columns, labels + 1.0, atol=0.01, rtol=0, check_dtype=False)
+    assert data.load("omniglot-small", image_size=16).image_size == 16
+
+
+def offered(name):
+    """What torchvision offers, made from the images of the real archive."""
+    found = {}
+    with tarfile.open(ARCHIVES / f"{name}.tar.xz") as archive:
+        for member in archive:
+            if member.name.endswith(".png"):
+                with Image.open(archive.extractfile(member)) as image:
+                    image.load()
+                found[Path(member.name)] = image
+    if name == "mnist10k":
+        ordered = sorted(found, key=lambda path: path.stem)
+        images = torch.from_numpy(np.stack([np.array(found[path]) for path in ordered]))
+        return images, torch.tensor([int(path.parent.name) for path in ordered])
+    images = {}
+    for path, image in found.items():
+        alphabet, character = path.parent.name.replace("_katakana", "_(katakana)").split("-")
+        images[f"{alphabet}/{character}/0001_{path.stem}.png"] = Image.fromarray(255 - np.array(image))
+    return (images,)
+
+
+@pytest.mark.parametrize("name, offer", [("mnist10k", offer_mnist), ("omniglot-small", offer_omniglot)])
+def test_a_download_of_the_archives_images_is_the_archive(home, monkeypatch, name, offer):
+    if not (ARCHIVES / f"{name}.tar.xz").is_file():
+        pytest.skip(f"no {name}.tar.xz in {ARCHIVES}")
+    offer(monkeypatch, *offered(name))
+    downloaded = data.load(name)
+    (home / f"{name}.tar.xz").symlink_to(ARCHIVES / f"{name}.tar.xz")
+    read = data.load(name)
+    assert (downloaded.source, read.source) == (f"torchvision {registry.TORCHVISION[name]}", f"{name}.tar.xz")
+    assert same(downloaded, read) and downloaded.class_names == read.class_names
+    assert same(data.load(name, n_train=1000), registry.with_n_train(downloaded, 1000))
 
 
 @pytest.mark.parametrize(

@@ -210,10 +210,12 @@ def execute(item: Run, *, store: Path, device: str, keep_state: bool = False) ->
                 return record
             for half_written in folder.glob(".*"):  # left by a process killed in the middle of a write
                 half_written.unlink()
-            record, state = _train(item, store=store, device=device)
+            trained, state = _train(item, store=store, device=device)
             if keep_state:
                 save_checkpoint(state, folder / "state")
-            records.save(record, store)
+            if record is None:
+                record = trained
+                records.save(record, store)
             for leftover in ("checkpoint", "progress"):
                 (folder / leftover).unlink(missing_ok=True)
             return record

@@ -1,5 +1,6 @@
 """Names of data sets, where each one comes from, and what to do when it is absent."""
 
+import io
 import re
 import socket
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import ZipFile
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from prunelab import files, paths
@@ -20,7 +23,7 @@ from prunelab.data import dataset as dataset_module
 from prunelab.data.dataset import Dataset, Images, area_average, with_n_train
 
 if TYPE_CHECKING:
-    from torchvision.datasets import VisionDataset
+    from torchvision.datasets import MNIST, Omniglot, VisionDataset
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -28,7 +31,13 @@ TORCHVISION = {
     "mnist": "MNIST",
     "fashion_mnist": "FashionMNIST",
     "svhn": "SVHN",
+    "mnist10k": "MNIST",
+    "omniglot-small": "Omniglot",
 }
+_OMNIGLOT_SMALL = re.compile(  # alphabet, character, drawer
+    r"images_background/(Balinese|Early_Aramaic|Greek|Japanese_\(katakana\)|Korean|Latin|Sanskrit|Tagalog)"
+    r"/(character\d\d)/\d{4}_(\d\d)\.png"
+)
 _NEVER_FLIPPED = {"svhn"}  # digits, though in colour
 _DRAWN_BY = ("matplotlib", "pillow", "scikit-learn", "torch")
 _DOWNLOAD_TIMEOUT = 30  # seconds without a byte
@@ -151,26 +160,61 @@ def _build_embedded(draw: Callable[[], Images], image_size: int | None) -> cache
 
 def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
     """Downloads where it must; torchvision checks its files by MD5."""
-    from torchvision import datasets  # takes a second to import
-
-    kind = getattr(datasets, TORCHVISION[name])
     root = paths.CACHE / "torchvision" / name
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torchvision sets none, and would wait forever
     try:
-        if name == "svhn":
-            train, test = (kind(root, split=split, download=True) for split in ("train", "test"))
-        else:
-            train, test = (kind(root, train=is_train, download=True) for is_train in (True, False))
+        images = _torchvision_images(name, root)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DatasetNotFoundError(_how_to_get(name, root, error)) from error
     finally:
         socket.setdefaulttimeout(before)
-    class_names = tuple(getattr(train, "classes", "0123456789"))
-    images = Images(*_tensors(train), *_tensors(test), class_names)
     raw = sorted(path for path in root.rglob("*") if path.is_file())
     sha256 = folders.sha256_of_files((path.relative_to(root).as_posix(), path.read_bytes()) for path in raw)
     return cache.Entry(_resized(images, image_size), f"torchvision {TORCHVISION[name]}", sha256)
+
+
+def _torchvision_images(name: str, root: Path) -> Images:
+    from torchvision import datasets  # takes a second to import
+
+    kind = getattr(datasets, TORCHVISION[name])
+    if name == "mnist10k":
+        return _mnist10k(kind(root, train=False, download=True))
+    if name == "omniglot-small":
+        return _omniglot_small(kind(root, background=True, download=True))
+    if name == "svhn":
+        train, test = (kind(root, split=split, download=True) for split in ("train", "test"))
+    else:
+        train, test = (kind(root, train=is_train, download=True) for is_train in (True, False))
+    return Images(*_tensors(train), *_tensors(test), tuple(getattr(train, "classes", "0123456789")))
+
+
+def _mnist10k(dataset: "MNIST") -> Images:
+    """MNIST's 10,000 test images: the first 8,000 to train on, the others to test; class by class, as in a folder."""
+    images, labels = _tensors(dataset)
+    tensors = []
+    for part in (slice(8000), slice(8000, None)):
+        order = labels[part].argsort(stable=True)
+        tensors += [images[part][order], labels[part][order]]
+    return Images(*tensors, class_names=tuple("0123456789"))
+
+
+def _omniglot_small(dataset: "Omniglot") -> Images:
+    """Eight of Omniglot's alphabets, white on black, 32x32: drawers 1-14 to train on, 15-20 to test."""
+    found = []
+    with ZipFile(Path(dataset.root, "images_background.zip")) as archive:  # MD5 covers it, not what was unpacked
+        for path in sorted(archive.namelist()):  # so labels and order are a folder's
+            if match := _OMNIGLOT_SMALL.fullmatch(path):
+                alphabet, character, drawer = match.groups()
+                ink = 255 - np.array(Image.open(io.BytesIO(archive.read(path))).convert("L"))
+                class_name = f"{re.sub('[()]', '', alphabet)}-{character}"
+                found.append((area_average(ink[..., None], 32), class_name, int(drawer)))
+    images, names, drawers = zip(*found, strict=True)
+    class_names = tuple(sorted(set(names)))
+    images = torch.from_numpy(np.stack(images))
+    labels = torch.tensor([class_names.index(name) for name in names])
+    trains = torch.tensor(drawers) <= 14
+    return Images(images[trains], labels[trains], images[~trains], labels[~trains], class_names)
 
 
 def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:

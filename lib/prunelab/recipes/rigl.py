@@ -65,6 +65,8 @@ def execute(
     """
     options = OPTIONS | dict(run.options)
     _check(options, n_parents=len(parents))
+    if grow_score is not None and options["method"] != "rigl":
+        raise ValueError(f"grow_score takes the place of RigL's; method {options['method']!r} does not grow by it")
     dataset = dataset_of(options, device)
     if options["path"]:
         return _follow_path(options, dataset, parents, seed=run.seed)
@@ -81,6 +83,7 @@ def execute(
         dataset,
         method=method,
         n_epochs=n_epochs(options),
+        warmup_epochs=round(options["warmup_epochs"] * options["train_multiplier"]),
         generator=generator_of("images", run.seed),
         checkpoint=checkpoint,
         report=report,
@@ -131,6 +134,8 @@ def _check(options: Options, *, n_parents: int) -> None:
     for name, allowed in (("start", tuple(STARTS)), ("equal", ("weights", "macs")), ("path", (None, *_CONTROL_POINTS))):
         if options[name] not in allowed:
             raise ValueError(f"unknown {name} {options[name]!r}; there are {', '.join(map(str, allowed))}")
+    if n_epochs(options) < 1:
+        raise ValueError(f"{options['n_epochs']} epochs times {options['train_multiplier']:g} leave no training")
     wanted = 2 if options["path"] else int(options["start"] != "fresh")
     if n_parents != wanted:
         raise ValueError(f"start={options['start']} path={options['path']} needs {wanted} parents, got {n_parents}")
@@ -145,7 +150,6 @@ _TRAINING_OPTIONS = (
     "optimizer",
     "learning_rate",
     "schedule",
-    "warmup_epochs",
     "momentum",
     "weight_decay",
     "label_smoothing",

@@ -310,9 +310,10 @@ def _first_layer(profile: str, seed: int) -> list[Run]:
 def _lottery(profile: str, seed: int) -> list[Run]:
     """Iterative magnitude pruning of LeNet-300-100, and its controls: new weights, and a random mask."""
     run = partial(make_run, "rigl", OPTIONS, seed=seed, method="lottery", **_TICKETS[profile])
-    rounds = _rounds(run, [round(0.8**n, 3) for n in range(_ROUNDS[profile] + 1)])
+    densities = [round(0.8**n, 3) for n in range(_ROUNDS[profile] + 1)]
+    rounds = _rounds(run, densities)
     controls = [
-        run(density=rounds[n].options["density"], start=start, parents=(rounds[n - 1],))
+        run(density=densities[n], start=start, parents=(rounds[n - 1],))
         for n in _COMPARED_ROUNDS[profile]
         for start in ("reinitialised", "shuffled")
     ]
