@@ -99,6 +99,13 @@ def test_every_run_and_every_mean_is_drawn_unchanged(ax):
     assert (merged["test_accuracy"] == merged["test_accuracy_given"]).all()
 
 
+def test_many_densities_get_few_ticks_from_the_sparsest_on(ax):
+    densities = [round(0.8**n, 3) for n in range(19)]
+    rounds = pd.DataFrame({"density": densities, "method": "rigl", "seed": 0, "status": "finished"})
+    figures.metric_vs_sparsity(rounds.assign(test_accuracy=0.9), ax=ax)
+    assert ax.get_xticks().tolist() == sorted(densities)[::3]
+
+
 def test_sparsity_axis_runs_right_in_percent(ax):
     figures.metric_vs_sparsity(FRAME, ax=ax, reference="dense")
     assert sorted(zip(ax.get_xticks(), labels(ax.xaxis), strict=True)) == [
@@ -343,7 +350,7 @@ def save(name="accuracy", **options):
 def test_saved_figure_is_three_files_and_closed(folder, capsys):
     fig, data = save()
     assert sorted(path.name for path in folder.iterdir()) == ["accuracy.csv", "accuracy.png", "accuracy.svg"]
-    assert Image.open(folder / "accuracy.png").size == (650, 390)
+    assert Image.open(folder / "accuracy.png").size == (550, 330)
     assert ElementTree.parse(folder / "accuracy.svg").getroot().tag.endswith("svg")
     pd.testing.assert_frame_equal(
         pd.read_csv(folder / "accuracy.csv", float_precision="round_trip"), data, check_dtype=False, check_exact=True

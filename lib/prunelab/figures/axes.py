@@ -25,10 +25,11 @@ def log_steps(low: float, high: float) -> list[float]:
 
 
 def sparsity_axis(ax: Axes, densities: Iterable[float]) -> None:
-    """A tick for each density, written as sparsity; each halving of the density takes the same width."""
+    """A tick for each density, or some where there are many, as sparsity; a halving of density takes the same width."""
     ax.set_xscale("log")
     ax.set_xlabel("sparsity")
     marked = sorted(set(densities))
+    marked = marked[:: 1 + len(marked) // 8]  # from the sparsest on
     ticks(ax.xaxis, marked, [percent(1 - density) for density in marked])
     ax.invert_xaxis()
 

@@ -13,7 +13,7 @@ from prunelab import paths
 from prunelab.files import atomic_write
 
 SIZE = (7.5, 4.5)  # inches: the width of a notebook's column
-_DPI = 130  # more than a notebook shows, for sharp screens
+_DPI = 110  # more than a notebook shows, for sharp screens
 _SHOWN_DPI = 100
 
 
