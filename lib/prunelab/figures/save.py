@@ -37,6 +37,7 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
             raise ValueError(f"names of figures and folders have letters, digits and underscores only; got {part!r}")
     if not alt.strip():
         raise ValueError("alt must say in words what the figure shows")
+    _settle(fig)
     stem = paths.FIGURES / notebook / profile / name
     png = _few_colors(_bytes(fig, "png", dpi=_DPI, metadata={"Software": None}))
     with plt.rc_context({"svg.hashsalt": "prunelab"}):
@@ -46,6 +47,14 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
     atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n"))
     plt.close(fig)
     _show(png, alt, width=round(fig.get_figwidth() * _SHOWN_DPI))
+
+
+def _settle(fig: Figure) -> None:
+    """Ends the layout, whose solver leaves noise in the last digits: equal figures shall give equal bytes."""
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    for ax in fig.axes:
+        ax.set_position([round(edge, 6) for edge in ax.get_position(original=True).bounds])
 
 
 def _bytes(fig: Figure, kind: str, **options) -> bytes:
