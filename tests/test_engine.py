@@ -382,6 +382,7 @@ def test_two_engines_on_one_store_train_each_run_once(store):
 
 
 def engine_process(store):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
     engine.run([long_run()], device="cpu", jobs=1, progress=False, store=store)
 
 
