@@ -31,7 +31,7 @@ from prunelab.recipes.rigl_build import (
     n_steps,
     stream_seed,
 )
-from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PROFILES, experiments, plan
+from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, PROFILES, experiments, plan
 from prunelab.runs import Run
 from prunelab.training import Result, train
 
@@ -131,7 +131,7 @@ def forecast(run: Run) -> float:
 def _check(options: Options, *, n_parents: int) -> None:
     check_method(options["method"])
     check_density(options["density"])
-    for name, allowed in (("start", tuple(STARTS)), ("equal", ("weights", "macs")), ("path", (None, *_CONTROL_POINTS))):
+    for name, allowed in (("start", tuple(STARTS)), ("equal", ("weights", "macs")), ("path", (None, *PATHS))):
         if options[name] not in allowed:
             raise ValueError(f"unknown {name} {options[name]!r}; there are {', '.join(map(str, allowed))}")
     if n_epochs(options) < 1:
@@ -225,19 +225,10 @@ def _units(model: nn.Module, masks: Masks | None) -> dict:
     }
 
 
-# Control points of the curve between two solutions, and whether they are free to leave the sparse subspace.
-_CONTROL_POINTS = {
-    "line": (0, False),
-    "quadratic_sparse": (1, False),
-    "cubic_sparse": (2, False),
-    "quadratic_dense": (1, True),
-}
-
-
 def _follow_path(options: Options, dataset: Dataset, parents: Sequence[dict], *, seed: int) -> dict:
     """The training loss between two solutions, along a curve that is optimised first; the line needs no training."""
     started = time.monotonic()
-    n_control_points, is_dense = _CONTROL_POINTS[options["path"]]
+    n_control_points, is_dense = PATHS[options["path"]]
     device = dataset.train_labels.device
     model = build(options, dataset).to(device)
     ends = [parent["model"] for parent in parents]

@@ -44,9 +44,9 @@ OPTIONS: dict[str, Option] = {
     "decay": "cosine",
     "gradient_momentum": 0.9,  # of SNFS
     "begin_pruning": 0.2,  # of GMP, as a share of training; it ends at stop_update
-    "start": "fresh",  # a key of recipes.rigl.STARTS: what a run takes from its parent
+    "start": "fresh",  # a key of rigl_build.STARTS: what a run takes from its parent
     "rewind_epochs": 0.0,  # of a lottery; 0 rewinds to initialisation
-    "path": None,  # between the solutions of two parents; then nothing else is trained
+    "path": None,  # a key of PATHS, between the solutions of two parents; then no network is trained
 }
 
 # The main comparison of each profile, as it departs from the defaults. `paper` is the paper's own CIFAR-10 protocol
@@ -163,7 +163,13 @@ _TRANSFER_DENSITIES = {
     "full": (0.5, 0.25, 0.125, 0.0625),
     "paper": (0.5, 0.25),
 }
-PATHS = ("line", "quadratic_sparse", "cubic_sparse", "quadratic_dense")
+# Between two solutions: control points of the curve, and whether they are free to leave the sparse subspace.
+PATHS = {
+    "line": (0, False),
+    "quadratic_sparse": (1, False),
+    "cubic_sparse": (2, False),
+    "quadratic_dense": (1, True),
+}
 
 _SEEDS = (0, 1, 2)
 
