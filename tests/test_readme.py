@@ -50,7 +50,7 @@ def checkout(tmp_path_factory):
     return copy
 
 
-def run(command, checkout):
+def run(command, checkout, *, folder=None):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PRUNELAB"))}
     installed = Path(sys.executable).parent
     environment |= {
@@ -59,7 +59,7 @@ def run(command, checkout):
         "VENV": str(installed.parent),
     }
     (installed.parent / ".installed").touch()
-    return subprocess.run(shlex.split(command), cwd=checkout, env=environment, capture_output=True, text=True)
+    return subprocess.run(shlex.split(command), cwd=folder or checkout, env=environment, capture_output=True, text=True)
 
 
 def test_readme_has_both_commands_for_newcomers():
@@ -103,6 +103,13 @@ def test_papermill_stops_at_a_mistyped_parameter_and_names_the_real_ones(checkou
     result = run("papermill notebooks/01_rigl.ipynb out.ipynb -p profil smoke", checkout)
     assert result.returncode != 0
     assert re.search(r"no parameter 'profil'; there are profile, fresh, seeds.*Did you mean 'profile'", result.stderr)
+
+
+def test_papermill_works_from_a_folder_outside(checkout, tmp_path):
+    command = f"papermill {checkout}/notebooks/01_rigl.ipynb out.ipynb -p profile smoke -p seeds 0"
+    result = run(command, checkout, folder=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
 
 
 def test_executed_notebook_says_what_it_shows(checkout):
