@@ -90,33 +90,15 @@ def execute(
         **{name: options[name] for name in _TRAINING_OPTIONS},
     )
 
-    if isinstance(method, Ticket):
-        start = method.start
-    layers, metrics = _account(options, dataset, model, method, result)
-    if parents:
-        metrics["total_training_macs_ratio"] = metrics["training_macs_ratio"] + sum(
-            parent["total_training_macs_ratio"] for parent in parents
-        )
-    final = method.masks if method else None
-    of_units = _units(model, final) if options["model"] == "lenet_300_100" else {}
-    if of_units:
-        metrics |= units.input_shares(of_units["input_connections"], image_size=dataset.image_size)
-    return {
-        "status": "diverged" if result.diverged else "finished",
-        "metrics": metrics,
-        "curves": result.curves,
-        "layers": layers,
-        "moves": method.moves if isinstance(method, Dynamic | GradualPruning) else {},
-        **({"units": of_units} if of_units else {}),
-        "seconds": result.seconds,
-        "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
-        "state": {
-            "model": _copy(model.state_dict()),
-            "masks": final,
-            "start": start,
-            "total_training_macs_ratio": metrics.get("total_training_macs_ratio", metrics["training_macs_ratio"]),
-        },
+    outcome = _outcome(options, dataset, model, method, result, parents)
+    spent = outcome["metrics"].get("total_training_macs_ratio", outcome["metrics"]["training_macs_ratio"])
+    outcome["state"] = {
+        "model": _copy(model.state_dict()),
+        "masks": method.masks if method else None,
+        "start": method.start if isinstance(method, Ticket) else start,
+        "total_training_macs_ratio": spent,
     }
+    return outcome
 
 
 def forecast(run: Run) -> float:
@@ -160,6 +142,34 @@ _TRAINING_OPTIONS = (
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
+
+
+def _outcome(
+    options: Options,
+    dataset: Dataset,
+    model: nn.Module,
+    method: Static | None,
+    result: Result,
+    parents: Sequence[dict],
+) -> dict:
+    """What the record says of a finished training."""
+    layers, metrics = _account(options, dataset, model, method, result)
+    if parents:
+        spent_before = sum(parent["total_training_macs_ratio"] for parent in parents)
+        metrics["total_training_macs_ratio"] = metrics["training_macs_ratio"] + spent_before
+    outcome = {
+        "status": "diverged" if result.diverged else "finished",
+        "metrics": metrics,
+        "curves": result.curves,
+        "layers": layers,
+        "moves": method.moves if isinstance(method, Dynamic | GradualPruning) else {},
+        "seconds": result.seconds,
+        "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
+    }
+    if options["model"] == "lenet_300_100":
+        outcome["units"] = _units(model, method.masks if method else None)
+        metrics |= units.input_shares(outcome["units"]["input_connections"], image_size=dataset.image_size)
+    return outcome
 
 
 def _account(

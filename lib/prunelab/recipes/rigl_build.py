@@ -168,16 +168,7 @@ def build_method(
     length = n_steps(options, dataset)
     stop_step = round(options["stop_update"] * length)
     if method is Ticket:
-        if not 0 <= options["rewind_epochs"] <= n_epochs(options):
-            raise ValueError(
-                f"cannot rewind to epoch {options['rewind_epochs']:g}: training has {n_epochs(options)};"
-                " rewind_epochs must lie between 0 and that"
-            )
-        is_first = masks is None
-        if is_first:
-            masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in lottery.ticket_layers(model).items()}
-        rewind_steps = round(options["rewind_epochs"] * length / n_epochs(options)) if is_first else 0
-        return Ticket(model, masks, rewind_steps=rewind_steps)
+        return _ticket(options, model, masks, length)
     if masks is None:
         allocation = {"density": _density(options, model, dataset)}
         allocation |= {name: options[name] for name in ("distribution", "first_layer")}
@@ -204,6 +195,19 @@ def build_method(
         generator=generator_of("moves", seed),
         **more,
     )
+
+
+def _ticket(options: Options, model: nn.Module, masks: Masks | None, length: int) -> Ticket:
+    """One round of a lottery; the first is dense, and remembers the values that all later ones rewind to."""
+    if not 0 <= options["rewind_epochs"] <= n_epochs(options):
+        raise ValueError(
+            f"cannot rewind to epoch {options['rewind_epochs']:g}: training has {n_epochs(options)};"
+            " rewind_epochs must lie between 0 and that"
+        )
+    if masks is not None:
+        return Ticket(model, masks, rewind_steps=0)
+    masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in lottery.ticket_layers(model).items()}
+    return Ticket(model, masks, rewind_steps=round(options["rewind_epochs"] * length / n_epochs(options)))
 
 
 def _density(options: Options, model: nn.Module, dataset: data.Dataset) -> float:
