@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from prunelab.masks import largest
 from prunelab.methods.snip import Snip
-from prunelab.methods.static import active_counts, full_masks, largest
+from prunelab.methods.static import active_counts, full_masks
 from prunelab.models import build_model
 from prunelab.training import build_optimizer, train_step
 

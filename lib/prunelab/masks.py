@@ -48,6 +48,13 @@ def random_mask(shape: torch.Size | tuple[int, ...], n_active: int, *, generator
     return mask
 
 
+def largest(score: Tensor, n_active: int) -> Tensor:
+    """Mask of the `n_active` largest scores; of equal ones, the first come first."""
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    mask[score.flatten().argsort(descending=True, stable=True)[:n_active]] = True
+    return mask.view_as(score)
+
+
 @torch.no_grad()
 def drop_and_grow(weight: Tensor, grow_score: Tensor, mask: Tensor, *, drop_fraction: float) -> tuple[Tensor, Tensor]:
     """One mask update of one layer; the number of active weights is unchanged.

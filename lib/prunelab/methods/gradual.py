@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from prunelab.methods.static import Static, full_masks, largest
+from prunelab.masks import largest
+from prunelab.methods.static import Static, full_masks
 
 
 def scheduled_count(step: int, *, size: int, n_active: int, begin_step: int, end_step: int) -> int:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunelab.density import check_density
-from prunelab.masks import prunable_weights, random_mask
-from prunelab.methods.static import Static, largest
+from prunelab.masks import largest, prunable_weights, random_mask
+from prunelab.methods.static import Static
 
 
 def ticket_layers(model: nn.Module) -> dict[str, nn.Parameter]:

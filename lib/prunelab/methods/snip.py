@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from prunelab.methods.static import Static, full_masks, largest
+from prunelab.masks import largest
+from prunelab.methods.static import Static, full_masks
 
 
 class Snip(Static):

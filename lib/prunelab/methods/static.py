@@ -74,13 +74,6 @@ def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tenso
     return {name: torch.ones(weights[name].shape, dtype=torch.bool) for name in n_active}
 
 
-def largest(score: Tensor, n_active: int) -> Tensor:
-    """Mask of the `n_active` largest scores; of equal ones, the first come first."""
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    mask[score.flatten().argsort(descending=True, stable=True)[:n_active]] = True
-    return mask.view_as(score)
-
-
 class Static:
     """Holds the weights of a model to fixed masks. Its three hooks are called by the training loop.
 
