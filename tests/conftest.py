@@ -1,5 +1,7 @@
 """What all tests share."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from prunelab.methods.gradual import GradualPruning
 from prunelab.methods.lottery import Ticket
 from prunelab.methods.snip import Snip
 from prunelab.methods.static import active_counts, initial_masks
+from prunelab.steps import Stepper
 
 torch.set_num_threads(1)  # small networks are fastest so, and two threads beside a busy process crawl
 
@@ -41,6 +44,14 @@ def build_method(name, model, *, density, generator, update_every, stop_step):
     if kind is SparseMomentum:
         options["gradient_momentum"] = 0.9
     return kind(model, masks, **options)
+
+
+def train_step(model, optimizer, images, labels, step, **options):
+    """One step on a batch in hand: its loss, and whether the optimizer stepped. Options as for `Stepper`."""
+    batches = SimpleNamespace(advance=lambda: None, current=lambda: (images, labels))
+    stepper = Stepper(model, optimizer, batches, **options)
+    stepped = stepper.take(step)
+    return stepper.loss_sum, stepped
 
 
 def pytest_collection_modifyitems(items):

@@ -48,6 +48,8 @@ ABOVE = {
     "prunelab.methods": ("training", "recipes", "engine", "data", "models", "cost", "landscape", "units"),
     "prunelab.models": ("methods", "training", "recipes", "engine", "data"),
     "prunelab.data": ("methods", "models", "training", "recipes", "engine", "masks"),
+    "prunelab.precision": ("methods", "models", "steps", "training", "recipes", "engine", "data", "masks"),
+    "prunelab.steps": ("training", "models", "recipes", "engine", "records", "landscape", "units", "cost"),
     "prunelab.training": ("recipes", "engine", "records", "models", "landscape", "units"),
     "prunelab.cost": ("methods", "training", "recipes", "engine", "data"),
     "prunelab.landscape": ("methods", "models", "training", "recipes", "engine", "records", "cost"),
@@ -72,8 +74,9 @@ def test_nobody_imports_upward(path):
                 assert not any((found + ".").startswith(f"prunelab.{other}.") for other in forbidden), found
 
 
-def test_training_knows_no_method_but_the_three_hooks():
-    found = {name for name in imports(LIBRARY / "training.py") if name.startswith("prunelab.methods")}
+@pytest.mark.parametrize("name", ["steps", "training"])
+def test_training_knows_no_method_but_its_hooks(name):
+    found = {name for name in imports(LIBRARY / f"{name}.py") if name.startswith("prunelab.methods")}
     assert found == {"prunelab.methods.static", "prunelab.methods.static.Static"}
 
 

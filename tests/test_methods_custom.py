@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from conftest import train_step
 from torch import nn
 
 from prunelab.methods.dynamic import CustomGrowth, RigL
 from prunelab.methods.static import initial_masks
 from prunelab.models import build_model
-from prunelab.training import build_optimizer, train_step
+from prunelab.steps import build_optimizer
 
 #                       0    1    2     3    4     5    6    7
 WEIGHT = torch.tensor([0.9, -0.1, 0.5, 0.00, 0.0, -0.3, 0.0, 0.0])

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from conftest import train_step
 from torch import nn
 
 from prunelab.methods.gradual import GradualPruning, scheduled_count
 from prunelab.methods.static import active_counts
 from prunelab.models import build_model
-from prunelab.training import build_optimizer, train_step
+from prunelab.steps import build_optimizer
 
 #                       0    1    2    3    4    5    6    7
 WEIGHT = torch.tensor([0.9, -0.1, 0.5, 0.7, 0.2, -0.3, 0.4, -0.6])  # by magnitude 0 3 7 2 6 5 4 1
@@ -101,6 +102,7 @@ def test_weight_revived_by_any_other_hand_is_zeroed_between_two_prunings():
     layer, method, optimizer = eight_weights()
     method.after_update(4, optimizer)
     nn.init.ones_(layer.weight)
+    method.mask_weights()
     method.after_update(5, optimizer)
     assert torch.equal(layer.weight.data, method.masks["0"].float())
 

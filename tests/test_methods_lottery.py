@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from conftest import train_step
 from torch import nn
 
 from prunelab.masks import prunable_weights
 from prunelab.methods import lottery
 from prunelab.methods.lottery import Ticket
 from prunelab.models import build_model
-from prunelab.training import build_optimizer, train_step
+from prunelab.steps import build_optimizer
 
 WEIGHTS = {"a": torch.tensor([[0.9, -0.1], [0.5, 0.05]]), "b": torch.tensor([[-0.7, 0.2, -0.3, 0.0]])}
 ALL = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in WEIGHTS.items()}

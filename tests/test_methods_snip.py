@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from conftest import train_step
 from torch import nn
 
 from prunelab.masks import largest
 from prunelab.methods.snip import Snip
 from prunelab.methods.static import active_counts, full_masks
 from prunelab.models import build_model
-from prunelab.training import build_optimizer, train_step
+from prunelab.steps import build_optimizer
 
 #                       0    1    2    3    4    5    6    7
 WEIGHT = torch.tensor([0.9, -0.1, 0.5, 1.0, 0.2, -0.3, 0.4, 0.6])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import build_method
+from conftest import build_method, train_step
 from torch import nn
 
 from prunelab import data, training
@@ -12,6 +12,7 @@ from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import Dynamic
 from prunelab.models import build_model
+from prunelab.steps import build_optimizer
 from prunelab.training import evaluate, train
 
 SETTINGS = {
@@ -113,8 +114,8 @@ def test_checkpoint_of_another_format_is_named_and_training_starts_again(digits,
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Killed):
         run("set", digits, checkpoint=tmp_path / "state", report=kill_after(1))
-    monkeypatch.setattr(training, "CHECKPOINT_FORMAT", 2)
-    with pytest.warns(UserWarning, match="has format 1, this version reads 2; this run starts again"):
+    monkeypatch.setattr(training, "CHECKPOINT_FORMAT", 3)
+    with pytest.warns(UserWarning, match="has format 2, this version reads 3; this run starts again"):
         _, _, result = run("set", digits, checkpoint=tmp_path / "state")
     assert result.curves["epoch"] == [1, 2, 3]
 
@@ -163,7 +164,7 @@ def test_accuracy_counts_every_test_image_once(digits, monkeypatch):
 
     share_of_threes = float((digits.test_labels == 3).float().mean())
     for batch_size in (1, 7, 10_000):  # the last batch is a short one
-        monkeypatch.setattr(training, "EVALUATION_PIXELS", 64 * batch_size)
+        monkeypatch.setitem(training.EVALUATION_PIXELS, "cpu", 64 * batch_size)
         loss, accuracy = evaluate(Always(), digits)
         assert accuracy == pytest.approx(share_of_threes)
         # Cross-entropy of a one-hot output: log(e + 9), less 1 where it is right.
@@ -184,7 +185,7 @@ def test_label_smoothing_by_hand():
     model = nn.Linear(1, 2, bias=False)
     model.weight.data = torch.tensor([[3.0], [1.0]]).log()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss, stepped = training.train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, label_smoothing=0.2)
+    loss, stepped = train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, label_smoothing=0.2)
     # Probabilities 3/4 and 1/4, targets 0.8 + 0.2 / 2 and 0.2 / 2.
     assert loss.item() == pytest.approx(-(0.9 * math.log(0.75) + 0.1 * math.log(0.25)))
     assert stepped
@@ -192,7 +193,7 @@ def test_label_smoothing_by_hand():
 
 def test_weight_decay_spares_biases_and_normalisation():
     model, _ = build("dense")
-    decayed, others = training.build_optimizer(model, momentum=0.9, weight_decay=0.5).param_groups
+    decayed, others = build_optimizer(model, momentum=0.9, weight_decay=0.5).param_groups
     assert decayed["weight_decay"] == 0.5 and others["weight_decay"] == 0.0
     assert all(parameter.dim() > 1 for parameter in decayed["params"])
     assert all(parameter.dim() == 1 for parameter in others["params"])
@@ -208,7 +209,7 @@ def test_sgd_is_the_default_and_has_nesterov_momentum_where_it_has_any():
     model, _ = build("dense")
     for options in ({}, {"optimizer": "sgd"}):
         for momentum in (0.0, 0.9):
-            optimizer = training.build_optimizer(model, momentum=momentum, weight_decay=0.5, **options)
+            optimizer = build_optimizer(model, momentum=momentum, weight_decay=0.5, **options)
             assert type(optimizer) is torch.optim.SGD
             assert all(group["momentum"] == momentum for group in optimizer.param_groups)
             assert all(group["nesterov"] == (momentum > 0) for group in optimizer.param_groups)
@@ -216,7 +217,7 @@ def test_sgd_is_the_default_and_has_nesterov_momentum_where_it_has_any():
 
 def test_adam_steps_by_hand():
     layer = nn.Linear(1, 1)
-    optimizer = training.build_optimizer(layer, optimizer="adam", momentum=0.5, weight_decay=0.1)
+    optimizer = build_optimizer(layer, optimizer="adam", momentum=0.5, weight_decay=0.1)
     nn.init.constant_(layer.weight, 2.0)
     nn.init.constant_(layer.bias, 2.0)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.1
@@ -246,14 +247,14 @@ def test_training_uses_the_optimizer_it_is_told(digits):
 
 def test_adam_leaves_pruned_weights_at_zero():
     model, method = build("static")
-    optimizer = training.build_optimizer(model, optimizer="adam", momentum=0.9, weight_decay=0.1)
+    optimizer = build_optimizer(model, optimizer="adam", momentum=0.9, weight_decay=0.1)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     before = {name: weight.clone() for name, weight in method.weights.items()}
     generator = torch.Generator().manual_seed(0)
     for step in range(5):
         images = torch.randn(16, 1, 8, 8, generator=generator)
-        training.train_step(model, optimizer, images, torch.arange(16) % 10, step, method=method)
+        train_step(model, optimizer, images, torch.arange(16) % 10, step, method=method)
     for name, weight in method.weights.items():
         assert not weight[~method.masks[name]].any() and not torch.equal(weight, before[name])
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -262,6 +263,6 @@ def test_adam_leaves_pruned_weights_at_zero():
 
 def test_depthwise_weights_are_decayed_though_never_masked():
     model = build_model("mobilenet_v1", num_classes=10, in_channels=1, image_size=8, width=0.1)
-    decayed, _ = training.build_optimizer(model, momentum=0.9, weight_decay=0.5).param_groups
+    decayed, _ = build_optimizer(model, momentum=0.9, weight_decay=0.5).param_groups
     assert any(model.blocks[0].depthwise.weight is weight for weight in decayed["params"])
     assert len(decayed["params"]) == 28

@@ -233,7 +233,7 @@ def _train(item: Run, *, store: Path, device: str) -> tuple[dict, dict]:
         checkpoint=store / item.id / "checkpoint",
         report=lambda share: atomic_write(store / item.id / "progress", f"{share:.4f}"),
     )
-    state, seconds, dataset = (result.pop(key) for key in ("state", "seconds", "dataset"))
+    state, seconds, precision, dataset = (result.pop(key) for key in ("state", "seconds", "precision", "dataset"))
     record = {
         "format": records.FORMAT,
         "id": item.id,
@@ -246,6 +246,7 @@ def _train(item: Run, *, store: Path, device: str) -> tuple[dict, dict]:
         | {
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
+            "precision": precision,
             "seconds": round(seconds, 2),
             "dataset": dataset,
         },

@@ -1,31 +1,30 @@
-"""The training loop. It knows no method: what a method does, it does in the three hooks of `methods.static.Static`."""
+"""The training loop. It knows no method: what a method does, it does in the hooks of `methods.static.Static`."""
 
 import math
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.data.batches import TrainBatches, test_batches
 from prunelab.data.dataset import Dataset
-from prunelab.masks import layer_weights
 from prunelab.methods.static import Static
+from prunelab.precision import autocast
 from prunelab.schedules import learning_rate as learning_rate_at
+from prunelab.steps import Stepper, build_optimizer, own_stream, set_learning_rate
 
-EVALUATION_PIXELS = 128_000  # of each channel at a time: activations that still fit into a processor's cache
-CHECKPOINT_FORMAT = 1  # counts up when what a state holds changes
+# Of each channel at a time: activations that still fit into a processor's cache; enough work for a whole GPU.
+EVALUATION_PIXELS = {"cpu": 128_000, "cuda": 4_000_000}
+CHECKPOINT_FORMAT = 2  # counts up when what a state holds changes
 CHECKPOINT_SECONDS = 10.0  # at most this much training is lost when a run is killed, evaluations permitting
-OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {
-    "sgd": lambda groups, momentum: torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0),
-    "adam": lambda groups, momentum: torch.optim.Adam(groups, lr=0.0, betas=(momentum, 0.999)),
-}
 
 
 @dataclass
@@ -49,89 +48,31 @@ class Result:
     diverged: bool = False
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    step: int,
-    *,
-    method: Static | None = None,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, bool]:
-    """Processes one batch.
-
-    Args:
-        model: In training mode.
-        optimizer: Over the model's parameters.
-        images: Float, (batch, channels, height, width).
-        labels: Class indices, (batch,).
-        step: Optimizer steps done so far.
-        method: Holds the masks; None trains dense.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-    Returns:
-        loss: Mean loss of the batch, 0-d, on the model's device.
-        stepped: False where the method moved connections *instead of* stepping (RigL's Algorithm 1).
-    """
-    loss = F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if method is None:
-        optimizer.step()
-    elif method.before_update(step, optimizer):  # sees the dense gradients, before they are masked
-        return loss.detach(), False
-    else:
-        method.mask_gradients()
-        optimizer.step()
-        method.after_update(step + 1, optimizer)
-    return loss.detach(), True  # no .item(): reading it would stall a GPU on every step
-
-
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
+def evaluate(model: nn.Module, dataset: Dataset, *, precision: str = "fp32") -> tuple[float, float]:
     """Mean loss and accuracy over the whole test set.
 
     Args:
         model: On the data set's device; left in the mode it was in.
         dataset: Its test images are used, in order.
+        precision: A key of `precision.PRECISIONS`.
     Returns:
         loss: Mean cross-entropy, without label smoothing.
         accuracy: Share of test images classified correctly, in [0, 1].
     """
     was_training = model.training
     model.eval()
-    loss_sum = torch.zeros((), device=dataset.test_labels.device)
-    n_correct = torch.zeros((), device=dataset.test_labels.device)
-    batch_size = max(1, EVALUATION_PIXELS // dataset.image_size**2)
+    device = dataset.test_labels.device
+    loss_sum, n_correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    batch_size = max(1, EVALUATION_PIXELS[device.type] // dataset.image_size**2)
     for images, labels in test_batches(dataset, batch_size=batch_size):
-        outputs = model(images)
+        with autocast(device, precision):
+            outputs = model(images).float()
         loss_sum += F.cross_entropy(outputs, labels, reduction="sum")
         n_correct += (outputs.argmax(dim=1) == labels).sum()
     model.train(was_training)
     n_images = len(dataset.test_labels)
     return float(loss_sum) / n_images, float(n_correct) / n_images
-
-
-def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float) -> Optimizer:
-    """SGD with Nesterov momentum, or Adam; weight decay on convolution and linear weights only, as RigL's code has it.
-
-    The learning rate is set before each step by `train`.
-
-    Args:
-        model: Its parameters are optimized.
-        optimizer: A key of `OPTIMIZERS`.
-        momentum: Nesterov's in SGD, beta_1 in Adam, whose beta_2 is 0.999.
-        weight_decay: Added to the gradient, times the weight; in Adam too, where it is not decoupled.
-    Raises:
-        ValueError: An unknown optimizer.
-    """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
-    decayed = list(layer_weights(model).values())
-    ids = {id(weight) for weight in decayed}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return OPTIMIZERS[optimizer]([group for group in groups if group["params"]], momentum)
 
 
 def train(
@@ -151,6 +92,7 @@ def train(
     eval_every: int,
     generator: torch.Generator,
     method: Static | None = None,
+    precision: str = "fp32",
     checkpoint: Path | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> Result:
@@ -176,56 +118,55 @@ def train(
         eval_every: Epochs between two evaluations.
         generator: Orders and augments the images, on the CPU.
         method: Holds the masks; None trains dense.
+        precision: A key of `precision.PRECISIONS`.
         checkpoint: File for the state; None keeps none.
         report: Called after each evaluation with the share of training done, in (0, 1].
     Raises:
-        ValueError: A batch larger than the training set, an impossible schedule, or an unknown optimizer.
+        ValueError: A batch larger than the training set, an impossible schedule, or an unknown optimizer or
+            precision.
     """
     steps_per_epoch = len(dataset.train_labels) // batch_size
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size {batch_size} exceeds the {len(dataset.train_labels)} training images")
     n_steps, warmup_steps = n_epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     model = model.to(memory_format=torch.channels_last)
-    stepper = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
+    rule = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
     batches = TrainBatches(dataset, batch_size=batch_size, augment=augment, generator=generator)
+    stepper = Stepper(model, rule, batches, method=method, label_smoothing=label_smoothing, precision=precision)
     result = Result()
     if checkpoint is not None:
-        result = _restore(checkpoint, model, stepper, batches, method) or result
+        result = _restore(checkpoint, model, rule, batches, method) or result
 
+    rate_at = partial(
+        learning_rate_at, peak=learning_rate, n_steps=n_steps, warmup_steps=warmup_steps, schedule=schedule
+    )
     started, saved = time.monotonic() - result.seconds, time.monotonic()
-    while result.n_steps < n_steps and not result.diverged:
-        model.train()
-        loss_sum, n_batches_before = torch.zeros((), device=dataset.train_labels.device), result.n_batches
-        stop = min(n_steps, result.n_steps + eval_every * steps_per_epoch)
-        while result.n_steps < stop:
-            rate = learning_rate_at(
-                result.n_steps, peak=learning_rate, n_steps=n_steps, warmup_steps=warmup_steps, schedule=schedule
-            )
-            for group in stepper.param_groups:
-                group["lr"] = rate
-            images, labels = next(batches)
-            loss, stepped = train_step(
-                model, stepper, images, labels, result.n_steps, method=method, label_smoothing=label_smoothing
-            )
-            loss_sum += loss
-            result.n_batches += 1
-            result.n_steps += stepped
+    with own_stream(stepper.device):
+        while result.n_steps < n_steps and not result.diverged:
+            model.train()
+            stepper.loss_sum.zero_()
+            n_batches_before = result.n_batches
+            stop = min(n_steps, result.n_steps + eval_every * steps_per_epoch)
+            while result.n_steps < stop:
+                set_learning_rate(rule, rate_at(result.n_steps))
+                result.n_steps += stepper.take(result.n_steps)
+                result.n_batches += 1
 
-        train_loss = float(loss_sum) / (result.n_batches - n_batches_before)
-        test_loss, test_accuracy = evaluate(model, dataset)
-        result.diverged = not math.isfinite(train_loss)
-        for key, value in (
-            ("epoch", result.n_steps // steps_per_epoch),
-            ("train_loss", train_loss),
-            ("test_loss", test_loss),
-            ("test_accuracy", test_accuracy),
-        ):
-            result.curves[key].append(value)
-        result.seconds = time.monotonic() - started
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(_state(result, model, stepper, batches, method), checkpoint)
-            saved = time.monotonic()
-        report(result.n_steps / n_steps)
+            train_loss = float(stepper.loss_sum) / (result.n_batches - n_batches_before)
+            test_loss, test_accuracy = evaluate(model, dataset, precision=precision)
+            result.diverged = not math.isfinite(train_loss)
+            for key, value in (
+                ("epoch", result.n_steps // steps_per_epoch),
+                ("train_loss", train_loss),
+                ("test_loss", test_loss),
+                ("test_accuracy", test_accuracy),
+            ):
+                result.curves[key].append(value)
+            result.seconds = time.monotonic() - started
+            if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save_checkpoint(_state(result, model, rule, batches, method), checkpoint)
+                saved = time.monotonic()
+            report(result.n_steps / n_steps)
     return result
 
 
@@ -239,7 +180,10 @@ def _state(
         "optimizer": optimizer.state_dict(),
         "batches": batches.state_dict(),
         "method": method.state_dict() if method else None,
-        "torch_rng": torch.get_rng_state(),  # dropout draws from it
+        "generators": {  # dropout draws from them
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        },
     }
 
 
@@ -258,9 +202,12 @@ def _restore(
         warnings.warn(f"{error}; this run starts again from its beginning", stacklevel=3)
         return None
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    # Its groups stay, and with them the tensor of the learning rate, where the graphs of a GPU read it.
+    optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
     batches.load_state_dict(state["batches"])
     if method:
         method.load_state_dict(state["method"])
-    torch.set_rng_state(state["torch_rng"])
+    torch.set_rng_state(state["generators"]["cpu"])
+    if state["generators"]["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["generators"]["cuda"])
     return Result(**state["result"])

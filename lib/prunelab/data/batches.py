@@ -58,20 +58,30 @@ class TrainBatches:
         self.dataset, self.batch_size, self.augment, self.generator = dataset, batch_size, augment, generator
         self.padding = dataset.image_size // 8
         self._start_pass()
+        self._batch = self._drawn[:, :batch_size].clone()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         """The next images, float32 (b, c, h, h) in channels_last, and their labels, int64 (b,)."""
-        if self._position + self.batch_size > len(self._order):
+        self.advance()
+        return self.current()
+
+    def advance(self) -> None:
+        """Goes on to the next batch, which `current` then gives."""
+        if self._position + self.batch_size > self._drawn.shape[1]:
             self._start_pass()
-        part = slice(self._position, self._position + self.batch_size)
-        self._position = part.stop
-        index = self._order[part]
+        stop = self._position + self.batch_size
+        self._batch.copy_(self._drawn[:, self._position : stop])
+        self._position = stop
+
+    def current(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the batch in hand, from tensors that stay the same from batch to batch."""
+        index = self._batch[0]
         if self.augment:
-            rows, columns, flips = (drawn[part] for drawn in self._crops)
-            images = crop_and_flip(self.dataset.train_images, index, rows, columns, flips, padding=self.padding)
+            _, rows, columns, flips = self._batch
+            images = crop_and_flip(self.dataset.train_images, index, rows, columns, flips.bool(), padding=self.padding)
         else:
             images = self.dataset.train_images[index]
         return _normalise(images, self.dataset), self.dataset.train_labels[index]
@@ -88,17 +98,14 @@ class TrainBatches:
     def _start_pass(self) -> None:
         self._pass_start = self.generator.get_state()
         self._position = 0
-        n_images = len(self.dataset.train_labels)
-        device, drawn_on = self.dataset.train_images.device, self.generator.device
-
-        def draw(n_values: int) -> Tensor:
-            values = torch.randint(n_values, (n_images,), generator=self.generator, device=drawn_on)
-            return values.to(device)
-
-        self._order = torch.randperm(n_images, generator=self.generator, device=drawn_on).to(device)
+        n_images, drawn_on = len(self.dataset.train_labels), self.generator.device
+        drawn = [torch.randperm(n_images, generator=self.generator, device=drawn_on)]
         if self.augment:
             n_offsets = 2 * self.padding + 1
-            self._crops = draw(n_offsets), draw(n_offsets), draw(2 if self.dataset.flip else 1).bool()
+            for n_values in (n_offsets, n_offsets, 2 if self.dataset.flip else 1):
+                drawn.append(torch.randint(n_values, (n_images,), generator=self.generator, device=drawn_on))
+        # One row for the image of each place in the pass, and if augmented, for the row, column and flip of its crop.
+        self._drawn = torch.stack(drawn).to(self.dataset.train_images.device)
 
 
 def test_batches(dataset: Dataset, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

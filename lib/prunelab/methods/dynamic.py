@@ -84,7 +84,7 @@ class Dynamic(Static):
         for name, weight in self.weights.items():
             mask, newborn = drop_and_grow(weight, self.grow_score(weight), self.masks[name], drop_fraction=share)
             self._keep_only(mask & ~newborn, weight, optimizer)
-            self.masks[name].copy_(mask)
+            self.set_mask(name, mask)
             survival.append((mask & self.initial_masks[name]).sum() / mask.sum())
         self.moves["step"].append(step)
         self.moves["drop_fraction"].append(share)
@@ -115,7 +115,6 @@ class SparseEvolutionaryTraining(Dynamic):
         return torch.rand(weight.shape, generator=self.generator).to(weight.device)
 
     def after_update(self, step: int, optimizer: Optimizer) -> None:
-        super().after_update(step, optimizer)
         if self.is_due(step):
             self.move_connections(step, optimizer)
 
@@ -145,8 +144,8 @@ class SparseMomentum(SparseEvolutionaryTraining):
         self.averages = {name: torch.zeros_like(weight.detach()) for name, weight in self.weights.items()}
 
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
-        for name, weight in self.weights.items():
-            self.averages[name].lerp_(weight.grad, 1.0 - self.gradient_momentum)
+        gradients = [weight.grad for weight in self.weights.values()]
+        torch._foreach_lerp_(list(self.averages.values()), gradients, 1.0 - self.gradient_momentum)
         self.n_dense_gradients += 1
         return False
 

@@ -76,7 +76,6 @@ class GradualPruning(Static):
 
     @torch.no_grad()
     def after_update(self, step: int, optimizer: Optimizer) -> None:
-        super().after_update(step, optimizer)
         if not self.is_due(step):
             return
         counts = []
@@ -89,7 +88,7 @@ class GradualPruning(Static):
                 end_step=self.end_step,
             )
             # -1 ranks pruned weights below active ones, which may be zero too.
-            self.masks[name].copy_(largest(weight.abs().masked_fill(~self.masks[name], -1.0), n_active))
+            self.set_mask(name, largest(weight.abs().masked_fill(~self.masks[name], -1.0), n_active))
             self._keep_only(self.masks[name], weight, optimizer)
             counts.append(n_active)
         self.moves["step"].append(step)

@@ -102,7 +102,6 @@ class Ticket(Static):
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def after_update(self, step: int, optimizer: Optimizer) -> None:
-        super().after_update(step, optimizer)
         if step == self.rewind_steps:
             self._remember()
 

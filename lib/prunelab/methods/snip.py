@@ -35,7 +35,7 @@ class Snip(Static):
             return False
         for name, weight in self.weights.items():
             # The gradient is that of the whole batch: the magnitude of a sum over images, not a sum of magnitudes.
-            self.masks[name].copy_(largest((weight.grad * weight).abs(), self.n_active[name]))
-        self._mask_weights()
+            self.set_mask(name, largest((weight.grad * weight).abs(), self.n_active[name]))
+        self.mask_weights()
         self.n_dense_gradients += 1
         return True

@@ -75,11 +75,13 @@ def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tenso
 
 
 class Static:
-    """Holds the weights of a model to fixed masks. Its three hooks are called by the training loop.
+    """Holds the weights of a model to fixed masks. Its four hooks are called by each training step.
 
-    `before_update`, on the dense gradients, may replace the optimizer step; `mask_gradients` comes before that step,
-    `after_update` after it. `step` is the number of optimizer steps done so far. Inactive weights are stored as
-    zeros, so the model runs unchanged and its gradients are those of all weights.
+    Two of them decide: `before_update` sees the dense gradients and may replace the optimizer step, `after_update`
+    sees the stepped weights. `mask_gradients` and `mask_weights`, before and after the optimizer, are arithmetic on
+    tensors that stay the same, which a GPU replays without Python; so whoever changes a mask changes it in place.
+    `step` is the number of optimizer steps done so far. Inactive weights are stored as zeros, so the model runs
+    unchanged and its gradients are those of all weights.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -97,8 +99,12 @@ class Static:
                 raise ValueError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer of {type(model).__name__}")
         self.weights = {name: weights[name] for name in masks}
         self.masks = {name: mask.clone().to(weights[name].device) for name, mask in masks.items()}
+        # The masks as numbers that lie in memory as the weights do, which multiply several times as fast as bools.
+        self._factors = {
+            name: torch.empty_like(weight.detach()).copy_(self.masks[name]) for name, weight in self.weights.items()
+        }
         self.n_dense_gradients = 0  # batches so far that needed the gradient of every weight
-        self._mask_weights()
+        self.mask_weights()
 
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
         """Sees the dense gradients; True where it takes the place of the optimizer step."""
@@ -107,15 +113,20 @@ class Static:
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Removes the gradients of inactive weights, so that no momentum gathers there."""
-        torch._foreach_mul_([weight.grad for weight in self.weights.values()], list(self.masks.values()))
-
-    def after_update(self, step: int, optimizer: Optimizer) -> None:
-        """Sees the stepped weights."""
-        self._mask_weights()
+        torch._foreach_mul_([weight.grad for weight in self.weights.values()], list(self._factors.values()))
 
     @torch.no_grad()
-    def _mask_weights(self) -> None:
-        torch._foreach_mul_(list(self.weights.values()), list(self.masks.values()))
+    def mask_weights(self) -> None:
+        """Zeroes inactive weights."""
+        torch._foreach_mul_(list(self.weights.values()), list(self._factors.values()))
+
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        """Sees the stepped and masked weights."""
+
+    def set_mask(self, name: str, mask: Tensor) -> None:
+        """Puts new values into the mask of a layer, in place; its weights are left to the caller."""
+        self.masks[name].copy_(mask)
+        self._factors[name].copy_(mask)
 
     @torch.no_grad()
     def _keep_only(self, kept: Tensor, weight: nn.Parameter, optimizer: Optimizer) -> None:
@@ -132,5 +143,5 @@ class Static:
     def load_state_dict(self, state: dict) -> None:
         """Takes over what `state_dict` gave; the weights are restored by the caller."""
         for name, mask in state["masks"].items():
-            self.masks[name].copy_(mask)
+            self.set_mask(name, mask)
         self.n_dense_gradients = state["n_dense_gradients"]

@@ -17,6 +17,7 @@ from prunelab.methods.gradual import GradualPruning
 from prunelab.methods.lottery import Ticket
 from prunelab.methods.snip import Snip
 from prunelab.methods.static import Static
+from prunelab.precision import best_precision
 from prunelab.recipes.rigl_build import (
     STARTS,
     Masks,
@@ -57,9 +58,9 @@ def execute(
         report: Called now and then with the share of training done.
         grow_score: The reader's own criterion in place of RigL's; see `methods.dynamic.CustomGrowth`.
     Returns:
-        The record's `status`, `metrics`, `curves`, `layers` and `moves`; `units` of a multi-layer perceptron; `seconds`
-        and `dataset`; and `state`, from which children start: `model`, `masks`, and `start`, the values before training
-        (or after `rewind_epochs` of it).
+        The record's `status`, `metrics`, `curves`, `layers` and `moves`; `units` of a multi-layer perceptron;
+        `seconds`, `precision` and `dataset`; and `state`, from which children start: `model`, `masks`, and `start`, the
+        values before training (or after `rewind_epochs` of it).
     Raises:
         ValueError: An option that names nothing, a density outside (0, 1], or a parent that does not fit.
     """
@@ -75,13 +76,15 @@ def execute(
     torch.manual_seed(run.seed if options["start"] != "reinitialised" else stream_seed("reinitialised", run.seed))
     model = build(options, dataset)
     masks = STARTS[options["start"]](options, model, parents, run.seed)
-    model = model.to(device)
+    model = model.to(device, memory_format=torch.channels_last)
+    precision = best_precision(device, options["model"])
     start = _copy(model.state_dict())
     method = build_method(options, model, masks, dataset, seed=run.seed, grow_score=grow_score)
     result = train(
         model,
         dataset,
         method=method,
+        precision=precision,
         n_epochs=n_epochs(options),
         warmup_epochs=round(options["warmup_epochs"] * options["train_multiplier"]),
         generator=generator_of("images", run.seed),
@@ -90,7 +93,7 @@ def execute(
         **{name: options[name] for name in _TRAINING_OPTIONS},
     )
 
-    outcome = _outcome(options, dataset, model, method, result, parents)
+    outcome = _outcome(options, dataset, model, method, result, parents) | {"precision": precision}
     spent = outcome["metrics"].get("total_training_macs_ratio", outcome["metrics"]["training_macs_ratio"])
     outcome["state"] = {
         "model": _copy(model.state_dict()),
@@ -263,6 +266,7 @@ def _follow_path(options: Options, dataset: Dataset, parents: Sequence[dict], *,
         "layers": [],
         "moves": {},
         "seconds": time.monotonic() - started,
+        "precision": "fp32",
         "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
         "state": {},
     }

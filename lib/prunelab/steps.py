@@ -1,0 +1,166 @@
+"""Training steps, on tensors that stay the same from step to step, so that a GPU can replay them without Python.
+
+A step has two halves: gradients, and the update of the weights. Between and after them a method may decide, in Python,
+to move connections. On a GPU each half is captured as a CUDA graph once some steps have warmed it up; whatever differs
+from step to step (images, learning rate, masks) is written into the tensors that the graphs read.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from prunelab.data.batches import TrainBatches
+from prunelab.masks import layer_weights
+from prunelab.methods.static import Static
+from prunelab.precision import PRECISIONS, autocast
+
+N_WARM_UP = 3  # optimizer steps before capture: momentum and workspaces must exist by then
+
+
+def _sgd(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=capturable or None)
+
+
+def _adam(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
+    return torch.optim.Adam(groups, betas=(momentum, 0.999), fused=capturable or None, capturable=capturable)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict], float, bool], Optimizer]] = {"sgd": _sgd, "adam": _adam}
+
+
+def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float) -> Optimizer:
+    """SGD with Nesterov momentum, or Adam; weight decay on convolution and linear weights only, as RigL's code has it.
+
+    On a GPU it is fused and can be captured. The learning rate is 0 until `set_learning_rate`.
+
+    Args:
+        model: Its parameters are optimized.
+        optimizer: A key of `OPTIMIZERS`.
+        momentum: Nesterov's in SGD, beta_1 in Adam, whose beta_2 is 0.999.
+        weight_decay: Added to the gradient, times the weight; in Adam too, where it is not decoupled.
+    Raises:
+        ValueError: An unknown optimizer.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
+    device = next(model.parameters()).device
+    capturable = can_capture(device)
+    decayed = list(layer_weights(model).values())
+    ids = {id(weight) for weight in decayed}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group | {"lr": torch.zeros((), device=device) if capturable else 0.0} for group in groups]
+    return OPTIMIZERS[optimizer]([group for group in groups if group["params"]], momentum, capturable)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Sets the rate of all parameters, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class Stepper:
+    """Takes step after step of one training.
+
+    Attributes:
+        loss_sum: Of the batches since it was last set to zero, 0-d, on the model's device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        batches: TrainBatches,
+        *,
+        method: Static | None = None,
+        label_smoothing: float = 0.0,
+        precision: str = "fp32",
+    ) -> None:
+        """Args:
+        model: In training mode.
+        optimizer: Over the model's parameters.
+        batches: Where images and labels come from.
+        method: Holds the masks; None trains dense.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        precision: A key of `precision.PRECISIONS`.
+        """
+        self.model, self.optimizer, self.batches, self.method = model, optimizer, batches, method
+        self.label_smoothing, self.precision = label_smoothing, precision
+        self.device = next(model.parameters()).device
+        self.loss_sum = torch.zeros((), device=self.device)
+        self._compute, self._update = self._compute_gradients, self._update_weights
+        self._n_until_capture = N_WARM_UP if can_capture(self.device) else -1
+
+    def take(self, step: int) -> bool:
+        """Processes the next batch, at the learning rate that the optimizer has.
+
+        Args:
+            step: Optimizer steps done so far.
+        Returns:
+            False where the method moved connections *instead of* stepping (RigL's Algorithm 1).
+        """
+        if self._n_until_capture == 0:
+            self._n_until_capture = -1
+            self._compute, self._update = capture(self._compute_gradients), capture(self._update_weights)
+        self.batches.advance()
+        self._compute()
+        if self.method and self.method.before_update(step, self.optimizer):  # sees dense gradients, not masked yet
+            return False
+        self._update()
+        if self.method:
+            self.method.after_update(step + 1, self.optimizer)
+        self._n_until_capture -= 1
+        return True
+
+    def _compute_gradients(self) -> None:
+        """Adds the batch's mean loss to the sum, which is not read: that would stall a GPU."""
+        images, labels = self.batches.current()
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+        _, loss_scale = PRECISIONS[self.precision]
+        (loss * loss_scale).backward()
+        if loss_scale != 1.0:  # a power of two, so nothing is rounded
+            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+            torch._foreach_mul_(gradients, 1.0 / loss_scale)
+        self.loss_sum += loss.detach()
+
+    def _update_weights(self) -> None:
+        if self.method:
+            self.method.mask_gradients()
+        self.optimizer.step()
+        if self.method:
+            self.method.mask_weights()
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether steps on a device are captured as graphs."""
+    return device.type == "cuda"
+
+
+def capture(work: Callable[[], None]) -> Callable[[], None]:
+    """Records what `work` launches on the GPU, without running it; returns what runs it, again and again."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        work()
+    return graph.replay
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Puts the work inside onto a stream of its own where it is to be captured, which the default stream cannot be."""
+    if not can_capture(device):
+        yield
+        return
+    outside, inside = torch.cuda.current_stream(), torch.cuda.Stream()
+    inside.wait_stream(outside)
+    with torch.cuda.stream(inside):
+        yield
+    outside.wait_stream(inside)

@@ -1,0 +1,227 @@
+"""Captured steps: what a GPU replays is what Python would have done, for every method; and the precisions."""
+
+import copy
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import build_method, train_step
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from prunelab import data, precision, steps, training
+from prunelab.methods import METHODS
+from prunelab.models import MODELS, build_model
+from prunelab.steps import build_optimizer, set_learning_rate
+from prunelab.training import train
+
+
+class Recorder(TorchDispatchMode):
+    """Stands in for the capture of a CUDA graph: keeps each operation with the tensors it read and wrote.
+
+    As on a GPU, a replay runs the same operations on the same tensors, whatever Python has done since, and reading a
+    number while recording is an error.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation is not torch.ops.aten._local_scalar_dense.default, "a number was read: a GPU would stall"
+        results = operation(*args, **(kwargs or {}))
+        self.calls.append((operation, args, kwargs or {}, results))
+        return results
+
+    def replay(self):
+        for operation, args, kwargs, results in self.calls:
+            for old, new in zip(tree_leaves(results), tree_leaves(operation(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def recorded(work, captured):
+    """What `steps.capture` gives on a GPU: `work` is recorded and undone, since a capture runs nothing."""
+    captured.append(work.__name__)
+    stepper = work.__self__
+    kept = [*stepper.model.state_dict().values(), stepper.loss_sum]
+    kept += [value for state in stepper.optimizer.state.values() for value in state.values()]
+    before, rng = copy.deepcopy(kept), torch.get_rng_state()
+    with torch.enable_grad(), Recorder() as recorder:
+        work()
+    for tensor, value in zip(kept, before, strict=True):
+        tensor.detach().copy_(value)
+    torch.set_rng_state(rng)
+    return torch.no_grad()(recorder.replay)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", n_train=256)
+
+
+def run(name, digits, *, model_name="resnet8", optimizer="sgd", device="cpu", **changes):
+    """Trains 12 steps, 4 an epoch, with mask updates at every third."""
+    torch.manual_seed(0)
+    model = build_model(model_name, num_classes=10, in_channels=1, image_size=8, width=0.25)
+    model = model.to(device, memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(0)
+    method = build_method(name, model, density=0.3, generator=generator, update_every=3, stop_step=9)
+    settings = {"n_epochs": 3, "batch_size": 64, "learning_rate": 0.05, "schedule": "cosine", "warmup_epochs": 1}
+    settings |= {"momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": 0.1, "augment": True, "eval_every": 1}
+    generator = torch.Generator().manual_seed(1)
+    result = train(model, digits, method=method, generator=generator, optimizer=optimizer, **settings | changes)
+    return model, method, result
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Lets `train` do on a CPU what it does on a GPU; the names of the functions that were captured."""
+    names = []
+    monkeypatch.setattr(steps, "can_capture", lambda device: True)  # the optimizers, too, are those of a GPU
+    monkeypatch.setattr(steps, "capture", lambda work: recorded(work, names))
+    monkeypatch.setattr(training, "own_stream", nullcontext)
+    return names
+
+
+def assert_equal(one, other):
+    (model, method, result), (other_model, other_method, other_result) = one, other
+    assert other_result.curves == result.curves
+    assert (other_result.n_steps, other_result.n_batches) == (result.n_steps, result.n_batches)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other_model.state_dict()[key]), key
+    if method is not None:
+        assert all(torch.equal(mask, other_method.masks[layer]) for layer, mask in method.masks.items())
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [(name, {}) for name in METHODS]
+    + [(name, {"optimizer": "adam"}) for name in ("dense", "rigl", "set")]
+    + [(name, {"precision": p}) for name in ("dense", "rigl", "snfs") for p in ("bf16", "fp16")]
+    + [("rigl", {"model_name": m}) for m in ("lenet_300_100", "mobilenet_v1", "wrn22_2")]  # the last has dropout
+    + [("rigl", {"augment": False}), ("rigl", {"warmup_epochs": 0, "momentum": 0.0})],
+)
+def test_replayed_steps_are_those_that_python_would_take(name, changes, digits, captured, monkeypatch):
+    replayed = run(name, digits, **changes)
+    assert captured == ["_compute_gradients", "_update_weights"]
+    monkeypatch.setattr(steps, "N_WARM_UP", 10**9)
+    assert_equal(replayed, run(name, digits, **changes))
+    assert len(captured) == 2
+
+
+class Killed(Exception):
+    pass
+
+
+def kill(share):
+    raise Killed
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_captured_training_goes_on_from_its_checkpoint(optimizer, digits, captured, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Killed):
+        run("rigl", digits, optimizer=optimizer, checkpoint=tmp_path / "state", report=kill)
+    resumed = run("rigl", digits, optimizer=optimizer, checkpoint=tmp_path / "state")
+    assert len(captured) == 4
+    assert_equal(resumed, run("rigl", digits, optimizer=optimizer))
+
+
+def test_reading_a_number_while_captured_is_noticed():
+    with pytest.raises(AssertionError, match="a number was read"), Recorder():
+        torch.ones(3).sum().item()
+
+
+def test_replay_sees_new_values_but_no_new_python(captured):
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer(model, momentum=0.0, weight_decay=0.0)
+    set_learning_rate(optimizer, 0.5)
+    rate = optimizer.param_groups[0]["lr"]
+    set_learning_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.25
+
+
+def test_without_capture_the_learning_rate_is_a_number():
+    optimizer = build_optimizer(nn.Linear(2, 1), momentum=0.9, weight_decay=0.0)
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+    assert isinstance(optimizer.param_groups[0]["lr"], float) and not optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("name", [key for key in precision.PRECISIONS if key != "fp32"])
+def test_half_precision_gives_the_gradients_of_float32_within_its_rounding(name):
+    gradients = {}
+    for key in ("fp32", name):
+        torch.manual_seed(0)
+        model = build_model("resnet8", num_classes=10, in_channels=3, width=0.5)
+        images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        loss, _ = train_step(model, optimizer, images, labels, 0, precision=key)
+        gradients[key] = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        assert loss.dtype == gradients[key].dtype == torch.float32
+    exact, rounded = gradients["fp32"], gradients[name]
+    error = ((rounded - exact).norm() / exact.norm()).item()
+    assert 0 < error < {"bf16": 0.2, "fp16": 0.05}[name]
+
+
+def test_small_gradients_survive_float16():
+    model = nn.Linear(1, 2, bias=False)
+    model.weight.data = torch.tensor([[18.0], [0.0]])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, precision="fp16")
+    missing = 1 / (1 + math.exp(18))  # 1.5e-8, of which float16 makes zero
+    assert model.weight.grad[1].item() == pytest.approx(missing, rel=0.01)
+
+
+def test_unknown_precision_is_named_with_the_known_ones(digits):
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; there are fp32, bf16, fp16"):
+        run("dense", digits, precision="fp8")
+
+
+@pytest.mark.parametrize(
+    "capability, expected", [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")]
+)
+def test_a_gpu_gets_the_half_precision_that_it_has(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert precision.best_precision("cuda", "mobilenet_v1") == expected
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_a_processor_trains_in_bfloat16_what_gains_by_it(has_instructions, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    assert precision.best_precision("cpu", "resnet20") == ("bf16" if has_instructions else "fp32")
+    assert precision.best_precision("cpu", "resnet8") == "fp32"
+
+
+def test_networks_for_bfloat16_have_a_name():
+    assert set(precision.BF16_ON_CPU) <= set(MODELS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("key", precision.PRECISIONS)
+def test_on_a_gpu_captured_and_eager_steps_agree(name, optimizer, key, digits, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    on_gpu = digits.to("cuda")
+    _, _, captured = run(name, on_gpu, device="cuda", optimizer=optimizer, precision=key, n_epochs=1)
+    monkeypatch.setattr(steps, "N_WARM_UP", 10**9)
+    _, _, eager = run(name, on_gpu, device="cuda", optimizer=optimizer, precision=key, n_epochs=1)
+    tolerance = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}[key]
+    assert (captured.n_steps, captured.n_batches) == (eager.n_steps, eager.n_batches)
+    assert captured.curves["train_loss"] == pytest.approx(eager.curves["train_loss"], rel=tolerance)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_captured_training_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    on_gpu = digits.to("cuda")
+    with pytest.raises(Killed):
+        run("rigl", on_gpu, device="cuda", checkpoint=tmp_path / "state", report=kill)
+    _, _, resumed = run("rigl", on_gpu, device="cuda", checkpoint=tmp_path / "state")
+    _, _, whole = run("rigl", on_gpu, device="cuda")
+    assert resumed.curves["train_loss"] == pytest.approx(whole.curves["train_loss"], rel=1e-3)
