@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from prunelab import batch, bench, cli, engine, paths, recipes, records
+from prunelab import batch, bench, cli, engine, forecast, paths, recipes, records
+from prunelab.forecast import Pace, Timing, Workload
 from prunelab.runs import Run
 
 PLAN = [Run("toy", {}, seed) for seed in (0, 1)]
@@ -24,7 +25,7 @@ class Toy(argparse.Namespace):
 
     @staticmethod
     def forecast(run):
-        return 6e12
+        return Workload("resnet8", 1.0, 10, 3, 32, "sgd", batch_size=100, macs=10**9, n_steps=20, n_evaluated=0)
 
 
 def record(run: Run, **changes) -> dict:
@@ -54,16 +55,22 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
-    monkeypatch.setattr("prunelab.engine.n_cores", lambda: 1)
-    assert cli.main(["plan"]) == 0
-    rows = cells(capsys.readouterr().out)
-    assert [row[1] for row in rows[1:]] == ["smoke", "small"]
-    assert rows[1] == ["01_toy", "smoke", "2", "12.00", "unknown", "0", "2", "unknown"]
+    asked = []
 
+    def calibrate(workloads, **options):
+        asked.append((len(workloads), options))
+        return Pace({workload.kind: [Timing(10**9, step=6.0, test=1.0)] for workload in workloads}, start_seconds=3.0)
+
+    monkeypatch.setattr(forecast, "calibrate", calibrate)
     records.save(record(PLAN[0]))
-    assert cli.main(["plan", "01_toy", "--profile", "smoke"]) == 0
-    smoke = cells(capsys.readouterr().out)[1]
-    assert smoke == ["01_toy", "smoke", "2", "12.00", "4.0", "(cpu)", "1", "1", "2.0", "(cpu)"]  # 120 s each
+    assert cli.main(["plan", "--device", "cpu", "--jobs", "1"]) == 0
+    printed = capsys.readouterr()
+    rows = cells(printed.out)
+    # A run is 20 steps of 6 seconds and 3 * 20 * 100 * 1e9 MACs.
+    assert rows[1] == ["01_toy", "smoke", "2", "12.00", "4.0", "1", "1", "2.0"]  # and 3 seconds to start
+    assert rows[2] == ["01_toy", "small", "2", "12.00", "4.0", "0", "2", "4.0"]
+    assert asked == [(1, {"device": "cpu", "jobs": 1})]  # the same work four times
+    assert "(cpu, 1 runs at once)" in printed.out and "measuring this machine" in printed.err
 
 
 def test_plan_without_the_images_still_counts_the_runs(capsys, monkeypatch):

@@ -449,6 +449,16 @@ def test_option_that_names_nothing_is_a_clear_error(changes, message, store):
         engine.execute(tiny(**changes), store=store, device="cpu")
 
 
+def test_long_lines_of_descent_start_first_and_parents_stay_before_children():
+    single, mother, other = tiny(0), tiny(1), tiny(2)
+    daughter = make_run("rigl", rigl.OPTIONS, seed=1, parents=(mother,))
+    granddaughter = make_run("rigl", rigl.OPTIONS, seed=2, parents=(daughter,))
+    cousin = make_run("rigl", rigl.OPTIONS, seed=3, parents=(other,))
+    plan = [single, mother, daughter, granddaughter, other, cousin]
+    ordered = engine._most_descendants_first(plan)
+    assert ordered == [mother, daughter, other, single, granddaughter, cousin]
+
+
 def test_recipes_are_found_by_name_and_by_notebook():
     assert recipes.get("rigl") is recipes.for_notebook("01_rigl") is rigl
     with pytest.raises(ValueError, match="unknown recipe 'x'; there are rigl"):

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from prunelab import cost, data, paths, records
+from prunelab.engine import with_parents
 from prunelab.methods import METHODS
 from prunelab.methods.gradual import scheduled_count
 from prunelab.methods.static import active_counts
 from prunelab.models import MODELS
 from prunelab.recipes import rigl
-from prunelab.runs import make_run
+from prunelab.runs import Run, make_run
 
 TINY = {"model": "resnet8", "width": 0.5, "dataset": "digits", "n_train": 128, "batch_size": 64, "n_epochs": 2}
 
@@ -152,17 +153,93 @@ def test_uniform_names_its_first_layer_as_dense():
     assert layers[0]["n_active"] == layers[0]["n_weights"]
 
 
+def forecast(**options):
+    parents = (Run("rigl"), Run("rigl", seed=1)) if "path" in options else ()
+    return rigl.forecast(make_run("rigl", rigl.OPTIONS, seed=0, parents=parents, **TINY | options))
+
+
 def test_forecast_is_what_dense_training_costs_for_masked_networks_too():
-    dense = execute(method="dense", density=1.0)["metrics"]["training_macs"]
+    dense = execute(method="dense", density=1.0)["metrics"]
     for method in ("dense", "static", "rigl"):
-        assert rigl.forecast(make_run("rigl", rigl.OPTIONS, seed=0, **TINY, method=method)) == dense
+        workload = forecast(method=method)
+        assert workload.training_macs == dense["training_macs"] and workload.n_steps == dense["n_steps"]
+
+
+def test_forecast_of_a_small_dense_network_is_that_of_its_width():
+    small = forecast(method="small_dense", density=0.2)
+    assert small.macs == execute(method="small_dense", density=0.2)["metrics"]["macs"]
+    assert small.width < forecast(method="dense").width and small.kind == forecast(method="dense").kind
+
+
+def test_forecast_counts_tested_images_at_each_evaluation():
+    n_test = len(data.load("digits").test_labels)
+    assert forecast(n_epochs=5, eval_every=2).n_evaluated == 3 * n_test
+    assert forecast(n_epochs=5, eval_every=2, train_multiplier=2.0).n_evaluated == 5 * n_test
+
+
+def test_forecast_of_a_path_is_its_fit_and_its_positions():
+    line, curve = forecast(path="line", method="dense"), forecast(path="cubic_sparse", method="dense")
+    assert line.n_steps == 0 < curve.n_steps
+    assert line.n_evaluated == curve.n_evaluated == 21 * TINY["n_train"]
 
 
 def test_every_model_of_the_registry_can_be_forecast():
     for model in MODELS:
         if model != "resnet50":  # for colour images
-            options = TINY | {"model": model, "width": 1.0}
-            assert rigl.forecast(make_run("rigl", rigl.OPTIONS, seed=0, **options)) > 0
+            assert forecast(model=model, width=1.0).macs > 0
+
+
+# Height and width of the images as they are published; none can be enlarged.
+NATIVE_SIZES = {
+    "digits": 8,
+    "glyphs": 16,
+    "mnist": 28,
+    "mnist10k": 28,
+    "fashion_mnist": 28,
+    "cifar10": 32,
+    "cifar100": 32,
+}
+NATIVE_SIZES |= {"svhn": 32, "omniglot-small": 32, "tiny-imagenet-200-32px": 32}
+
+
+@pytest.mark.parametrize("profile", rigl.PROFILES)
+def test_no_image_of_a_plan_has_to_be_enlarged(profile):
+    for run in with_parents(rigl.plan(profile, seeds=[0])):
+        options = rigl.OPTIONS | dict(run.options)
+        assert (options["image_size"] or 0) <= NATIVE_SIZES[options["dataset"]], run
+
+
+def noise(options, device):
+    """Random images in the shape of a run's own."""
+    name, size = options["dataset"], options["image_size"] or NATIVE_SIZES[options["dataset"]]
+    is_grey = any(part in name for part in ("mnist", "digits", "glyphs")) and not options["in_colour"]
+    num_classes = {"tiny-imagenet-200-32px": 200, "omniglot-small": 242, "cifar100": 100}.get(name, 10)
+    images = torch.randint(256, (16, size, size, 1 if is_grey else 3), dtype=torch.uint8)
+    labels = torch.arange(16) % num_classes
+    names = tuple(map(str, range(num_classes)))
+    return data.Dataset(name, images, labels, images[:8], labels[:8], names, flip=True, source="noise", sha256="0")
+
+
+KIND = ("method", "model", "dataset", "distribution", "equal", "first_layer", "start", "optimizer", "decay")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["full", "paper"])
+def test_each_kind_of_run_of_a_large_profile_trains_and_hands_on_its_state(profile, monkeypatch):
+    monkeypatch.setattr(rigl, "dataset_of", noise)
+    kinds = {}
+    for run in with_parents(rigl.plan(profile, seeds=[0])):
+        options = rigl.OPTIONS | dict(run.options)
+        if options["path"] is None:  # paths need more images; `smoke` has them all
+            kinds.setdefault(tuple(options[name] for name in KIND), run)
+    assert len(kinds) > 40
+    states = {}
+    for run in with_parents(kinds.values()):
+        few = dict(run.options) | {"n_train": None, "batch_size": 8, "n_epochs": 2, "train_multiplier": 1.0}
+        parents = [states[parent.id] for parent in run.parents]
+        result = rigl.execute(Run(run.recipe, few, 0, run.parents), device="cpu", parents=parents)
+        assert result["status"] == "finished", run
+        states[run.id] = result["state"]
 
 
 @pytest.mark.parametrize("profile", rigl.PROFILES)

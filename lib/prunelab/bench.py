@@ -26,7 +26,7 @@ from prunelab.methods import METHODS
 from prunelab.methods.static import initial_masks
 from prunelab.recipes import rigl
 from prunelab.runs import Run, make_run
-from prunelab.training import build_optimizer, train_step
+from prunelab.steps import Stepper, build_optimizer
 
 UPDATE_EVERY = 100  # steps between two mask updates; one round has one
 N_WARM_UP = 3
@@ -175,12 +175,12 @@ def _stepper(method: str, images: dict) -> Callable[[int], None]:
         options = schedule | {"decay": "constant", "generator": generator} if method == "rigl" else {}
         masking = METHODS[method](model, masks, **options)
 
+    stepper = Stepper(model, optimizer, batches, method=masking)
+
     def take_step(step: int) -> None:
-        stepped = False
-        while not stepped:
-            _, stepped = train_step(model, optimizer, *next(batches), step, method=masking)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        while not stepper.take(step):
+            pass
+        float(stepper.loss_sum)  # waits for the GPU
 
     return take_step
 

@@ -1,13 +1,16 @@
 """The command line, `prunelab`: thin over engine, records, recipes and batch driver. It does the printing."""
 
 import argparse
-import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prunelab import forecast
 
 NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
 
@@ -53,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     option = add("plan", _plan, "What a profile trains, and what that costs here.")
     add_plan_options(option, profile="; none for each")
+    add_training_options(option)
 
     option = add("run", _run, "Train what is not on record.")
     add_plan_options(option, required=True, profile="")
@@ -106,29 +110,37 @@ def _plans(options: argparse.Namespace) -> Iterable[tuple[ModuleType, str, list]
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from prunelab import engine
+    from prunelab import engine, forecast
 
+    device = engine.resolve_device(options.device)
+    jobs = options.jobs or engine.default_jobs(device)
+    plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
+    known = {workload for *_, workloads in plans for workload in workloads.values()}
+    pace = None
+    if known:
+        print(f"measuring this machine for about {forecast.SECONDS:.0f} seconds", file=sys.stderr)
+        pace = forecast.calibrate(known, device=device, jobs=jobs)
     rows = []
-    for recipe, profile, plan in _plans(options):
+    for recipe, profile, plan, workloads in plans:
         done = engine.on_record(plan)
         left = [run for run in plan if run.id not in done]
         row = {"notebook": recipe.NOTEBOOK, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
         row |= {"minutes afresh": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
-        if macs := _forecasts(recipe, plan):
-            row["TMACs"] = f"{sum(macs.values()) / 1e12:,.2f}"
-            paces = [record["provenance"]["seconds"] / macs[run_id] for run_id, record in done.items()]
-            devices = {record["provenance"]["device"] for record in done.values()}
-            for column, runs in (("minutes afresh", plan), ("minutes left", left)) if len(devices) == 1 else ():
-                n_at_once = engine.n_cores() if devices == {"cpu"} else engine.RUNS_PER_GPU
-                seconds = statistics.median(paces) * sum(macs[run.id] for run in runs)
-                row[column] = f"{seconds / 60 / min(n_at_once, len(runs) or 1):.1f} ({', '.join(devices)})"
+        if pace and workloads:
+            row["TMACs"] = f"{sum(workload.training_macs for workload in workloads.values()) / 1e12:,.2f}"
+            seconds = {run_id: pace.seconds(workload) for run_id, workload in workloads.items()}
+            for column, runs in (("minutes afresh", plan), ("minutes left", left)):
+                expected = forecast.plan_seconds(runs, seconds, jobs=jobs, start_seconds=pace.start_seconds)
+                row[column] = f"{expected / 60:.1f}"
         rows.append(row)
     _print_table(rows)
+    if pace:
+        print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
 
 
-def _forecasts(recipe: ModuleType, plan: list) -> dict[str, float]:
-    """Training MACs of each run, by id; none where the images are missing that decide them."""
-    alike: dict[frozenset, float] = {}  # runs that differ in their seed cost the same
+def _workloads(recipe: ModuleType, plan: list) -> "dict[str, forecast.Workload]":
+    """What each run is for a machine, by id; none where the images are missing that decide it."""
+    alike: dict[frozenset, forecast.Workload] = {}  # runs that differ in their seed cost the same
     for run in plan:
         key = frozenset(run.options.items())
         try:

@@ -120,7 +120,7 @@ def run(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     done = on_record(with_parents(plan), fresh=fresh, store=store)
     if missing := _to_train(plan, done, store=store):
-        jobs = min(jobs or (RUNS_PER_GPU if device == "cuda" else n_cores()), len(missing))
+        jobs = min(jobs or default_jobs(device), len(missing))
         done = _Pool(missing, store=store, device=device, jobs=jobs).train(progress=progress) | done
     return [done[item.id] for item in plan]
 
@@ -268,6 +268,11 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_jobs(device: str) -> int:
+    """Runs at the same time: one a core, or a few on a GPU."""
+    return RUNS_PER_GPU if device == "cuda" else n_cores()
+
+
 class _Worker:
     """A process that trains one run after another. Its pipe ends when it dies, which is how its death is noticed."""
 
@@ -295,6 +300,8 @@ def _serve(pipe: connection.Connection, store: Path, device: str) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if device == "cpu":
         torch.set_num_threads(1)
+    else:
+        torch.backends.cudnn.deterministic = True  # the same numbers, whoever else keeps the GPU busy
     while True:
         item, keep_state = pipe.recv()
         try:
@@ -309,6 +316,15 @@ def _exit_with_parent() -> None:
     os._exit(1)  # a killed notebook kernel leaves no worker behind
 
 
+def _most_descendants_first(items: list[Run]) -> list[Run]:
+    """Runs with the longest line of descent first, so that no line is left over when all else is done."""
+    generations = Counter[str]()
+    for item in reversed(items):  # children before their parents
+        for parent in item.parents:
+            generations[parent.id] = max(generations[parent.id], generations[item.id] + 1)
+    return sorted(items, key=lambda item: -generations[item.id])
+
+
 class _Pool:
     """Workers, and the runs they share."""
 
@@ -317,7 +333,7 @@ class _Pool:
         items: Runs to train, parents before children; a parent that is not among them is on record.
         """
         self.store, self.device = store, device
-        self.items, self.waiting = items, list(items)
+        self.items, self.waiting = items, _most_descendants_first(items)
         self.parents = {parent.id for item in items for parent in item.parents}
         self.done: dict[str, dict] = {}
         self.failed: dict[str, str] = {}

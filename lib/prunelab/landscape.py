@@ -26,6 +26,7 @@ from prunelab.data.dataset import Dataset
 from prunelab.schedules import learning_rate as learning_rate_at
 
 State = Mapping[str, Tensor]
+N_POSITIONS, N_IMAGES = 21, 2000  # at which the loss along a path is taken, and of how many training images
 
 
 def point_on_curve(points: Sequence[State], position: float) -> dict[str, Tensor]:
@@ -61,8 +62,8 @@ def loss_along(
     dataset: Dataset,
     *,
     control_points: Sequence[State] = (),
-    n_positions: int = 21,
-    n_images: int = 2000,
+    n_positions: int = N_POSITIONS,
+    n_images: int = N_IMAGES,
     batch_size: int = 200,
 ) -> tuple[list[float], list[float]]:
     """Training loss at evenly spaced positions of a path.

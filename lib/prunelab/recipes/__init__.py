@@ -2,7 +2,7 @@
 
 A recipe module has `NOTEBOOK`, `PROFILES`, `OPTIONS` (each option's default), `plan(profile, seeds=None)`, which lists
 runs, `execute(run, device=..., parents=..., checkpoint=..., report=...)`, which trains one from its parents' states and
-returns its result, and `forecast(run)`, its training MACs.
+returns its result, and `forecast(run)`, the `forecast.Workload` that it is for a machine.
 """
 
 from types import ModuleType

@@ -1,5 +1,6 @@
 """RigL and its rivals: how one run of `01_rigl` is executed. What is run stands in `rigl_plan`."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from prunelab import cost, landscape, units
 from prunelab.data import Dataset
 from prunelab.density import check_density
+from prunelab.forecast import Workload
 from prunelab.masks import prunable_weights
 from prunelab.methods import METHODS, check_method
 from prunelab.methods.dynamic import Dynamic
@@ -27,10 +29,11 @@ from prunelab.recipes.rigl_build import (
     dataset_of,
     generator_of,
     image_of,
-    model_of,
+    layers_of,
     n_epochs,
     n_steps,
     stream_seed,
+    width_of,
 )
 from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, PROFILES, experiments, plan
 from prunelab.runs import Run
@@ -104,13 +107,24 @@ def execute(
     return outcome
 
 
-def forecast(run: Run) -> float:
-    """MACs that a machine performs to train a run. Masks save none of them: zeros are multiplied as well."""
+def forecast(run: Run) -> Workload:
+    """What a machine will do for a run."""
     options = OPTIONS | dict(run.options)
     dataset = dataset_of(options, "cpu")
-    with torch.device("meta"):
-        macs = cost.total(cost.layer_table(build(options, dataset), **image_of(dataset)), "macs")
-    return cost.training_macs(macs, macs, n_samples=n_steps(options, dataset) * options["batch_size"])
+    width, length = width_of(options, dataset), n_steps(options, dataset)
+    n_evaluated = len(dataset.test_labels) * math.ceil(n_epochs(options) / options["eval_every"])
+    if options["path"]:  # a straight line is not trained; every path is tested at its positions
+        length = length if PATHS[options["path"]][0] else 0
+        n_evaluated = landscape.N_POSITIONS * min(landscape.N_IMAGES, len(dataset.train_labels))
+    return Workload(
+        num_classes=dataset.num_classes,
+        width=width,
+        macs=cost.total(layers_of(options, dataset, width), "macs"),
+        n_steps=length,
+        n_evaluated=n_evaluated,
+        **image_of(dataset),
+        **{name: options[name] for name in ("model", "optimizer", "batch_size")},
+    )
 
 
 def _check(options: Options, *, n_parents: int) -> None:
@@ -179,7 +193,7 @@ def _account(
     options: Options, dataset: Dataset, model: nn.Module, method: Static | None, result: Result
 ) -> tuple[list[dict], dict]:
     """Layer table and metrics, measured on the final network."""
-    reference = cost.layer_table(model_of(options, dataset, options["width"]), **image_of(dataset))
+    reference = layers_of(options, dataset, options["width"])
     own = cost.layer_table(model, **image_of(dataset))
     n_active = {name: int(mask.sum()) for name, mask in method.masks.items()} if method else {}
     layers = cost.layer_table(model, n_active=n_active, **image_of(dataset))

@@ -63,40 +63,48 @@ _MATCHED = {"small_dense": "n_active", "small_dense_macs": "macs"}
 
 
 def build(options: Options, dataset: data.Dataset) -> nn.Module:
-    """The network of a run at its initialisation, on the CPU; a small dense one as wide as its rival's size allows."""
-    share = 1.0
-    if options["method"] in _MATCHED:
-        share = _matching_share(options, dataset, key=_MATCHED[options["method"]])
-    return model_of(options, dataset, options["width"] * share)
+    """The network of a run at its initialisation, on the CPU."""
+    return model_of(options, dataset, width_of(options, dataset))
 
 
 def model_of(options: Options, dataset: data.Dataset, width: float) -> nn.Module:
     """A fresh network of the run's kind for its images, at any width."""
-    return build_model(
-        options["model"],
-        num_classes=dataset.num_classes,
-        in_channels=dataset.channels,
-        image_size=dataset.image_size,
-        width=width,
-    )
+    return build_model(options["model"], num_classes=dataset.num_classes, width=width, **image_of(dataset))
 
 
-def _matching_share(options: Options, dataset: data.Dataset, *, key: str) -> float:
-    """Share of the width at which a dense network has as many weights, or MACs, as the sparse one."""
+def layers_of(options: Options, dataset: data.Dataset, width: float) -> list[dict]:
+    """Layer table of such a network, dense; to be read only, since it is kept."""
+    return _layers(options["model"], dataset.num_classes, dataset.channels, dataset.image_size, width)
 
+
+@functools.cache
+def _layers(model: str, num_classes: int, in_channels: int, image_size: int, width: float) -> list[dict]:
+    image = {"in_channels": in_channels, "image_size": image_size}
     with torch.device("meta"):  # shapes without numbers, and no random number drawn
-        reference = model_of(options, dataset, options["width"])
+        network = build_model(model, num_classes=num_classes, width=width, **image)
+    return cost.layer_table(network, **image)
+
+
+def width_of(options: Options, dataset: data.Dataset) -> float:
+    """The width of a run's network; of a small dense one, at which it has as many weights, or MACs, as its rival."""
+    full = options["width"]
+    if options["method"] not in _MATCHED:
+        return full
+    key = _MATCHED[options["method"]]
+    with torch.device("meta"):
+        reference = model_of(options, dataset, full)
     allocation = {name: options[name] for name in ("density", "distribution", "first_layer")}
     n_active = active_counts(reference, **allocation)
     target = cost.total(cost.layer_table(reference, n_active=n_active, **image_of(dataset)), key)
 
+    def width(k: int) -> float:
+        return full * (k / _WIDTH_STEPS)
+
     def size(k: int) -> int:
-        with torch.device("meta"):
-            model = model_of(options, dataset, options["width"] * k / _WIDTH_STEPS)
-        return cost.total(cost.layer_table(model, **image_of(dataset)), key)
+        return cost.total(layers_of(options, dataset, width(k)), key)
 
     k = bisect.bisect_left(range(_WIDTH_STEPS + 1), target, lo=1, key=size)  # the first that reaches the target
-    return min((max(k - 1, 1), k), key=lambda k: abs(size(k) - target)) / _WIDTH_STEPS
+    return width(min((max(k - 1, 1), k), key=lambda k: abs(size(k) - target)))
 
 
 def _from_ticket(options: Options, model: nn.Module, parents: Sequence[dict], seed: int) -> Masks:

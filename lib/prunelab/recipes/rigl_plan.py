@@ -67,7 +67,7 @@ _MAIN: dict[str, dict[str, Option]] = {
         "n_epochs": 20,
         "eval_every": 5,
     },
-    "full": {"n_epochs": 60},
+    "full": {"n_epochs": 40},
     "paper": {
         "model": "wrn22_2",
         "n_epochs": 250,
@@ -86,7 +86,7 @@ _STUDY: dict[str, dict[str, Option]] = _MAIN | {
         "learning_rate": 0.05,
         "eval_every": 10,
     },
-    "full": {"n_epochs": 30},
+    "full": {"n_epochs": 20},
 }
 _MOBILENET = {
     "smoke": {"model": "mobilenet_v1", "width": 0.125},
@@ -102,7 +102,7 @@ _TICKETS: dict[str, dict[str, Option]] = {
     "smoke": _LENET | {"dataset": "digits", "n_epochs": 8, "batch_size": 64, "momentum": 0.0, "schedule": "constant"},
     "small": _LENET
     | {"dataset": "mnist10k", "n_epochs": 20, "batch_size": 64, "momentum": 0.0, "schedule": "constant"},
-    "full": _LENET | {"dataset": "mnist", "n_epochs": 40, "momentum": 0.0, "schedule": "constant"},
+    "full": _LENET | {"dataset": "mnist10k", "n_epochs": 40, "batch_size": 64, "momentum": 0.0, "schedule": "constant"},
     "paper": _LENET | {"dataset": "mnist", "n_epochs": 50, "batch_size": 60, "momentum": 0.0, "schedule": "constant"},
 }
 _TRANSFER: dict[str, dict[str, Option]] = {
@@ -118,8 +118,8 @@ _TRANSFER: dict[str, dict[str, Option]] = {
         "learning_rate": 0.05,
         "eval_every": 5,
     },
-    "full": {"in_colour": True, "n_epochs": 30, "image_size": 32},
-    "paper": {"in_colour": True, "n_epochs": 160, "image_size": 32, "schedule": "step"},
+    "full": {"in_colour": True, "n_epochs": 12, "image_size": 28},  # as large as the smallest, MNIST
+    "paper": {"in_colour": True, "n_epochs": 160, "image_size": 28, "schedule": "step"},
 }
 _TRANSFER_DATASETS = {
     "smoke": ("digits", "glyphs"),
@@ -131,7 +131,7 @@ _ADAM: dict[str, Option] = {"optimizer": "adam", "learning_rate": 1e-3}
 _MLP: dict[str, dict[str, Option]] = {
     "smoke": _LENET | {"dataset": "digits", "n_epochs": 8, "batch_size": 64, "update_every": 10},
     "small": _LENET | {"dataset": "mnist10k", "n_epochs": 30, "batch_size": 100, "update_every": 50},
-    "full": _LENET | {"dataset": "mnist", "n_epochs": 100, "batch_size": 100},
+    "full": _LENET | {"dataset": "mnist10k", "n_epochs": 100, "batch_size": 100},
     "paper": _LENET | {"dataset": "mnist", "n_epochs": 200, "batch_size": 100, "learning_rate": 0.2},
 }
 
@@ -145,6 +145,7 @@ _DENSITIES = {
 _DISTRIBUTION_DENSITIES = {"smoke": (0.1,), "small": (0.1, 0.05), "full": (0.1, 0.05), "paper": (0.1, 0.05)}
 _SNFS_DENSITIES = {"smoke": (0.2,), "small": (0.2, 0.1), "full": (0.2, 0.1), "paper": (0.2, 0.1)}
 _GMP_DENSITIES = _DENSITIES | {"small": (0.2, 0.1, 0.05)}
+_NETWORKS = {"smoke": (), "small": (), "full": ("resnet32", "wrn22_2"), "paper": ("resnet32",)}
 _MULTIPLIERS = {"smoke": (1, 2), "small": (1, 2, 5), "full": (1, 2, 5), "paper": (1, 2)}
 _UPDATES_EVERY = {"smoke": (10, 40), "small": (50, 100, 500), "full": (50, 100, 500, 1000), "paper": (50, 100, 500)}
 _DROP_FRACTIONS = {"smoke": (0.1, 0.3), "small": (0.1, 0.3, 0.5), "full": (0.1, 0.3, 0.5), "paper": (0.1, 0.3, 0.5)}
@@ -217,6 +218,15 @@ def _main(profile: str, seed: int) -> list[Run]:
             for method in ("static", "rigl"):
                 runs.append(run(method=method, density=density, distribution=distribution))
     return runs
+
+
+def _networks(profile: str, seed: int) -> list[Run]:
+    """Other networks than that of the main comparison, where they can be afforded."""
+    return [
+        make_run("rigl", OPTIONS, seed=seed, method=method, density=density, **_STUDY[profile] | {"model": model})
+        for model in _NETWORKS[profile]
+        for method, density in (("dense", 1.0), ("static", 0.1), ("set", 0.1), ("gmp", 0.1), ("rigl", 0.1))
+    ]
 
 
 def _longer(profile: str, seed: int) -> list[Run]:
@@ -379,6 +389,7 @@ def _mlp(profile: str, seed: int) -> list[Run]:
 
 _EXPERIMENTS = {
     "main": _main,
+    "networks": _networks,
     "longer": _longer,
     "equal_macs": _equal_macs,
     "schedule": _schedule,

@@ -1,0 +1,185 @@
+"""How long a plan will take on this machine, from a few seconds of measurement. No image is needed, nothing is stored.
+
+Networks of each kind (same model, image and batch size) are trained for some steps on noise, the widest and the
+narrowest, in as many processes at once as will train the plan; the time of other widths is read between the two.
+"""
+
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from prunelab.cost import training_macs
+from prunelab.data.batches import TrainBatches
+from prunelab.data.dataset import Dataset
+from prunelab.models import build_model
+from prunelab.precision import best_precision
+from prunelab.runs import Run
+from prunelab.steps import N_WARM_UP, Stepper, build_optimizer, can_capture
+from prunelab.training import evaluate
+
+SECONDS = 10.0  # of measurement, shared among the networks
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a machine does for one run. Masks save none of it: zeros are multiplied as well.
+
+    Attributes:
+        model: A key of `models.MODELS`; built by `build_model` with the next four.
+        optimizer: A key of `steps.OPTIMIZERS`.
+        batch_size: Images a step.
+        macs: Of a forward pass for one image.
+        n_steps: Batches trained on.
+        n_evaluated: Images passed forward only, each as often as it is.
+    """
+
+    model: str
+    width: float
+    num_classes: int
+    in_channels: int
+    image_size: int
+    optimizer: str
+    batch_size: int
+    macs: int
+    n_steps: int
+    n_evaluated: int
+
+    @property
+    def kind(self) -> tuple:
+        """What networks share whose times differ by their width only."""
+        return self.model, self.in_channels, self.image_size, self.optimizer, self.batch_size
+
+    @property
+    def training_macs(self) -> float:
+        return training_macs(self.macs, self.macs, n_samples=self.n_steps * self.batch_size)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds for one network: a step, and the test of one image."""
+
+    macs: int
+    step: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was measured: of each kind of workload its timings, narrowest network first; and the start of a process."""
+
+    timings: Mapping[tuple, Sequence[Timing]]
+    start_seconds: float
+
+    def seconds(self, workload: Workload) -> float:
+        """Expected time of one run."""
+        timings = self.timings[workload.kind]
+        step, test = (_interpolated(workload.macs, timings, key) for key in ("step", "test"))
+        return workload.n_steps * step + workload.n_evaluated * test
+
+
+def _interpolated(macs: int, timings: Sequence[Timing], key: str) -> float:
+    """Along a straight line through the first and the last timing, both axes logarithmic."""
+    (low, high) = timings[0], timings[-1]
+    if low.macs == high.macs:
+        return getattr(low, key)
+    share = math.log(macs / low.macs) / math.log(high.macs / low.macs)
+    return getattr(low, key) ** (1 - share) * getattr(high, key) ** share
+
+
+def plan_seconds(plan: Sequence[Run], seconds: Mapping[str, float], *, jobs: int, start_seconds: float) -> float:
+    """Expected wall-clock time of a plan: all its work shared by `jobs`, but at least its longest line of descent.
+
+    Args:
+        plan: Parents before children.
+        seconds: Of each run, by id.
+        jobs: Runs at the same time.
+        start_seconds: Until the first run starts.
+    """
+    if not plan:
+        return 0.0
+    ends: dict[str, float] = {}
+    for run in plan:
+        ends[run.id] = seconds[run.id] + max((ends.get(parent.id, 0.0) for parent in run.parents), default=0.0)
+    return start_seconds + max(sum(seconds[run.id] for run in plan) / jobs, max(ends.values()))
+
+
+def calibrate(workloads: Iterable[Workload], *, device: str, jobs: int, seconds: float = SECONDS) -> Pace:
+    """Measures this machine.
+
+    Args:
+        workloads: Of the runs whose time is asked for.
+        device: "cpu" or "cuda".
+        jobs: Runs at the same time.
+        seconds: Spent in each process, longer where steps are slow.
+    """
+    kinds: dict[tuple, list[Workload]] = {}
+    for workload in workloads:
+        kinds.setdefault(workload.kind, []).append(workload)
+    chosen = {
+        kind: sorted({extreme(own, key=lambda workload: workload.macs) for extreme in (min, max)}, key=lambda w: w.macs)
+        for kind, own in kinds.items()
+    }
+    networks = [workload for own in chosen.values() for workload in own]
+    context = multiprocessing.get_context("spawn")
+    started = time.time()
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        answers = [pool.submit(_measure, networks, device, seconds / len(networks)) for _ in range(jobs)]
+        measured = [answer.result() for answer in answers]
+    timings: dict[tuple, list[Timing]] = {}
+    for network, *several in zip(networks, *(timings for _, timings in measured), strict=True):
+        step, test = (statistics.mean(getattr(timing, key) for timing in several) for key in ("step", "test"))
+        timings.setdefault(network.kind, []).append(Timing(network.macs, step, test))
+    return Pace(timings, start_seconds=statistics.mean(began for began, _ in measured) - started)
+
+
+def _measure(networks: Sequence[Workload], device: str, seconds: float) -> tuple[float, list[Timing]]:
+    """When this process was ready, and the timings of networks, each taken in a share of the time."""
+    began = time.time()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return began, [_time(network, torch.device(device), seconds) for network in networks]
+
+
+def _time(network: Workload, device: torch.device, seconds: float) -> Timing:
+    dataset = _noise(network).to(device)
+    model = build_model(
+        network.model,
+        num_classes=network.num_classes,
+        in_channels=network.in_channels,
+        image_size=network.image_size,
+        width=network.width,
+    ).to(device, memory_format=torch.channels_last)
+    precision = best_precision(device.type, network.model)
+    optimizer = build_optimizer(model, optimizer=network.optimizer, momentum=0.9, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    batches = TrainBatches(dataset, batch_size=network.batch_size, augment=True, generator=generator)
+    stepper = Stepper(model, optimizer, batches, precision=precision)
+
+    def spend(n_steps: int) -> float:
+        """Seconds that steps take, the last one's end awaited."""
+        started = time.perf_counter()
+        for step in range(n_steps):
+            stepper.take(step)
+        float(stepper.loss_sum)
+        return time.perf_counter() - started
+
+    spend(N_WARM_UP + 1 if can_capture(device) else 1)
+    n_steps = max(1, int(seconds / spend(1)))
+    step_seconds = spend(n_steps) / n_steps
+    started = time.perf_counter()
+    evaluate(model, dataset, precision=precision)
+    return Timing(network.macs, step_seconds, (time.perf_counter() - started) / len(dataset.test_labels))
+
+
+def _noise(network: Workload) -> Dataset:
+    n_images, size = 2 * network.batch_size, network.image_size
+    images = torch.randint(256, (n_images, size, size, network.in_channels), dtype=torch.uint8)
+    labels = torch.arange(n_images) % network.num_classes
+    names = tuple(map(str, range(network.num_classes)))
+    return Dataset("noise", images, labels, images, labels, names, flip=False, source="noise", sha256="")

@@ -1,0 +1,55 @@
+"""How long a plan takes: arithmetic by hand, and a measurement that measures."""
+
+from dataclasses import replace
+
+import pytest
+
+from prunelab import forecast
+from prunelab.forecast import Pace, Timing, Workload, plan_seconds
+from prunelab.runs import Run
+
+WORK = Workload("lenet_300_100", 0.5, 10, 1, 8, "sgd", batch_size=16, macs=1000, n_steps=30, n_evaluated=200)
+
+
+def pace(*timings):
+    return Pace({WORK.kind: timings}, start_seconds=2.0)
+
+
+def test_a_run_takes_its_steps_and_its_tests():
+    assert pace(Timing(1000, step=0.5, test=0.01)).seconds(WORK) == 30 * 0.5 + 200 * 0.01
+
+
+def test_the_time_of_a_width_lies_between_the_narrowest_and_the_widest():
+    # A hundred times the MACs take four times the time: ten times take twice.
+    between = pace(Timing(100, step=1.0, test=0.1), Timing(10_000, step=4.0, test=0.4))
+    assert between.seconds(WORK) == pytest.approx(30 * 2.0 + 200 * 0.2)
+    assert between.seconds(replace(WORK, macs=100)) == pytest.approx(30 * 1.0 + 200 * 0.1)
+    assert between.seconds(replace(WORK, macs=10_000)) == pytest.approx(30 * 4.0 + 200 * 0.4)
+
+
+def test_training_takes_three_passes_for_each_image():
+    assert WORK.training_macs == 3 * 1000 * 30 * 16
+
+
+def test_a_plan_takes_its_share_of_all_work_or_its_longest_line():
+    parent = Run("toy")
+    child = Run("toy", {}, 1, (parent,))
+    others = [Run("toy", {}, seed) for seed in (2, 3)]
+    plan = [parent, child, *others]
+    seconds = {parent.id: 10.0, child.id: 20.0, others[0].id: 5.0, others[1].id: 5.0}
+    assert plan_seconds(plan, seconds, jobs=1, start_seconds=2.0) == 42.0
+    assert plan_seconds(plan, seconds, jobs=2, start_seconds=2.0) == 32.0  # the child waits for its parent
+    assert plan_seconds([child, *others], seconds, jobs=2, start_seconds=2.0) == 22.0  # its parent is on record
+    assert plan_seconds([], seconds, jobs=2, start_seconds=2.0) == 0.0
+
+
+@pytest.mark.slow
+def test_the_widest_and_the_narrowest_of_each_kind_are_measured():
+    other = replace(WORK, optimizer="adam")
+    widths = [replace(WORK, width=width, macs=macs) for width, macs in ((0.1, 2_000), (6.0, 60_000), (0.5, 30_000))]
+    measured = forecast.calibrate([*widths, other], device="cpu", jobs=2, seconds=0.6)
+    assert [timing.macs for timing in measured.timings[WORK.kind]] == [2_000, 60_000]
+    assert [timing.macs for timing in measured.timings[other.kind]] == [1000]
+    narrow, wide = measured.timings[WORK.kind]
+    assert 0 < narrow.step < wide.step < 0.1 and 0 < narrow.test < 0.01
+    assert 0 < measured.start_seconds < 60
