@@ -164,20 +164,27 @@ def test_figures_hands_only_what_was_asked_to_the_notebook_and_goes_on_after_a_f
 
 
 def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypatch):
-    fast, slow = (bench._row("a over b", ">=", 1.5, values) for values in ([1.7, 1.4, 1.6], [1.2, 1.3, 1.9]))
+    fast, slow = (bench.row("a over b", ">= 1.5", values) for values in ([1.7, 1.4, 1.6], [1.2, 1.3, 1.9]))
     assert (fast["median"], fast["low"], fast["high"], fast["verdict"]) == (1.6, 1.4, 1.7, "met")
-    assert bench._row("a over b", "<=", 1.02, [1.03])["verdict"] == "missed by 0.010"
+    assert bench.row("a over b", "<= 1.02", [1.03])["verdict"] == "missed by 0.010"
+    unjudged = bench.row("a over b", "none", [0.4])
+    assert unjudged["verdict"] == "measured"
 
+    curves = [{"name": name, "x": "runs", "y": "seconds", "points": [[1, 2.0], [2, 1.5]]} for name in "abc"]
     monkeypatch.setattr(bench, "measure", lambda *, quick: [fast, slow])
+    monkeypatch.setattr(bench, "curves", lambda *, quick: curves)
+    monkeypatch.setattr(bench, "profile", lambda *, quick: {"convolution": 0.7, "all else": 0.3})
     assert cli.main(["bench", "--quick"]) == 0
-    assert not paths.RECORDS.exists()
+    assert not paths.RECORDS.exists() and not paths.FIGURES.exists()
     assert cli.main(["bench"]) == 1
-    assert "1.30 x (1.20 to 1.90)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1.30 x (1.20 to 1.90)" in printed and "seconds by runs: 1: 2, 2: 1.5" in printed
+    assert "convolution 70%, all else 30%" in printed
     written = json.loads((paths.RECORDS / "bench.json").read_text())
-    assert (
-        written["claims"] == [fast, slow] and {"processor", "cores", "torch", "commit"} <= written["provenance"].keys()
-    )
-    monkeypatch.setattr(bench, "measure", lambda *, quick: [fast])
+    assert written["claims"] == [fast, slow] and written["curves"] == curves
+    assert {"processor", "cores", "torch", "commit"} <= written["provenance"].keys()
+    assert (paths.FIGURES / "bench" / "cpu" / "curves.csv").read_text().splitlines()[:2] == ["curve,x,y", "a,1,2.0"]
+    monkeypatch.setattr(bench, "measure", lambda *, quick: [fast, unjudged])
     assert cli.main(["bench"]) == 0
 
 

@@ -95,4 +95,4 @@ def test_nothing_unpickles_and_nothing_prints_but_notebooks_and_the_command_line
         assert "weights_only=False" not in text and "pickle.load" not in text, path
         calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
-        assert not prints or path.stem in ("cli", "notebook", "bench_ordinary"), path
+        assert not prints or path.stem in ("cli", "notebook", "ordinary"), path

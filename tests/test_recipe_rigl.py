@@ -192,7 +192,7 @@ def test_every_model_of_the_registry_can_be_forecast():
 # Height and width of the images as they are published; none can be enlarged.
 NATIVE_SIZES = {
     "digits": 8,
-    "glyphs": 16,
+    "glyphs": 32,
     "mnist": 28,
     "mnist10k": 28,
     "fashion_mnist": 28,

@@ -274,15 +274,37 @@ def _is_running(run_id: str) -> bool:
 def _bench(options: argparse.Namespace) -> int:
     from prunelab import bench
 
-    rows = []
+    rows, curves = [], []
     for row in bench.measure(quick=options.quick):
         rows.append(row)
         measured = f"{row['median']:7.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
         print(f"{row['claim']:42} {measured:28} {row['target']:8} {row['verdict']}", flush=True)
+    for curve in bench.curves(quick=options.quick):
+        curves.append(curve)
+        points = ", ".join(f"{x}: {y:g}" for x, y in curve["points"])
+        print(f"{curve['y']} by {curve['x']}: {points}", flush=True)
+    profile = bench.profile(quick=options.quick)
+    print("where a step's time goes: " + ", ".join(f"{name} {share:.0%}" for name, share in profile.items()))
     if options.quick:
         return 0
-    print(f"written to {bench.save(rows)}")
-    return 1 if any(row["verdict"] != "met" for row in rows) else 0
+    print(f"written to {bench.save(rows, curves, profile)}")
+    _draw_speed(curves)
+    return 1 if any(row["verdict"].startswith("missed") for row in rows) else 0
+
+
+def _draw_speed(curves: list[dict]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from prunelab import engine, figures
+
+    fig, axes = plt.subplots(1, len(curves), figsize=(11, 3.4), layout="constrained")
+    fig.suptitle("Starting a process costs seconds, which many runs share; a step grows with the area of the images")
+    data = figures.speed_curves(curves, axes=axes)
+    alt = "Seconds a run by runs in a plan and by runs at once; milliseconds a step by the side of the images."
+    figures.save_figure(fig, "bench", engine.resolve_device("auto"), "curves", data=data, alt=alt)
 
 
 def _print_table(rows: list[dict]) -> None:

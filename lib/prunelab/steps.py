@@ -71,6 +71,7 @@ class Stepper:
 
     Attributes:
         loss_sum: Of the batches since it was last set to zero, 0-d, on the model's device.
+        n_until_capture: Optimizer steps before capture; below 0, all further steps are as they are.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Stepper:
         self.device = next(model.parameters()).device
         self.loss_sum = torch.zeros((), device=self.device)
         self._compute, self._update = self._compute_gradients, self._update_weights
-        self._n_until_capture = N_WARM_UP if can_capture(self.device) else -1
+        self.n_until_capture = N_WARM_UP if can_capture(self.device) else -1
 
     def take(self, step: int) -> bool:
         """Processes the next batch, at the learning rate that the optimizer has.
@@ -106,8 +107,8 @@ class Stepper:
         Returns:
             False where the method moved connections *instead of* stepping (RigL's Algorithm 1).
         """
-        if self._n_until_capture == 0:
-            self._n_until_capture = -1
+        if self.n_until_capture == 0:
+            self.n_until_capture = -1
             self._compute, self._update = capture(self._compute_gradients), capture(self._update_weights)
         self.batches.advance()
         self._compute()
@@ -116,7 +117,7 @@ class Stepper:
         self._update()
         if self.method:
             self.method.after_update(step + 1, self.optimizer)
-        self._n_until_capture -= 1
+        self.n_until_capture -= 1
         return True
 
     def _compute_gradients(self) -> None:

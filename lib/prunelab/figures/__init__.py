@@ -14,6 +14,7 @@ from prunelab.figures.layers import layer_densities, mask_survival, measured_den
 from prunelab.figures.lines import metric_vs, metric_vs_cost, metric_vs_sparsity, published
 from prunelab.figures.save import SIZE, save_figure
 from prunelab.figures.settings import heat, strips
+from prunelab.figures.speed import speed_curves
 from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PATH_STYLE, START_STYLE
 from prunelab.figures.traces import curves, loss_paths
 from prunelab.figures.verdicts import forest
@@ -37,5 +38,6 @@ __all__ = [
     "pixel_map",
     "published",
     "save_figure",
+    "speed_curves",
     "strips",
 ]

@@ -1,0 +1,144 @@
+"""The speed claims, each a ratio of two things measured side by side in one run on this machine.
+
+The two sides take turns, so that a machine that slows down slows both. A ratio is taken each round; what is
+reported is the median round, with the lowest and the highest. Wall clock counts, with the start of processes
+and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
+
+`steps` has what is measured within one process, `plans` what takes the engine or a notebook.
+"""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from prunelab import batch, data, engine, paths, records
+from prunelab.bench import plans, steps
+from prunelab.files import atomic_write
+from prunelab.precision import best_precision
+
+
+def profile(*, quick: bool = False) -> dict[str, float]:
+    """Shares of the time of ResNet-20's step that its operations take; `quick` as for `measure`."""
+    return steps.profile(_images(quick=quick))
+
+
+def _images(*, quick: bool) -> dict:
+    if quick:
+        return {"dataset": "glyphs", "n_train": 512}
+    # Long beside the start of a process.
+    return {"dataset": "cifar10", "n_train": 50_000 if engine.resolve_device("auto") == "cuda" else 10_000}
+
+
+def measure(*, quick: bool = False) -> Iterator[dict]:
+    """Measures claim after claim; yields each one's row as soon as it is known.
+
+    Args:
+        quick: One short round each, on images that need no download; a rough look, nothing to quote.
+    Returns:
+        Rows with `claim`, `unit` ("x" for ratios, "s"), `target`, `median`, `low`, `high` and `verdict`.
+    Raises:
+        DatasetNotFoundError: CIFAR-10 is not here, and not `quick`.
+    """
+    on_gpu = engine.resolve_device("auto") == "cuda"
+
+    def rounds(measurement: Callable[[], float]) -> list[float]:
+        return [measurement() for _ in range(1 if quick else 3)]
+
+    images = _images(quick=quick)
+    for image_size in (None, 16):  # decoded and cached before the clock starts
+        data.load(images["dataset"], image_size=image_size)
+
+    least = ">= 8" if on_gpu else ">= 1.5"
+    yield row("engine over ordinary script, samples/s", least, rounds(lambda: plans.engine_gain(images)))
+    if on_gpu:
+        yield row("8 runs at once over one at a time", ">= 3", rounds(lambda: plans.at_once_gain(images)))
+        long = images | {"n_epochs": 2 if quick else 60}
+        spent = rounds(lambda: plans.seconds_a_run(long))
+        yield row("ResNet-20 for 60 epochs, each of 8 runs", "<= 10", spent, unit="s")
+    else:
+        smoke = plans.SMOKE | {"n_epochs": 2 if quick else 30}
+        small = images | {"model": "resnet8", "image_size": 16, "n_epochs": 3, "eval_every": 3}
+        for name, runs in (("smoke", smoke), ("small", small)):
+            gain = rounds(lambda runs=runs: plans.parallel_gain(runs))
+            yield row(f"8 {name} runs, one a core over all threads", ">= 1.3", gain)
+
+    compared = rounds(lambda: steps.method_ratios(images))
+    yield row("masked step over dense step", "<= 1.05", [masked for masked, _ in compared])
+    yield row("RigL over static, update every 100 steps", "<= 1.02", [moving for _, moving in compared])
+    limit = rounds(lambda: steps.share_of_limit(images))
+    yield row("ResNet-20 FLOP/s over matrix product's", "none" if on_gpu else ">= 0.5", limit)
+    half = best_precision("cuda" if on_gpu else "cpu", "resnet20")
+    if half != "fp32":
+        yield row(f"float32 step over {half} step", ">= 1.2", rounds(lambda: steps.precision_gain(images, half)))
+    yield row("contiguous step over channels-last step", ">= 1", rounds(lambda: steps.layout_gain(images)))
+    if on_gpu:
+        yield row("eager step over captured step", ">= 1", rounds(lambda: steps.capture_gain(images)))
+    if "01_rigl" in batch.stems():
+        yield row("01_rigl replayed from records", "<= 30", rounds(plans.replay_seconds), unit="s")
+        if not quick:
+            yield row("01_rigl trained afresh, smoke", "<= 120", rounds(plans.fresh_seconds), unit="s")
+
+
+def curves(*, quick: bool = False) -> Iterator[dict]:
+    """Measures what cost depends on; yields the points of each curve as it is known.
+
+    Returns:
+        Curves with `name`, `x`, `y` (the names of the axes) and `points`, pairs of numbers.
+    """
+    counts, workers, sizes = ((1, 2), (1, 2), (8, 16)) if quick else ((1, 2, 4, 8, 16), (1, 2, 4, 8), (8, 16, 24, 32))
+    runs = plans.SMOKE | {"n_epochs": 2 if quick else 20}
+    yield _curve("runs", "runs in a plan", "seconds a run", counts, lambda n: plans.seconds_a_run(runs, n_runs=n))
+    at_once = partial(plans.seconds_a_run, runs)
+    yield _curve("workers", "of 8 runs, at once", "seconds a run", workers, lambda n: at_once(jobs=n))
+    yield _curve("image_size", "side of the images, pixels", "milliseconds a step", sizes, steps.milliseconds)
+
+
+def save(rows: Iterable[dict], measured_curves: Iterable[dict], profile: dict[str, float]) -> Path:
+    """Writes what was measured, and on what, to `data/records/bench.json`; returns its path."""
+    device = engine.resolve_device("auto")
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "device": device}
+    if device == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    content = {"provenance": records.provenance() | machine, "claims": list(rows)}
+    content |= {"curves": list(measured_curves), "profile": profile}
+    path = paths.RECORDS / "bench.json"
+    atomic_write(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def row(claim: str, target: str, values: list[float], *, unit: str = "x") -> dict:
+    """One claim, judged: `target` is a sign and a number, or "none"."""
+    median = statistics.median(values)
+    verdict = "measured"
+    if target != "none":
+        sign, _, number = target.partition(" ")
+        missed_by = float(number) - median if sign == ">=" else median - float(number)
+        verdict = f"missed by {missed_by:.3f}" if missed_by > 0 else "met"
+    return {
+        "claim": claim,
+        "unit": unit,
+        "target": target,
+        "median": round(median, 3),
+        "low": round(min(values), 3),
+        "high": round(max(values), 3),
+        "verdict": verdict,
+    }
+
+
+def _curve(name: str, x: str, y: str, values: Iterable[int], measurement: Callable[[int], float]) -> dict:
+    return {"name": name, "x": x, "y": y, "points": [[value, round(measurement(value), 3)] for value in values]}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,170 @@
+"""What a training step takes, within this process and on one thread where there is no GPU."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from prunelab import cost, data, engine
+from prunelab.data.batches import TrainBatches
+from prunelab.methods import METHODS
+from prunelab.methods.static import initial_masks
+from prunelab.precision import PRECISIONS, best_precision
+from prunelab.recipes import rigl
+from prunelab.recipes.rigl_build import layers_of
+from prunelab.steps import N_WARM_UP as STEPS_BEFORE_CAPTURE
+from prunelab.steps import Stepper, build_optimizer
+
+UPDATE_EVERY = 100  # steps between two mask updates; one round has one
+N_WARM_UP = STEPS_BEFORE_CAPTURE + 1
+N_STEPS = 10
+# The operations of a step, by the beginnings of their names; the first that fits counts.
+OPERATIONS = {
+    "convolution": ("aten::convolution_backward", "aten::mkldnn_convolution", "aten::cudnn_convolution"),
+    "normalisation": ("aten::native_batch_norm", "aten::cudnn_batch_norm"),
+    "activation": ("aten::threshold_backward", "aten::clamp_min", "aten::relu"),
+}
+
+
+def method_ratios(images: dict) -> tuple[float, float]:
+    """Masked over dense, and RigL over static for equally many steps of ResNet-20, taking turns each step."""
+    # What masks cost does not depend on the batch: a small one shows it best, but a GPU must be kept busy.
+    options = {"batch_size": 128 if _device() == "cuda" else 16}
+    with _one_thread():
+        sides = {method: _stepper(images, method=method, **options) for method in ("dense", "static", "rigl")}
+        spent = _in_turn(sides, n_steps=UPDATE_EVERY)
+    dense, static, rigl_step = (statistics.median(seconds) for seconds in spent.values())
+    # Of RigL's steps one, the slowest, has the mask update before it, which takes another batch.
+    moving = (UPDATE_EVERY - 1) * rigl_step + max(spent["rigl"])
+    return static / dense, moving / (UPDATE_EVERY * static)
+
+
+def precision_gain(images: dict, half: str) -> float:
+    """A float32 step over one in half precision, of ResNet-20."""
+    return _gain({name: _stepper(images, precision=name) for name in ("fp32", half)})
+
+
+def layout_gain(images: dict) -> float:
+    """A step on images and weights channel by channel, over one on channels-last ones, of ResNet-20."""
+    formats = (torch.contiguous_format, torch.channels_last)
+    return _gain({str(layout): _stepper(images, layout=layout) for layout in formats})
+
+
+def capture_gain(images: dict) -> float:
+    """A step launched by Python over one replayed as a CUDA graph, of ResNet-20."""
+    return _gain({"eager": _stepper(images, is_captured=False), "captured": _stepper(images)})
+
+
+def share_of_limit(images: dict) -> float:
+    """FLOP/s of ResNet-20's training, over those of a large matrix product in the same precision."""
+    device = _device()
+    precision = best_precision(device, "resnet20") if device == "cuda" else "fp32"
+    side = 8192 if device == "cuda" else 1024
+    factor = torch.randn(side, side, device=device, dtype=PRECISIONS[precision][0])
+
+    def multiply(step: int) -> None:
+        _ = float((factor @ factor)[0, 0])
+
+    options = rigl.OPTIONS | {"method": "dense"}
+    dataset = data.load(images["dataset"], n_train=images["n_train"])
+    macs = 3 * options["batch_size"] * cost.total(layers_of(options, dataset, 1.0), "macs")
+    with _one_thread():
+        spent = _in_turn({"product": multiply, "step": _stepper(images, precision=precision)}, n_steps=N_STEPS)
+    product, step = (statistics.median(seconds) for seconds in spent.values())
+    return (macs / step) / (side**3 / product)
+
+
+def milliseconds(image_size: int) -> float:
+    """A step of ResNet-20 on 128 images, as the engine would take it."""
+    name = "glyphs" if image_size <= 16 else "cifar10"
+    images = {"dataset": name, "image_size": image_size, "n_train": 512, "in_colour": True}
+    with _one_thread():
+        step = _stepper(images, precision=best_precision(_device(), "resnet20"))
+        return 1e3 * statistics.median(_in_turn({"step": step}, n_steps=N_STEPS)["step"])
+
+
+def profile(images: dict) -> dict[str, float]:
+    """Shares of the time of ResNet-20's step under a static mask that its operations take."""
+    with _one_thread():
+        step = _stepper(images, method="static", precision=best_precision(_device(), "resnet20"))
+        _in_turn({"step": step}, n_steps=1)
+        with torch.profiler.profile() as profiler:
+            step(N_WARM_UP)
+    key = "self_device_time_total" if _device() == "cuda" else "self_cpu_time_total"
+    spent = dict.fromkeys([*OPERATIONS, "all else"], 0.0)
+    for event in profiler.key_averages():
+        fitting = (name for name, starts in OPERATIONS.items() if event.key.startswith(starts))
+        spent[next(fitting, "all else")] += getattr(event, key)
+    return {name: round(value / sum(spent.values()), 3) for name, value in spent.items()}
+
+
+def _device() -> str:
+    return engine.resolve_device("auto")
+
+
+def _gain(sides: dict[str, Callable[[int], None]]) -> float:
+    """Median step of the first side over that of the second."""
+    with _one_thread():
+        first, second = (statistics.median(seconds) for seconds in _in_turn(sides, n_steps=N_STEPS).values())
+    return first / second
+
+
+def _in_turn(sides: dict[str, Callable[[int], None]], *, n_steps: int) -> dict[str, list[float]]:
+    """Seconds of each step of each side, after some to warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for step in range(N_WARM_UP + n_steps):
+        for name, take_step in sides.items():
+            started = time.perf_counter()
+            take_step(step)
+            if step >= N_WARM_UP:
+                spent[name].append(time.perf_counter() - started)
+    return spent
+
+
+def _stepper(
+    images: dict,
+    *,
+    method: str = "dense",
+    batch_size: int = 128,
+    precision: str = "fp32",
+    layout: torch.memory_format = torch.channels_last,
+    is_captured: bool = True,
+) -> Callable[[int], None]:
+    """A function that takes one optimizer step, preceded by a mask update where one is due, and waits for its end."""
+    device = torch.device(_device())
+    options = dict(images)
+    dataset = data.load(options.pop("dataset"), **options, device=device)
+    batches = TrainBatches(dataset, batch_size=batch_size, augment=True, generator=torch.Generator().manual_seed(0))
+    model = rigl.build(rigl.OPTIONS | {"method": method}, dataset).to(device, memory_format=layout).train()
+    optimizer = build_optimizer(model, momentum=0.9, weight_decay=5e-4)
+    masking = None
+    if method != "dense":
+        generator = torch.Generator().manual_seed(1)
+        masks = initial_masks(model, density=0.1, distribution="erk", generator=generator)
+        schedule = {"initial_drop_fraction": 0.3, "update_every": UPDATE_EVERY, "stop_update_step": 10**6}
+        options = schedule | {"decay": "constant", "generator": generator} if method == "rigl" else {}
+        masking = METHODS[method](model, masks, **options)
+    if layout is torch.contiguous_format:
+        batches.current = lambda current=batches.current: tuple(part.contiguous() for part in current())
+    stepper = Stepper(model, optimizer, batches, method=masking, precision=precision)
+    if not is_captured:
+        stepper.n_until_capture = -1
+
+    def take_step(step: int) -> None:
+        while not stepper.take(step):
+            pass
+        float(stepper.loss_sum)  # waits for a GPU
+
+    return take_step
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
