@@ -351,6 +351,20 @@ def test_run_on_a_gpu_is_recorded_as_such(store):
     assert record["status"] == "finished" and record["provenance"]["device"] != "cpu"
 
 
+@pytest.mark.parametrize("method", ["rigl", "set"])
+def test_record_is_the_same_alone_and_beside_neighbours_that_diverge_fail_and_die(method, store, tmp_path):
+    item = tiny(5, method=method, density=0.2, n_epochs=6)
+    (alone,) = engine.run([item], device="cpu", jobs=1, progress=False, store=tmp_path / "alone")
+    diverging = [tiny(seed, learning_rate=1e30, n_epochs=6) for seed in (0, 1)]
+    plan = [tiny(2, density=2.0), *diverging, item, tiny(3, method=method), tiny(4, dataset="nowhere")]
+    with pytest.raises(engine.RunFailed, match="2 of 6 runs failed"):
+        engine.run(plan, device="cpu", jobs=2, progress=False, store=store)
+    beside = records.find(item.id, store)
+    for key in ("status", "metrics", "curves", "layers", "moves"):
+        assert beside[key] == alone[key], key
+    assert [records.find(run.id, store)["status"] for run in diverging] == ["diverged"] * 2
+
+
 def test_run_that_kills_its_workers_is_given_up_and_the_others_finish(store):
     victim, other = long_run(seed=0), tiny(seed=1)
     thread, outcome = in_background(lambda: engine.run([victim, other], device="cpu", jobs=1, progress=False))

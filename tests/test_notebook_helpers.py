@@ -121,7 +121,7 @@ def test_outside_of_ipython_plain_values_are_parameters():
                 f"seeds = {text!r}",
                 f"seeds must be different whole numbers from 0 on, such as '0,1,2'; got {text!r}",
             )
-            for text in ("", "0,", "0 1", "0,1,0", "1,01", "-1", "0.5", "a", "²")
+            for text in (" ", "0,", "0 1", "0,1,0", "1,01", "-1", "0.5", "a", "²")
         ),
         ("seeds = [0, 1]", "parameter seeds must be str, got [0, 1] (list)"),
         ("seeds = False", "parameter seeds must be str, got False (bool)"),
@@ -135,6 +135,10 @@ def test_bad_value_is_refused_with_what_is_allowed(assignment, message):
 
 def test_one_seed_may_come_as_the_number_that_papermill_makes_of_it():
     assert notebook.check_parameters(kernel(PARAMETERS, injected("seeds = 7")), **TYPES).seeds == (7,)
+
+
+def test_no_seeds_leave_the_choice_to_the_profile():
+    assert notebook.check_parameters(kernel(PARAMETERS, injected('seeds = ""')), **TYPES).seeds == ()
 
 
 def test_parameter_without_a_value_is_named():

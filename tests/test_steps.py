@@ -130,6 +130,21 @@ def test_captured_training_goes_on_from_its_checkpoint(optimizer, digits, captur
     assert_equal(resumed, run("rigl", digits, optimizer=optimizer))
 
 
+@pytest.mark.parametrize("n_good", [0, 1])
+def test_training_goes_on_where_capture_fails(n_good, digits, captured, monkeypatch):
+    def fail_later(work):
+        if len(captured) == n_good:
+            raise RuntimeError("no graphs in this driver")
+        return recorded(work, captured)
+
+    monkeypatch.setattr(steps, "N_WARM_UP", 10**9)
+    eager = run("rigl", digits)
+    monkeypatch.setattr(steps, "N_WARM_UP", 3)
+    monkeypatch.setattr(steps, "capture", fail_later)
+    with pytest.warns(UserWarning, match="cannot be captured here .no graphs in this driver.; they go on"):
+        assert_equal(run("rigl", digits), eager)
+
+
 def test_reading_a_number_while_captured_is_noticed():
     with pytest.raises(AssertionError, match="a number was read"), Recorder():
         torch.ones(3).sum().item()

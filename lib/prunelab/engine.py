@@ -34,7 +34,7 @@ from prunelab.runs import Run
 
 POLL_SECONDS = 0.5  # between two looks at the progress of running workers
 BUSY_SECONDS = 2.0  # before asking again for a run that another engine is training
-RUNS_PER_GPU = 4  # small networks leave a large card idle
+RUNS_PER_GPU = 8  # small networks leave a large card idle; not yet measured
 MAX_DEATHS = 2  # of workers under one run, before it is given up
 
 
@@ -106,7 +106,7 @@ def run(
         plan: Runs; their parents are added.
         fresh: Leave shipped records aside: only what this machine trained counts, now or earlier.
         device: "auto", "cpu" or "cuda".
-        jobs: Runs at the same time; one a core on CPUs, a few on a GPU, unless given.
+        jobs: Runs at the same time; `default_jobs` unless given.
         progress: Shows a bar with the time left, while there is something to train.
         store: Folder of this machine's runs.
     Raises:
@@ -269,8 +269,8 @@ def n_cores() -> int:
 
 
 def default_jobs(device: str) -> int:
-    """Runs at the same time: one a core, or a few on a GPU."""
-    return RUNS_PER_GPU if device == "cuda" else n_cores()
+    """Runs at the same time: one a core, of which a GPU gets a few only."""
+    return min(RUNS_PER_GPU, n_cores()) if device == "cuda" else n_cores()
 
 
 class _Worker:

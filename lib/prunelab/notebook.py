@@ -29,7 +29,7 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
         namespace: `globals()` of the notebook.
         types: Of each parameter: bool, int, float or str. `profile`, `device`, `seeds` must also make sense.
     Returns:
-        The values: a whole number given for a float is a float, and `seeds` is a tuple of int.
+        The values: a whole number given for a float is a float, and `seeds` is a tuple of int, empty for no text.
     Raises:
         ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
     """
@@ -84,6 +84,8 @@ def _value(name: str, value: object, kind: type) -> object:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
+    if not text:
+        return ()
     parts = [part.strip() for part in text.split(",")]
     seeds = tuple(int(part) for part in parts if re.fullmatch("[0-9]+", part))
     if len(seeds) < len(parts) or len(set(seeds)) < len(seeds):

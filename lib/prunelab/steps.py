@@ -5,6 +5,7 @@ to move connections. On a GPU each half is captured as a CUDA graph once some st
 from step to step (images, learning rate, masks) is written into the tensors that the graphs read.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -109,7 +110,10 @@ class Stepper:
         """
         if self.n_until_capture == 0:
             self.n_until_capture = -1
-            self._compute, self._update = capture(self._compute_gradients), capture(self._update_weights)
+            try:
+                self._compute, self._update = capture(self._compute_gradients), capture(self._update_weights)
+            except RuntimeError as error:  # a driver's whim must not end a training
+                warnings.warn(f"steps cannot be captured here ({error}); they go on, more slowly", stacklevel=2)
         self.batches.advance()
         self._compute()
         if self.method and self.method.before_update(step, self.optimizer):  # sees dense gradients, not masked yet

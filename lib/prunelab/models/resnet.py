@@ -5,7 +5,6 @@ Source: He et al. 2016, arXiv:1512.03385, Sec. 4.2: three stages of 16, 32 and 6
 
 from collections.abc import Callable
 
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,4 +68,6 @@ def resnet50(*, num_classes: int, in_channels: int, image_size: int, width: floa
     """torchvision's ResNet-50 (version 1.5: the 3x3 convolution has the stride), for colour images."""
     if in_channels != 3 or width != 1.0:
         raise ValueError(f"resnet50 takes 3 channels at width 1, got {in_channels} channels and width {width}")
+    import torchvision  # here: it takes seconds, and most networks need none of it
+
     return torchvision.models.resnet50(num_classes=num_classes)

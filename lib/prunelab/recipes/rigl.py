@@ -35,11 +35,11 @@ from prunelab.recipes.rigl_build import (
     stream_seed,
     width_of,
 )
-from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, PROFILES, experiments, plan
+from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, PROFILES, SEEDS, experiments, plan
 from prunelab.runs import Run
 from prunelab.training import Result, train
 
-__all__ = ["NOTEBOOK", "OPTIONS", "PROFILES", "build", "execute", "experiments", "forecast", "plan"]
+__all__ = ["NOTEBOOK", "OPTIONS", "PROFILES", "SEEDS", "build", "execute", "experiments", "forecast", "plan"]
 
 
 def execute(

@@ -172,26 +172,27 @@ PATHS = {
     "quadratic_dense": (1, True),
 }
 
-_SEEDS = (0, 1, 2)
+SEEDS = {"smoke": (0, 1, 2), "small": (0, 1, 2, 3, 4), "full": (0, 1, 2), "paper": (0, 1, 2)}
+_N_STUDY_SEEDS = {"smoke": 1, "small": 3, "full": 3, "paper": 3}  # the first ones; `main` has all
 
 
 def experiments(profile: str, *, seeds: Iterable[int] | None = None) -> dict[str, list[Run]]:
     """The runs of each experiment, by its name; some runs belong to several.
 
-    In `smoke`, which judges nothing, only `main` has more than one seed.
+    `main` has all seeds, the others the first three; in `smoke`, which judges nothing, the first.
 
     Args:
         profile: One of `PROFILES`.
-        seeds: Instead of 0, 1 and 2.
+        seeds: Instead of those in `SEEDS`.
     Raises:
         ValueError: Unknown profile, no seed, or a seed twice.
     """
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
-    seeds = _SEEDS if seeds is None else tuple(seeds)
+    seeds = SEEDS[profile] if seeds is None else tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
-    few = seeds[:1] if profile == "smoke" else seeds
+    few = seeds[: _N_STUDY_SEEDS[profile]]
     return {
         name: [run for seed in (seeds if name == "main" else few) for run in build(profile, seed)]
         for name, build in _EXPERIMENTS.items()
