@@ -85,7 +85,7 @@ class Pace:
 
 def _interpolated(macs: int, timings: Sequence[Timing], key: str) -> float:
     """Along a straight line through the first and the last timing, both axes logarithmic."""
-    (low, high) = timings[0], timings[-1]
+    low, high = timings[0], timings[-1]
     if low.macs == high.macs:
         return getattr(low, key)
     share = math.log(macs / low.macs) / math.log(high.macs / low.macs)
@@ -132,7 +132,7 @@ def calibrate(workloads: Iterable[Workload], *, device: str, jobs: int, seconds:
         answers = [pool.submit(_measure, networks, device, seconds / len(networks)) for _ in range(jobs)]
         measured = [answer.result() for answer in answers]
     timings: dict[tuple, list[Timing]] = {}
-    for network, *several in zip(networks, *(timings for _, timings in measured), strict=True):
+    for network, *several in zip(networks, *(own for _, own in measured), strict=True):
         step, test = (statistics.mean(getattr(timing, key) for timing in several) for key in ("step", "test"))
         timings.setdefault(network.kind, []).append(Timing(network.macs, step, test))
     return Pace(timings, start_seconds=statistics.mean(began for began, _ in measured) - started)
