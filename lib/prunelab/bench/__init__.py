@@ -91,11 +91,16 @@ def curves(*, quick: bool = False) -> Iterator[dict]:
     Returns:
         Curves with `name`, `x`, `y` (the names of the axes) and `points`, pairs of numbers.
     """
-    counts, workers, sizes = ((1, 2), (1, 2), (8, 16)) if quick else ((1, 2, 4, 8, 16), (1, 2, 4, 8), (8, 16, 24, 32))
     runs = plans.SMOKE | {"n_epochs": 2 if quick else 20}
+    counts, workers, sizes = ((1, 2), (1, 2), (8, 16)) if quick else ((1, 2, 4, 8, 16), (1, 2, 4, 8), (8, 16, 24, 32))
+    shared = {"workers": runs}
+    if engine.resolve_device("auto") == "cuda":  # networks that are worth a GPU, and more of them at once
+        workers = (1, 2) if quick else (1, 2, 4, 8, 16)
+        shared = {f"workers_{name}": _images(quick=quick) | {"model": name} for name in ("resnet20", "wrn22_2")}
     yield _curve("runs", "runs in a plan", "seconds a run", counts, lambda n: plans.seconds_a_run(runs, n_runs=n))
-    at_once = partial(plans.seconds_a_run, runs)
-    yield _curve("workers", "of 8 runs, at once", "seconds a run", workers, lambda n: at_once(jobs=n))
+    for name, own in shared.items():
+        at_once = partial(plans.seconds_a_run, own, n_runs=workers[-1])
+        yield _curve(name, f"of {workers[-1]} runs, at once", "seconds a run", workers, lambda n, f=at_once: f(jobs=n))
     yield _curve("image_size", "side of the images, pixels", "milliseconds a step", sizes, steps.milliseconds)
 
 
