@@ -32,7 +32,8 @@ clean: ## remove caches, build products and executed notebooks; never data, reco
 	rm -f figures/*/*/*.ipynb
 
 # PYTHON=... chooses the interpreter; by default the newest one here that can build an environment.
-# uv installs in seconds what pip installs in minutes; pip alone does where uv cannot be had.
+# uv installs in seconds what pip installs in minutes; pip alone does where uv cannot be had. Bytecode is compiled once,
+# here: where Python may not write it, each process would compile PyTorch anew, which takes longer than all it imports.
 $(STAMP): requirements.lock pyproject.toml
 	@set -eu; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
@@ -56,7 +57,7 @@ $(STAMP): requirements.lock pyproject.toml
 	    "$$python" -m venv $(VENV); \
 	fi; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true; \
-	if $(BIN)/uv pip install --python $(BIN)/python -r requirements.lock && \
+	if $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.lock && \
 	    $(BIN)/uv pip install --python $(BIN)/python --no-deps -e .; then :; \
 	else \
 	    echo "uv could not install; trying pip, which takes longer"; \

@@ -79,7 +79,7 @@ class Static:
 
     Two of them decide: `before_update` sees the dense gradients and may replace the optimizer step, `after_update`
     sees the stepped weights. `mask_gradients` and `mask_weights`, before and after the optimizer, are arithmetic on
-    tensors that stay the same, which a GPU replays without Python; so whoever changes a mask changes it in place.
+    tensors that stay the same, which a GPU replays without Python; so a mask is changed by `set_mask`, in place.
     `step` is the number of optimizer steps done so far. Inactive weights are stored as zeros, so the model runs
     unchanged and its gradients are those of all weights.
     """
