@@ -100,7 +100,7 @@ def curves(*, quick: bool = False) -> Iterator[dict]:
     yield _curve("runs", "runs in a plan", "seconds a run", counts, lambda n: plans.seconds_a_run(runs, n_runs=n))
     for name, own in shared.items():
         at_once = partial(plans.seconds_a_run, own, n_runs=workers[-1])
-        yield _curve(name, f"of {workers[-1]} runs, at once", "seconds a run", workers, lambda n, f=at_once: f(jobs=n))
+        yield _curve(name, f"runs at once, of {workers[-1]}", "seconds a run", workers, lambda n, f=at_once: f(jobs=n))
     yield _curve("image_size", "side of the images, pixels", "milliseconds a step", sizes, steps.milliseconds)
 
 
