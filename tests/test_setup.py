@@ -132,8 +132,8 @@ def test_make_says_what_a_bare_machine_lacks(tmp_path, lack, said):
 
 @pytest.mark.parametrize(
     "uv, installed_by",
-    [("exit 0", ["uv pip install -r requirements.lock", "uv pip install --no-deps -e ."]),
-     ("exit 1", ["uv pip install -r requirements.lock",
+    [("exit 0", ["uv pip install --compile-bytecode -r requirements.lock", "uv pip install --no-deps -e ."]),
+     ("exit 1", ["uv pip install --compile-bytecode -r requirements.lock",
                  "python -m pip install -r requirements.lock", "python -m pip install --no-deps -e ."])],
 )  # fmt: skip
 def test_make_installs_the_lock_by_uv_or_else_by_pip(tmp_path, uv, installed_by):
