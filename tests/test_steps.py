@@ -222,9 +222,9 @@ def test_networks_for_bfloat16_have_a_name():
 def test_on_a_gpu_captured_and_eager_steps_agree(name, optimizer, key, digits, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     on_gpu = digits.to("cuda")
-    _, _, captured = run(name, on_gpu, device="cuda", optimizer=optimizer, precision=key, n_epochs=1)
+    _, _, captured = run(name, on_gpu, device="cuda", optimizer=optimizer, precision=key, n_epochs=2)
     monkeypatch.setattr(steps, "N_WARM_UP", 10**9)
-    _, _, eager = run(name, on_gpu, device="cuda", optimizer=optimizer, precision=key, n_epochs=1)
+    _, _, eager = run(name, on_gpu, device="cuda", optimizer=optimizer, precision=key, n_epochs=2)
     tolerance = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}[key]
     assert (captured.n_steps, captured.n_batches) == (eager.n_steps, eager.n_batches)
     assert captured.curves["train_loss"] == pytest.approx(eager.curves["train_loss"], rel=tolerance)
