@@ -1,5 +1,7 @@
 """What the benchmark measures is what it says: its parts, on made-up clocks and small images."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from prunelab.bench import steps
@@ -13,6 +15,23 @@ def test_sides_take_turns_and_warm_up_uncounted():
     spent = steps._in_turn(sides, n_steps=2)
     assert order == [(name, step) for step in range(steps.N_WARM_UP + 2) for name in "ab"]
     assert {name: len(seconds) for name, seconds in spent.items()} == {"a": 2, "b": 2}
+
+
+def test_steps_are_measured_on_a_stream_that_can_be_captured(monkeypatch):
+    entered = []
+
+    @contextmanager
+    def own_stream(device):
+        entered.append(device.type)
+        yield
+        entered.append("left")
+
+    monkeypatch.setattr(steps, "own_stream", own_stream)
+    monkeypatch.setattr(
+        steps, "_in_turn", lambda sides, *, n_steps: entered.append("steps") or {"a": [1.0], "b": [1.0]}
+    )
+    steps._gain({})
+    assert entered == ["cpu", "steps", "left"]
 
 
 def test_gain_is_the_first_over_the_second(monkeypatch):

@@ -1,5 +1,6 @@
 """How long a plan takes: arithmetic by hand, and a measurement that measures."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,21 @@ def test_a_plan_takes_its_share_of_all_work_or_its_longest_line():
     assert plan_seconds(plan, seconds, jobs=2, start_seconds=2.0) == 32.0  # the child waits for its parent
     assert plan_seconds([child, *others], seconds, jobs=2, start_seconds=2.0) == 22.0  # its parent is on record
     assert plan_seconds([], seconds, jobs=2, start_seconds=2.0) == 0.0
+
+
+def test_networks_are_timed_on_a_stream_that_can_be_captured(monkeypatch):
+    order = []
+
+    @contextmanager
+    def own_stream(device):
+        order.append(device.type)
+        yield
+        order.append("left")
+
+    monkeypatch.setattr(forecast, "own_stream", own_stream)
+    monkeypatch.setattr(forecast, "_time", lambda network, device, seconds: order.append(network))
+    forecast._measure([WORK], "cpu", 1.0)
+    assert order == ["cpu", WORK, "left"]
 
 
 @pytest.mark.slow

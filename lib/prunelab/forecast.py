@@ -20,7 +20,7 @@ from prunelab.data.dataset import Dataset
 from prunelab.models import build_model
 from prunelab.precision import best_precision
 from prunelab.runs import Run
-from prunelab.steps import N_WARM_UP, Stepper, build_optimizer, can_capture
+from prunelab.steps import N_WARM_UP, Stepper, build_optimizer, can_capture, own_stream
 from prunelab.training import evaluate
 
 SECONDS = 10.0  # of measurement, shared among the networks
@@ -143,7 +143,8 @@ def _measure(networks: Sequence[Workload], device: str, seconds: float) -> tuple
     began = time.time()
     if device == "cpu":
         torch.set_num_threads(1)
-    return began, [_time(network, torch.device(device), seconds) for network in networks]
+    with own_stream(torch.device(device)):
+        return began, [_time(network, torch.device(device), seconds) for network in networks]
 
 
 def _time(network: Workload, device: torch.device, seconds: float) -> Timing:

@@ -15,7 +15,7 @@ from prunelab.precision import PRECISIONS, best_precision
 from prunelab.recipes import rigl
 from prunelab.recipes.rigl_build import layers_of
 from prunelab.steps import N_WARM_UP as STEPS_BEFORE_CAPTURE
-from prunelab.steps import Stepper, build_optimizer
+from prunelab.steps import Stepper, build_optimizer, own_stream
 
 UPDATE_EVERY = 100  # steps between two mask updates; one round has one
 N_WARM_UP = STEPS_BEFORE_CAPTURE + 1
@@ -32,7 +32,7 @@ def method_ratios(images: dict) -> tuple[float, float]:
     """Masked over dense, and RigL over static for equally many steps of ResNet-20, taking turns each step."""
     # What masks cost does not depend on the batch: a small one shows it best, but a GPU must be kept busy.
     options = {"batch_size": 128 if _device() == "cuda" else 16}
-    with _one_thread():
+    with _as_in_training():
         sides = {method: _stepper(images, method=method, **options) for method in ("dense", "static", "rigl")}
         spent = _in_turn(sides, n_steps=UPDATE_EVERY)
     dense, static, rigl_step = (statistics.median(seconds) for seconds in spent.values())
@@ -70,7 +70,7 @@ def share_of_limit(images: dict) -> float:
     options = rigl.OPTIONS | {"method": "dense"}
     dataset = data.load(images["dataset"], n_train=images["n_train"])
     macs = 3 * options["batch_size"] * cost.total(layers_of(options, dataset, 1.0), "macs")
-    with _one_thread():
+    with _as_in_training():
         spent = _in_turn({"product": multiply, "step": _stepper(images, precision=precision)}, n_steps=N_STEPS)
     product, step = (statistics.median(seconds) for seconds in spent.values())
     return (macs / step) / (side**3 / product)
@@ -80,14 +80,14 @@ def milliseconds(image_size: int) -> float:
     """A step of ResNet-20 on 128 images, as the engine would take it."""
     name = "glyphs" if image_size <= 16 else "cifar10"
     images = {"dataset": name, "image_size": image_size, "n_train": 512, "in_colour": True}
-    with _one_thread():
+    with _as_in_training():
         step = _stepper(images, precision=best_precision(_device(), "resnet20"))
         return 1e3 * statistics.median(_in_turn({"step": step}, n_steps=N_STEPS)["step"])
 
 
 def profile(images: dict) -> dict[str, float]:
     """Shares of the time of ResNet-20's step under a static mask that its operations take."""
-    with _one_thread():
+    with _as_in_training():
         step = _stepper(images, method="static", precision=best_precision(_device(), "resnet20"))
         _in_turn({"step": step}, n_steps=1)
         with torch.profiler.profile() as profiler:
@@ -106,7 +106,7 @@ def _device() -> str:
 
 def _gain(sides: dict[str, Callable[[int], None]]) -> float:
     """Median step of the first side over that of the second."""
-    with _one_thread():
+    with _as_in_training():
         first, second = (statistics.median(seconds) for seconds in _in_turn(sides, n_steps=N_STEPS).values())
     return first / second
 
@@ -161,10 +161,12 @@ def _stepper(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _as_in_training() -> Iterator[None]:
+    """One thread, and on a GPU a stream that can be captured."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with own_stream(torch.device(_device())):
+            yield
     finally:
         torch.set_num_threads(before)
