@@ -77,7 +77,7 @@ def test_nobody_imports_upward(path):
 @pytest.mark.parametrize("name", ["steps", "training"])
 def test_training_knows_no_method_but_its_hooks(name):
     found = {name for name in imports(LIBRARY / f"{name}.py") if name.startswith("prunelab.methods")}
-    assert found == {"prunelab.methods.static", "prunelab.methods.static.Static"}
+    assert found == {"prunelab.methods.hooks", "prunelab.methods.hooks.Hooks"}
 
 
 @pytest.mark.parametrize("name", DRAWERS)

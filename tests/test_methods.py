@@ -39,9 +39,9 @@ def test_static_holds_inactive_weights_at_zero():
     for step in range(3):
         model.weight.grad = torch.ones(1, 8)
         assert not method.before_update(step, optimizer)
-        method.mask_gradients()
+        method.change_gradients()
         optimizer.step()
-        method.mask_weights()
+        method.change_weights()
         method.after_update(step + 1, optimizer)
     assert torch.equal(model.weight.data[0] != 0, MASK)
     assert torch.equal(optimizer.state[model.weight]["momentum_buffer"][0] != 0, MASK)
@@ -51,7 +51,7 @@ def test_weight_revived_by_any_other_hand_is_zeroed_after_the_step():
     model = nn.Linear(8, 1, bias=False)
     method = Static(nn.Sequential(model), {"0": MASK.view(1, 8)})
     nn.init.ones_(model.weight)
-    method.mask_weights()
+    method.change_weights()
     assert torch.equal(model.weight.data[0], MASK.float())
 
 

@@ -102,7 +102,7 @@ def test_weight_revived_by_any_other_hand_is_zeroed_between_two_prunings():
     layer, method, optimizer = eight_weights()
     method.after_update(4, optimizer)
     nn.init.ones_(layer.weight)
-    method.mask_weights()
+    method.change_weights()
     method.after_update(5, optimizer)
     assert torch.equal(layer.weight.data, method.masks["0"].float())
 

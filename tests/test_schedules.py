@@ -35,6 +35,15 @@ def test_step_schedule_divides_by_five_at_its_milestones():
     assert rates == pytest.approx([1, 1, 1, 0.2, 0.2, 0.2, 0.04, 0.04, 0.04, 0.008])
 
 
+@pytest.mark.parametrize(
+    "schedule, n_steps, expected",
+    [("halves", 8, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]), ("thirds", 6, [1, 1, 0.1, 0.1, 0.01, 0.01])],
+)
+def test_rethinkings_schedules_divide_by_ten_twice(schedule, n_steps, expected):
+    rates = [learning_rate(step, peak=1.0, n_steps=n_steps, schedule=schedule) for step in range(n_steps)]
+    assert rates == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("shapes", [DECAYS, LEARNING_RATES])
 def test_every_shape_starts_at_one_and_never_rises(shapes):
     for shape in shapes.values():

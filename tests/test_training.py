@@ -12,7 +12,7 @@ from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import Dynamic
 from prunelab.models import build_model
-from prunelab.steps import build_optimizer
+from prunelab.steps import build_optimizer, set_learning_rate
 from prunelab.training import evaluate, train
 
 SETTINGS = {
@@ -215,6 +215,19 @@ def test_sgd_is_the_default_and_has_nesterov_momentum_where_it_has_any():
             assert all(group["nesterov"] == (momentum > 0) for group in optimizer.param_groups)
 
 
+def test_plain_sgd_steps_by_hand():
+    layer = nn.Linear(1, 1)
+    optimizer = build_optimizer(layer, optimizer="plain_sgd", momentum=0.5, weight_decay=0.1)
+    set_learning_rate(optimizer, 1.0)
+    for parameter in layer.parameters():  # the bias decays as the weight does
+        nn.init.constant_(parameter, 2.0)
+    for expected in (0.8, -0.88):  # gradient 1 + 0.1 * 2 = 1.2; then 1 + 0.08 + half of 1.2 = 1.68, without looking ahead
+        for parameter in layer.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        assert [float(parameter) for parameter in layer.parameters()] == pytest.approx([expected, expected])
+
+
 def test_adam_steps_by_hand():
     layer = nn.Linear(1, 1)
     optimizer = build_optimizer(layer, optimizer="adam", momentum=0.5, weight_decay=0.1)
@@ -236,7 +249,7 @@ def test_adam_steps_by_hand():
 
 
 def test_unknown_optimizer_is_refused(digits):
-    with pytest.raises(ValueError, match="unknown optimizer 'lamb'; there are sgd, adam"):
+    with pytest.raises(ValueError, match="unknown optimizer 'lamb'; there are sgd, plain_sgd, adam"):
         run("dense", digits, optimizer="lamb")
 
 

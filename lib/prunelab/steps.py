@@ -8,6 +8,7 @@ from step to step (images, learning rate, masks) is written into the tensors tha
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from prunelab.data.batches import TrainBatches
 from prunelab.masks import layer_weights
-from prunelab.methods.static import Static
+from prunelab.methods.hooks import Hooks
 from prunelab.precision import PRECISIONS, autocast
 
 N_WARM_UP = 3  # optimizer steps before capture: momentum and workspaces must exist by then
@@ -26,22 +27,36 @@ def _sgd(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
     return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=capturable or None)
 
 
+def _plain_sgd(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
+    return torch.optim.SGD(groups, momentum=momentum, fused=capturable or None)
+
+
 def _adam(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
     return torch.optim.Adam(groups, betas=(momentum, 0.999), fused=capturable or None, capturable=capturable)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], float, bool], Optimizer]] = {"sgd": _sgd, "adam": _adam}
+@dataclass(frozen=True)
+class Rule:
+    """How weights are updated, and whether weight decay takes hold of every parameter or of layers' weights only."""
+
+    build: Callable[[list[dict], float, bool], Optimizer]
+    decays_all: bool
+
+
+OPTIMIZERS = {
+    "sgd": Rule(_sgd, decays_all=False),  # Nesterov momentum; as in RigL's code
+    "plain_sgd": Rule(_plain_sgd, decays_all=True),  # as in the code of Rethinking the Value of Network Pruning
+    "adam": Rule(_adam, decays_all=False),
+}
 
 
 def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float) -> Optimizer:
-    """SGD with Nesterov momentum, or Adam; weight decay on convolution and linear weights only, as RigL's code has it.
-
-    On a GPU it is fused and can be captured. The learning rate is 0 until `set_learning_rate`.
+    """An optimizer by name. On a GPU it is fused and can be captured; its learning rate is 0 until `set_learning_rate`.
 
     Args:
         model: Its parameters are optimized.
         optimizer: A key of `OPTIMIZERS`.
-        momentum: Nesterov's in SGD, beta_1 in Adam, whose beta_2 is 0.999.
+        momentum: Of SGD; beta_1 in Adam, whose beta_2 is 0.999.
         weight_decay: Added to the gradient, times the weight; in Adam too, where it is not decoupled.
     Raises:
         ValueError: An unknown optimizer.
@@ -50,12 +65,13 @@ def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float
         raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
     device = next(model.parameters()).device
     capturable = can_capture(device)
-    decayed = list(layer_weights(model).values())
+    rule = OPTIMIZERS[optimizer]
+    decayed = list(model.parameters() if rule.decays_all else layer_weights(model).values())
     ids = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group | {"lr": torch.zeros((), device=device) if capturable else 0.0} for group in groups]
-    return OPTIMIZERS[optimizer]([group for group in groups if group["params"]], momentum, capturable)
+    return rule.build([group for group in groups if group["params"]], momentum, capturable)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
@@ -81,7 +97,7 @@ class Stepper:
         optimizer: Optimizer,
         batches: TrainBatches,
         *,
-        method: Static | None = None,
+        method: Hooks | None = None,
         label_smoothing: float = 0.0,
         precision: str = "fp32",
     ) -> None:
@@ -89,7 +105,7 @@ class Stepper:
         model: In training mode.
         optimizer: Over the model's parameters.
         batches: Where images and labels come from.
-        method: Holds the masks; None trains dense.
+        method: Has its hooks called; None has none.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         precision: A key of `precision.PRECISIONS`.
         """
@@ -139,10 +155,10 @@ class Stepper:
 
     def _update_weights(self) -> None:
         if self.method:
-            self.method.mask_gradients()
+            self.method.change_gradients()
         self.optimizer.step()
         if self.method:
-            self.method.mask_weights()
+            self.method.change_weights()
 
 
 def can_capture(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""The training loop. It knows no method: what a method does, it does in the hooks of `methods.static.Static`."""
+"""The training loop. It knows no method: what a method does, it does in the hooks of `methods.hooks.Hooks`."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.data.batches import TrainBatches, test_batches
 from prunelab.data.dataset import Dataset
-from prunelab.methods.static import Static
+from prunelab.methods.hooks import Hooks
 from prunelab.precision import autocast
 from prunelab.schedules import learning_rate as learning_rate_at
 from prunelab.steps import Stepper, build_optimizer, own_stream, set_learning_rate
@@ -91,7 +91,7 @@ def train(
     augment: bool,
     eval_every: int,
     generator: torch.Generator,
-    method: Static | None = None,
+    method: Hooks | None = None,
     precision: str = "fp32",
     checkpoint: Path | None = None,
     report: Callable[[float], None] = lambda share: None,
@@ -117,7 +117,7 @@ def train(
         augment: Random crops, and flips where the data set allows them.
         eval_every: Epochs between two evaluations.
         generator: Orders and augments the images, on the CPU.
-        method: Holds the masks; None trains dense.
+        method: Has its hooks called; None has none.
         precision: A key of `precision.PRECISIONS`.
         checkpoint: File for the state; None keeps none.
         report: Called after each evaluation with the share of training done, in (0, 1].
@@ -171,7 +171,7 @@ def train(
 
 
 def _state(
-    result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Static | None
+    result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks | None
 ) -> dict:
     return {
         "format": CHECKPOINT_FORMAT,
@@ -188,7 +188,7 @@ def _state(
 
 
 def _restore(
-    checkpoint: Path, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Static | None
+    checkpoint: Path, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks | None
 ) -> Result | None:
     try:
         state = load_checkpoint(checkpoint)

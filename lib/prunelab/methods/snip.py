@@ -36,6 +36,6 @@ class Snip(Static):
         for name, weight in self.weights.items():
             # The gradient is that of the whole batch: the magnitude of a sum over images, not a sum of magnitudes.
             self.set_mask(name, largest((weight.grad * weight).abs(), self.n_active[name]))
-        self.mask_weights()
+        self.change_weights()
         self.n_dense_gradients += 1
         return True

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from prunelab.density import allocate
 from prunelab.masks import prunable_weights, random_mask
+from prunelab.methods.hooks import Hooks
 
 FIRST_LAYERS = ("by_distribution", "dense")
 
@@ -74,14 +75,11 @@ def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tenso
     return {name: torch.ones(weights[name].shape, dtype=torch.bool) for name in n_active}
 
 
-class Static:
-    """Holds the weights of a model to fixed masks. Its four hooks are called by each training step.
+class Static(Hooks):
+    """Holds the weights of a model to fixed masks.
 
-    Two of them decide: `before_update` sees the dense gradients and may replace the optimizer step, `after_update`
-    sees the stepped weights. `mask_gradients` and `mask_weights`, before and after the optimizer, are arithmetic on
-    tensors that stay the same, which a GPU replays without Python; so a mask is changed by `set_mask`, in place.
-    `step` is the number of optimizer steps done so far. Inactive weights are stored as zeros, so the model runs
-    unchanged and its gradients are those of all weights.
+    Inactive weights are stored as zeros, so the model runs unchanged and its gradients are those of all weights. A mask
+    is changed by `set_mask`, in place: a GPU reads the same tensors at every step.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -104,24 +102,17 @@ class Static:
             name: torch.empty_like(weight.detach()).copy_(self.masks[name]) for name, weight in self.weights.items()
         }
         self.n_dense_gradients = 0  # batches so far that needed the gradient of every weight
-        self.mask_weights()
-
-    def before_update(self, step: int, optimizer: Optimizer) -> bool:
-        """Sees the dense gradients; True where it takes the place of the optimizer step."""
-        return False
+        self.change_weights()
 
     @torch.no_grad()
-    def mask_gradients(self) -> None:
+    def change_gradients(self) -> None:
         """Removes the gradients of inactive weights, so that no momentum gathers there."""
         torch._foreach_mul_([weight.grad for weight in self.weights.values()], list(self._factors.values()))
 
     @torch.no_grad()
-    def mask_weights(self) -> None:
+    def change_weights(self) -> None:
         """Zeroes inactive weights."""
         torch._foreach_mul_(list(self.weights.values()), list(self._factors.values()))
-
-    def after_update(self, step: int, optimizer: Optimizer) -> None:
-        """Sees the stepped and masked weights."""
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Puts new values into the mask of a layer, in place; its weights are left to the caller."""
@@ -137,11 +128,9 @@ class Static:
                 slot.mul_(kept)
 
     def state_dict(self) -> dict:
-        """All that a resumed training needs; the masks are the method's own tensors."""
         return {"masks": self.masks, "n_dense_gradients": self.n_dense_gradients}
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes over what `state_dict` gave; the weights are restored by the caller."""
         for name, mask in state["masks"].items():
             self.set_mask(name, mask)
         self.n_dense_gradients = state["n_dense_gradients"]
