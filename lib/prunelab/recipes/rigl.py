@@ -20,22 +20,19 @@ from prunelab.methods.lottery import Ticket
 from prunelab.methods.snip import Snip
 from prunelab.methods.static import Static
 from prunelab.precision import best_precision
-from prunelab.recipes.rigl_build import (
-    STARTS,
+from prunelab.recipes.common import (
     Masks,
     Options,
-    build,
-    build_method,
+    copy_of,
     dataset_of,
     generator_of,
     image_of,
-    layers_of,
-    n_epochs,
-    n_steps,
+    source_of,
     stream_seed,
-    width_of,
 )
-from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, PROFILES, SEEDS, experiments, plan
+from prunelab.recipes.plans import PROFILES
+from prunelab.recipes.rigl_build import STARTS, build, build_method, layers_of, n_epochs, n_steps, width_of
+from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, SEEDS, experiments, plan
 from prunelab.runs import Run
 from prunelab.training import Result, train
 
@@ -81,7 +78,7 @@ def execute(
     masks = STARTS[options["start"]](options, model, parents, run.seed)
     model = model.to(device, memory_format=torch.channels_last)
     precision = best_precision(device, options["model"])
-    start = _copy(model.state_dict())
+    start = copy_of(model.state_dict())
     method = build_method(options, model, masks, dataset, seed=run.seed, grow_score=grow_score)
     result = train(
         model,
@@ -99,7 +96,7 @@ def execute(
     outcome = _outcome(options, dataset, model, method, result, parents) | {"precision": precision}
     spent = outcome["metrics"].get("total_training_macs_ratio", outcome["metrics"]["training_macs_ratio"])
     outcome["state"] = {
-        "model": _copy(model.state_dict()),
+        "model": copy_of(model.state_dict()),
         "masks": method.masks if method else None,
         "start": method.start if isinstance(method, Ticket) else start,
         "total_training_macs_ratio": spent,
@@ -157,10 +154,6 @@ _TRAINING_OPTIONS = (
 )
 
 
-def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in state.items()}
-
-
 def _outcome(
     options: Options,
     dataset: Dataset,
@@ -181,7 +174,7 @@ def _outcome(
         "layers": layers,
         "moves": method.moves if isinstance(method, Dynamic | GradualPruning) else {},
         "seconds": result.seconds,
-        "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
+        "dataset": source_of(dataset),
     }
     if options["model"] == "lenet_300_100":
         outcome["units"] = _units(model, method.masks if method else None)
@@ -281,6 +274,6 @@ def _follow_path(options: Options, dataset: Dataset, parents: Sequence[dict], *,
         "moves": {},
         "seconds": time.monotonic() - started,
         "precision": "fp32",
-        "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
+        "dataset": source_of(dataset),
         "state": {},
     }

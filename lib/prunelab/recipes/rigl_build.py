@@ -2,7 +2,6 @@
 
 import bisect
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,20 +15,7 @@ from prunelab.methods.lottery import Ticket
 from prunelab.methods.snip import Snip
 from prunelab.methods.static import Static, active_counts, initial_masks
 from prunelab.models import build_model
-from prunelab.runs import Option
-
-Masks = dict[str, Tensor]
-Options = dict[str, Option]
-
-
-def dataset_of(options: Options, device: str) -> data.Dataset:
-    """The images of a run, shared by the runs that a worker trains."""
-    return _load(*(options[name] for name in ("dataset", "image_size", "n_train", "in_colour")), device)
-
-
-@functools.lru_cache(maxsize=4)
-def _load(name: str, image_size: int | None, n_train: int | None, in_colour: bool, device: str) -> data.Dataset:
-    return data.load(name, image_size=image_size, n_train=n_train, in_colour=in_colour, device=device)
+from prunelab.recipes.common import Masks, Options, generator_of, image_of
 
 
 def n_epochs(options: Options) -> int:
@@ -40,21 +26,6 @@ def n_epochs(options: Options) -> int:
 def n_steps(options: Options, dataset: data.Dataset) -> int:
     """Optimizer steps of the whole training."""
     return n_epochs(options) * (len(dataset.train_labels) // options["batch_size"])
-
-
-def stream_seed(stream: str, seed: int) -> int:
-    """The seed of one random stream of a run; streams of one run must not be the same numbers."""
-    return zlib.crc32(f"{stream} {seed}".encode())  # hash() differs between processes
-
-
-def generator_of(stream: str, seed: int) -> torch.Generator:
-    """A generator for one random stream of a run, on the CPU."""
-    return torch.Generator().manual_seed(stream_seed(stream, seed))
-
-
-def image_of(dataset: data.Dataset) -> dict[str, int]:
-    """Shape of an image, as `cost.layer_table` takes it."""
-    return {"in_channels": dataset.channels, "image_size": dataset.image_size}
 
 
 # A small dense network's width is found to this fraction of the full one's.

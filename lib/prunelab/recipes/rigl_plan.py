@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from functools import partial
 
 from prunelab.methods.static import FIRST_LAYERS
+from prunelab.recipes.plans import chosen_seeds, distinct
 from prunelab.runs import Option, Run, make_run
 from prunelab.schedules import DECAYS
 
 NOTEBOOK = "01_rigl"
-PROFILES = ("smoke", "small", "full", "paper")
 
 OPTIONS: dict[str, Option] = {
     "method": "rigl",
@@ -187,11 +187,7 @@ def experiments(profile: str, *, seeds: Iterable[int] | None = None) -> dict[str
     Raises:
         ValueError: Unknown profile, no seed, or a seed twice.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
-    seeds = SEEDS[profile] if seeds is None else tuple(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
+    seeds = chosen_seeds(profile, seeds, of_profile=SEEDS)
     few = seeds[: _N_STUDY_SEEDS[profile]]
     return {
         name: [run for seed in (seeds if name == "main" else few) for run in build(profile, seed)]
@@ -201,8 +197,7 @@ def experiments(profile: str, *, seeds: Iterable[int] | None = None) -> dict[str
 
 def plan(profile: str, *, seeds: Iterable[int] | None = None) -> list[Run]:
     """The runs behind the notebook's figures, each once; arguments and errors as for `experiments`."""
-    runs = {run.id: run for own in experiments(profile, seeds=seeds).values() for run in own}
-    return list(runs.values())
+    return distinct(experiments(profile, seeds=seeds))
 
 
 def _main(profile: str, seed: int) -> list[Run]:

@@ -1,0 +1,1 @@
+"""Removing whole channels: which ones stay, and the smaller network that they make."""
