@@ -11,6 +11,7 @@ from scipy.stats import bootstrap
 from prunelab import claims
 
 ROW = {
+    "recipe": "rigl",
     "id": "RigL-C1",
     "part": "a",
     "paper": "Evci et al. 2020",
@@ -222,7 +223,7 @@ def test_malformed_row_is_refused_by_name(changes, message):
 
 def test_other_columns_are_refused(tmp_path):
     (tmp_path / "claims.csv").write_text("id,part\nRigL-C1,a\n")
-    with pytest.raises(ValueError, match=r"claims\.csv has columns id, part; they must be id, part, paper"):
+    with pytest.raises(ValueError, match=r"claims\.csv has columns id, part; they must be recipe, id, part"):
         claims.load(tmp_path / "claims.csv")
 
 

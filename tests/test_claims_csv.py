@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from prunelab import claims, papers, paths, records
-from prunelab.recipes import rigl
+from prunelab import claims, papers, paths, recipes, records
 
 CLAIMS = claims.load()
 IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1"]
+IDS += [f"RT-C{number}" for number in range(1, 6)]
 METRICS = (
     "test_accuracy",
     "macs_ratio",
@@ -40,21 +40,21 @@ def test_row_is_complete(claim):
     "claim", [claim for claim in CLAIMS if not claim.needs], ids=lambda claim: f"{claim.id}{claim.part}"
 )
 def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(claim):
-    metrics = dict.fromkeys(METRICS, 0.5)
+    recipe, metrics = recipes.get(claim.recipe), dict.fromkeys(METRICS, 0.5)
     made = [
         {
             "id": run.id,
             "recipe": run.recipe,
             "seed": run.seed,
             "status": "finished",
-            "options": rigl.OPTIONS | dict(run.options),
+            "options": recipe.OPTIONS | dict(run.options),
             "parent": run.parent_ids,
             "metrics": metrics,
             "provenance": {},
         }
-        for run in rigl.plan(claim.profile)
+        for run in recipe.plan(claim.profile)
     ]
-    experiments = {name: [run.id for run in runs] for name, runs in rigl.experiments(claim.profile).items()}
+    experiments = {name: [run.id for run in runs] for name, runs in recipe.experiments(claim.profile).items()}
     verdict = claims.judge(claim, records.frame(made, experiments), profile=claim.profile)
     assert verdict.n_seeds >= claims.MIN_SEEDS, verdict.reason
 
@@ -71,7 +71,7 @@ def published(rows, *, metric):
 
 @pytest.mark.parametrize(
     "claim",
-    [claim for claim in CLAIMS if claim.paper_source.startswith("rigl_")],
+    [claim for claim in CLAIMS if claim.paper_source.partition("_")[0] in ("rigl", "rethinking")],
     ids=lambda claim: f"{claim.id}{claim.part}",
 )
 def test_paper_values_stand_in_the_file_and_source_named(claim):
@@ -82,7 +82,7 @@ def test_paper_values_stand_in_the_file_and_source_named(claim):
     for cells, value in [(claim.better, claim.paper_better), (claim.worse, claim.paper_worse)]:
         found = []
         for cell in cells:
-            names = {*cell.get("method", ("rigl",)), "big_sparse"}
+            names = {*cell.get("method", cell.get("training", ("rigl",))), "big_sparse"}
             found.append(published(rows[rows["method"].map(papers.our_name).isin(names)], metric=claim.metric))
         if len(found) == 2:
             found = [[first - second for first in found[0] for second in found[1]]]

@@ -45,17 +45,21 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 
 # Each room and the rooms above it, which it must not know.
 ABOVE = {
-    "prunelab.methods": ("training", "recipes", "engine", "data", "models", "cost", "landscape", "units"),
-    "prunelab.models": ("methods", "training", "recipes", "engine", "data"),
+    "prunelab.methods": ("channels", "training", "recipes", "engine", "data", "models", "cost", "landscape", "units"),
+    "prunelab.channels": ("training", "recipes", "engine", "data", "cost", "latency", "export"),
+    "prunelab.models": ("methods", "channels", "training", "recipes", "engine", "data"),
     "prunelab.data": ("methods", "models", "training", "recipes", "engine", "masks"),
     "prunelab.precision": ("methods", "models", "steps", "training", "recipes", "engine", "data", "masks"),
-    "prunelab.steps": ("training", "models", "recipes", "engine", "records", "landscape", "units", "cost"),
-    "prunelab.training": ("recipes", "engine", "records", "models", "landscape", "units"),
+    "prunelab.latency": ("methods", "channels", "training", "recipes", "engine", "data", "records"),
+    "prunelab.export": ("methods", "channels", "training", "recipes", "engine", "data", "records"),
+    "prunelab.steps": ("channels", "training", "models", "recipes", "engine", "records", "landscape", "units", "cost"),
+    "prunelab.training": ("channels", "recipes", "engine", "records", "models", "landscape", "units"),
     "prunelab.cost": ("methods", "training", "recipes", "engine", "data"),
     "prunelab.landscape": ("methods", "models", "training", "recipes", "engine", "records", "cost"),
     "prunelab.units": ("methods", "models", "training", "recipes", "engine", "records", "data", "cost"),
     "prunelab.recipes": ("engine", "records", "figures", "claims"),
     "prunelab.recipes.rigl_plan": ("recipes.rigl", "models", "training", "data", "cost", "landscape", "units"),
+    "prunelab.recipes.rethinking_plan": ("recipes.rethinking", "models", "training", "data", "cost", "channels"),
     "prunelab.engine": ("methods", "models", "training", "data", "cost"),
 }
 

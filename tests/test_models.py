@@ -1,23 +1,54 @@
 """Networks: every registered name is built and run, and known parameter counts hold."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn import functional as F
 
 from prunelab.cost import layer_table, total
-from prunelab.models import MODELS, build_model
+from prunelab.models import MODELS, TORCHVISION_MODELS, build_model
+from prunelab.models.layers import PadChannels, Select, init_for_slimming
+
+
+def device_for(name):
+    """Without numbers where a network is large: its shapes say enough."""
+    return torch.device("meta") if name in TORCHVISION_MODELS else nullcontext()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_built_and_takes_a_backward_pass(name):
-    model = build_model(name, num_classes=7, image_size=32)
-    outputs = model(torch.randn(2, 3, 32, 32))
+    with device_for(name):
+        model = build_model(name, num_classes=7, image_size=32)
+        outputs = model(torch.randn(2, 3, 32, 32))
     assert outputs.shape == (2, 7)
     outputs.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "resnet50"])
+class LayerTracer(fx.Tracer):
+    def is_leaf_module(self, module, qualified_name):
+        return isinstance(module, Select | PadChannels) or super().is_leaf_module(module, qualified_name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_traced_with_its_own_layers_whole(name):
+    with device_for(name):
+        model = build_model(name, num_classes=7, width=1.0 if name in TORCHVISION_MODELS else 0.25).eval()
+        x = torch.randn(2, 3, 32, 32)
+    graph = LayerTracer().trace(model)
+    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    # A block that neither halves the image nor adds channels leaves its padding unused.
+    unused = {n for n, module in model.named_modules() if isinstance(module, PadChannels) and module.n_new == 0}
+    own = {n for n, module in model.named_modules() if isinstance(module, Select | PadChannels)}
+    assert called >= own - unused
+    if name not in TORCHVISION_MODELS:
+        assert torch.equal(fx.GraphModule(model, graph)(x), model(x))
+        assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in TORCHVISION_MODELS])
 @pytest.mark.parametrize("image_size, in_channels, width", [(8, 1, 0.5), (16, 3, 0.1), (32, 1, 1.5)])
 def test_models_take_any_image_and_width(name, image_size, in_channels, width):
     model = build_model(name, num_classes=3, in_channels=in_channels, image_size=image_size, width=width)
@@ -26,17 +57,28 @@ def test_models_take_any_image_and_width(name, image_size, in_channels, width):
 
 @pytest.mark.parametrize(
     "name, n_parameters",
-    [  # He et al. print 0.27, 0.46 and 0.85 million for ResNet-20, -32 and -56.
+    [  # He et al. print 0.27, 0.46, 0.85 and 1.7 million for ResNet-20, -32, -56 and -110.
         ("resnet20", 269_722),
         ("resnet32", 464_154),
         ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+        # Liu et al. 2017 print 20.04, 1.70 and 1.02 million; their code's DenseNet-40 has 1.06.
+        ("vgg19", 20_035_018),
+        ("preresnet164", 1_703_258),
+        ("densenet40", 1_059_298),
+        ("densenet100_bc", 769_162),  # Huang et al. print 0.8 million
+        # torchvision's documentation, for 1000 classes.
+        ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
+        ("vgg11_bn", 132_868_840),
+        ("vgg16_bn", 138_365_992),
         ("lenet_300_100", 266_610),
     ],
 )
 def test_known_parameter_counts(name, n_parameters):
     image = {"in_channels": 1, "image_size": 28} if name == "lenet_300_100" else {}
-    model = build_model(name, num_classes=1000 if name == "resnet50" else 10, **image)
+    with torch.device("meta"):
+        model = build_model(name, num_classes=1000 if name in TORCHVISION_MODELS else 10, **image)
     assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
 
 
@@ -118,3 +160,177 @@ def test_stem_of_mobilenet_ends_in_a_relu():
     model.blocks.register_forward_pre_hook(lambda blocks, inputs: seen.append(inputs[0]))
     model(torch.rand(1, 3, 32, 32))
     assert not seen[0].any()
+
+
+@pytest.mark.parametrize(
+    "name, n_entries, total",
+    [  # What records were made with: entries of the state dict, and their sum, for seed 0 and 10 classes.
+        ("lenet_300_100", 6, 7.076583),
+        ("resnet8", 44, 473.161052),
+        ("resnet20", 116, 1321.861411),
+        ("wrn22_2", 119, 2712.460003),
+        ("mobilenet_v1", 164, 21894.786216),
+    ],
+)
+def test_initial_weights_are_those_of_the_records(name, n_entries, total):
+    torch.manual_seed(0)
+    state = build_model(name, num_classes=10).state_dict()
+    assert len(state) == n_entries
+    assert sum(values.double().sum().item() for values in state.values()) == pytest.approx(total, abs=1e-3)
+
+
+def test_selection_by_hand():
+    select = Select(3)
+    x = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+    assert torch.equal(select(x), x)
+    select.indices = torch.tensor([0, 2])
+    select(x).sum().backward()
+    assert select(x).tolist() == [[1.0, 3.0]] and x.grad.tolist() == [[1.0, 0.0, 1.0]]
+    assert list(select.state_dict()) == ["indices"] and not list(select.parameters())
+
+
+def test_selection_keeps_images_channels_last():
+    x = torch.rand(2, 6, 4, 5).to(memory_format=torch.channels_last)
+    select = Select(6)
+    select.indices = torch.tensor([1, 4, 5])
+    assert torch.equal(select(x), x[:, [1, 4, 5]])
+    assert select(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_padding_appends_channels_of_zeros():
+    x = torch.rand(2, 3, 4, 5)
+    assert torch.equal(PadChannels(2)(x), torch.cat([x, torch.zeros(2, 2, 4, 5)], dim=1))
+
+
+def test_initialisation_for_slimming():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(64, 32, 3, groups=8), nn.BatchNorm2d(32), nn.Linear(32, 32), nn.BatchNorm1d(32))
+    linear = model[2].weight.clone()
+    init_for_slimming(model)
+    # A variance of 2 / (9 * 32); the linear layer and its normalisation stay.
+    assert model[0].weight.std().item() == pytest.approx((2 / 288) ** 0.5, rel=0.05)
+    assert model[1].weight.unique().item() == 0.5
+    assert torch.equal(model[2].weight, linear) and model[3].weight.unique().item() == 1.0
+
+
+# As the authors' code lists them: channels of a convolution, M for pooling.
+CONFIGURATIONS = {
+    "vgg11": "64 M 128 M 256 256 M 512 512 M 512 512",
+    "vgg16": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512",
+    "vgg19": "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_vgg_computes_what_the_authors_network_does(name):
+    model = build_model(name, num_classes=10).eval()
+    blocks, layers = iter(model.blocks), []
+    for item in CONFIGURATIONS[name].split():
+        if item == "M":
+            layers.append(nn.MaxPool2d(2, 2))
+        else:
+            block = next(blocks)
+            assert block.conv.out_channels == int(item) and block.conv.bias is None
+            layers += [block.conv, block.bn, nn.ReLU()]
+    layers += [nn.AvgPool2d(2), nn.Flatten(), *model.hidden, model.fc]
+    assert next(blocks, None) is None
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), nn.Sequential(*layers)(x))
+
+
+def test_only_vgg16_has_a_hidden_layer():
+    for name in ("vgg11", "vgg19"):
+        assert not len(build_model(name, num_classes=10, width=0.25).hidden)
+    linear, norm, relu = build_model("vgg16", num_classes=10, width=0.25).hidden
+    assert (linear.in_features, linear.out_features, norm.num_features) == (128, 128, 128)
+    assert isinstance(norm, nn.BatchNorm1d) and isinstance(relu, nn.ReLU)
+
+
+def test_linear_layers_of_vgg_start_small_and_without_bias():
+    torch.manual_seed(0)
+    model = build_model("vgg16", num_classes=100)
+    for linear in (model.hidden[0], model.fc):
+        assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02) and not linear.bias.any()
+    assert model.blocks[-1].bn.weight.unique().item() == 0.5
+
+
+@pytest.mark.parametrize("image_size, last", [(8, 1), (16, 1), (28, 2), (32, 2), (64, 4)])
+def test_last_maps_of_vgg_never_vanish(image_size, last):
+    model = build_model("vgg11", num_classes=10, width=0.1)
+    assert model.blocks(torch.rand(2, 3, image_size, image_size)).shape[2:] == (last, last)
+
+
+@pytest.mark.parametrize("name, cardinality", [("preresnet20", 1), ("resnext20", 8)])
+def test_bottleneck_networks_have_two_blocks_a_stage_and_the_size_worked_out(name, cardinality):
+    # Two blocks in each of three stages, on 16, 32 and 64 inner channels; scale and shift of each normalisation.
+    n_parameters, n_in = 3 * 16 * 9, 16
+    for n in (16, 16, 32, 32, 64, 64):
+        projection = n_in * 4 * n if n_in != 4 * n else 0
+        n_parameters += 2 * n_in + n_in * n + 2 * n + n * n * 9 // cardinality + 2 * n + n * 4 * n + projection
+        n_in = 4 * n
+    n_parameters += 2 * 256 + 256 * 10 + 10
+    model = build_model(name, num_classes=10)
+    assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
+    assert all(block.conv2.groups == cardinality for block in model.blocks)
+
+
+@pytest.mark.parametrize("index, side", [(0, 8), (1, 8), (2, 4)])
+def test_bottleneck_block_against_plain_functions(index, side):
+    model = build_model("preresnet20", num_classes=10, width=0.25).eval()
+    block = model.blocks[index]
+    x = torch.randn(2, block.select.indices.numel(), 8, 8)
+    block.select.indices = torch.tensor([0, 2, 3])
+    block.bn1 = nn.BatchNorm2d(3).eval()
+    block.conv1 = nn.Conv2d(3, block.conv1.out_channels, 1, bias=False)
+    nn.init.normal_(block.bn1.running_mean)
+
+    def activated(x, norm):
+        return F.relu((x - norm.running_mean[:, None, None]) / (1 + 1e-5) ** 0.5 * norm.weight[:, None, None])
+
+    stride = 8 // side
+    out = F.conv2d(activated(x[:, [0, 2, 3]], block.bn1), block.conv1.weight)
+    out = F.conv2d(activated(out, block.bn2), block.conv2.weight, stride=stride, padding=1)
+    out = F.conv2d(activated(out, block.bn3), block.conv3.weight)
+    # The shortcut reads the raw input, all of it.
+    shortcut = x if index == 1 else F.conv2d(x, block.projection.weight, stride=stride)
+    torch.testing.assert_close(block(x), out + shortcut)
+    assert block(x).shape[2:] == (side, side)
+
+
+@pytest.mark.parametrize("name", ["preresnet20", "densenet22"])
+def test_stem_and_end_of_networks_with_selection(name):
+    model = build_model(name, num_classes=10, width=0.25).eval()
+    n_channels = model.select.indices.numel()
+    model.select.indices = torch.arange(n_channels).flip(0)
+    x = torch.randn(2, 3, 8, 8)
+    features = model.blocks(F.conv2d(x, model.conv.weight, padding=1))
+    features = F.relu(model.bn(features.flip(1)))
+    torch.testing.assert_close(model(x), model.fc(features.mean(dim=(2, 3))))
+
+
+def test_dense_layers_and_transitions_by_hand():
+    model = build_model("densenet22", num_classes=10, width=1 / 6).eval()
+    layer, transition = model.blocks[0], model.blocks[6]
+    x = torch.rand(1, 4, 4, 4)
+    layer.select.indices = torch.tensor([1])
+    layer.bn = nn.BatchNorm2d(1, eps=0).eval()
+    layer.conv = nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    nn.init.zeros_(layer.conv.weight)
+    layer.conv.weight.data[:, 0, 1, 1] = torch.tensor([1.0, -2.0])
+    torch.testing.assert_close(layer(x), torch.cat([x, x[:, 1:2], -2 * x[:, 1:2]], dim=1))
+    # 4 channels of the stem and two of each of six layers; compression 1 keeps their number. The scale is 0.5.
+    assert transition.conv.weight.shape == (16, 16, 1, 1)
+    x = torch.rand(1, 16, 4, 4)
+    transition.conv.weight.data = torch.eye(16)[..., None, None]
+    means = x.view(1, 16, 2, 2, 2, 2).mean(dim=(3, 5))
+    torch.testing.assert_close(transition(x), means / 2, rtol=1e-4, atol=0)
+
+
+def test_channels_of_dense_networks_worked_out():
+    # DenseNet-22: 24 + 6 * 12 = 96, then 168 and 240. BC: (24 + 16 * 12) // 2 = 108, (108 + 192) // 2 = 150, 342.
+    plain = build_model("densenet22", num_classes=10)
+    assert [plain.blocks[i].conv.out_channels for i in (6, 13)] == [96, 168] and plain.fc.in_features == 240
+    compressed = build_model("densenet100_bc", num_classes=10)
+    assert [compressed.blocks[i].conv.out_channels for i in (16, 33)] == [108, 150]
+    assert compressed.fc.in_features == 342
+    assert compressed.blocks[0].conv1.out_channels == 48 and compressed.blocks[0].conv2.out_channels == 12

@@ -221,7 +221,7 @@ def test_plain_sgd_steps_by_hand():
     set_learning_rate(optimizer, 1.0)
     for parameter in layer.parameters():  # the bias decays as the weight does
         nn.init.constant_(parameter, 2.0)
-    for expected in (0.8, -0.88):  # gradient 1 + 0.1 * 2 = 1.2; then 1 + 0.08 + half of 1.2 = 1.68, without looking ahead
+    for expected in (0.8, -0.88):  # gradient 1 + 0.1 * 2 = 1.2; then 1 + 0.1 * 0.8 + half of 1.2 = 1.68
         for parameter in layer.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()

@@ -47,6 +47,7 @@ class Claim:
     """One row of `claims.csv`, parsed.
 
     Attributes:
+        recipe: Whose runs it is about.
         better: One cell, or two whose difference is meant; each includes the conditions of `where`.
         worse: Likewise.
         listed: The columns with several values.
@@ -55,6 +56,7 @@ class Claim:
         needs: What it waits for, or "".
     """
 
+    recipe: str
     id: str
     part: str
     paper: str
@@ -291,11 +293,12 @@ def overall(verdicts: Iterable[str]) -> str:
 
 
 def table(frame: pd.DataFrame, prefix: str = "", *, profile: str | None = None) -> pd.DataFrame:
-    """Judges the claims of one paper, or one claim, one row a part.
+    """Judges the claims about the recipes in a frame, or those of one paper, or one claim, one row a part.
 
     Args:
-        frame: `records.frame` of the runs of one profile.
-        prefix: A claim's id, such as "RigL-C1", or what stands before its number, "RigL"; "" is all.
+        frame: `records.frame` of the runs of one profile; where it is empty, all claims are listed.
+        prefix: A claim's id, such as "RigL-C1", or what stands before its number, "RigL"; "" is all
+            of them.
         profile: See `judge`.
     Returns:
         `claim`, `part`, `statement`, `metric`, `paper` (the difference found there), `margin`, and the fields
@@ -308,6 +311,8 @@ def table(frame: pd.DataFrame, prefix: str = "", *, profile: str | None = None) 
     if not chosen:
         known = ", ".join(dict.fromkeys(claim.id for claim in claims))
         raise ValueError(f"no claims {prefix!r}; there are {known}")
+    if "recipe" in frame:
+        chosen = [claim for claim in chosen if claim.recipe in set(frame["recipe"])]
     return pd.DataFrame(
         {
             "claim": claim.id,

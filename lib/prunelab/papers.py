@@ -12,7 +12,7 @@ COLUMNS = (
     "std", "n", "unit", "source_id", "source", "confidence", "note",
 )  # fmt: skip
 _ACCURACIES = ("top1", "test_acc")
-_OUR_NAMES = {"pruning": "gmp"}
+_OUR_NAMES = {"pruning": "gmp", "fine_tuned": "fine_tune"}
 
 
 def files() -> list[Path]:

@@ -44,7 +44,7 @@ LEARNING_RATES: dict[str, Callable[[float], float]] = {
     "cosine": _cosine,
     # Divided by five at 30, 60 and 90 % of training, the proportions of the authors' CIFAR-10 schedule.
     "step": lambda progress: 0.2 ** sum(progress >= milestone for milestone in (0.3, 0.6, 0.9)),
-    # Divided by ten where half and three quarters are done, and after each third: Rethinking's on CIFAR and on ImageNet.
+    # Divided by ten at 50 and 75 % of training, or after each third: Rethinking's on CIFAR and on ImageNet.
     "halves": lambda progress: 0.1 ** ((progress >= 1 / 2) + (progress >= 3 / 4)),
     "thirds": lambda progress: 0.1 ** ((progress >= 1 / 3) + (progress >= 2 / 3)),
     "constant": lambda progress: 1.0,

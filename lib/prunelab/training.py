@@ -170,9 +170,7 @@ def train(
     return result
 
 
-def _state(
-    result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks | None
-) -> dict:
+def _state(result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks | None) -> dict:
     return {
         "format": CHECKPOINT_FORMAT,
         "result": vars(result),

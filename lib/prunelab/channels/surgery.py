@@ -132,12 +132,30 @@ def _gone(traced: Trace, kept: Mapping[str, Iterable[int]]) -> set[int]:
         if isinstance(layer.module, Select):
             sources = traced.channels(layer.reads[index] for index in layer.module.indices.tolist())
             gone |= {one for one, source in zip(traced.channels(layer.writes), sources, strict=True) if source in gone}
+        elif layer.is_grouped:
+            gone |= _read_by_groups_that_go(traced, layer, gone)
     for name, layer in traced.layers.items():
         channels = traced.channels(layer.writes)
         if layer.makes_channels and gone.issuperset(channels):
             gone -= _rescued(traced, layer, channels)
             warnings.warn(f"layer {name!r} would have lost all its channels; one stays", stacklevel=3)
     return gone
+
+
+def _read_by_groups_that_go(traced: Trace, layer: Layer, gone: set[int]) -> set[int]:
+    """What nobody reads any more when groups of a convolution go as a whole."""
+    n_groups = layer.module.groups
+    reads, writes = (traced.channels(names) for names in (layer.reads, layer.writes))
+    n_in, n_out = len(reads) // n_groups, len(writes) // n_groups
+    others = (other for other in traced.layers.values() if other is not layer and other.makes_channels)
+    read_elsewhere = {channel for other in others for channel in traced.channels(other.reads)}
+    return {
+        channel
+        for group in range(n_groups)
+        if gone.issuperset(writes[group * n_out : (group + 1) * n_out])
+        for channel in reads[group * n_in : (group + 1) * n_in]
+        if channel not in read_elsewhere
+    }
 
 
 def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int], list[bool]]:
@@ -176,7 +194,7 @@ def _cut(module: nn.Module, layer: Layer, reads: list[int], writes: list[int], *
         )
     elif isinstance(module, PadChannels):
         module.n_new = len(writes)
-    elif isinstance(module, nn.Conv2d) and module.groups > 1 and not layer.is_depthwise:
+    elif layer.is_grouped:
         _cut_groups(module, reads, writes, name=name)
     else:
         for key, tensor in _tensors(module).items():

@@ -59,6 +59,11 @@ class Layer:
         return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether it is a convolution of several groups of channels, each of which makes new ones."""
+        return isinstance(self.module, nn.Conv2d) and self.module.groups > 1 and not self.is_depthwise
+
+    @property
     def makes_channels(self) -> bool:
         """Whether its output channels are new ones, not those it reads."""
         return isinstance(self.module, nn.Conv2d | nn.Linear | Select) and not self.is_depthwise
@@ -105,19 +110,22 @@ class Trace:
         """Channels of each layer that may lose some by itself, first layer first.
 
         These are convolutions, linear layers and selections whose output nothing else is added to, and which is not
-        the network's.
+        the network's. A grouped convolution may lose whole groups, and with them what they read.
         """
         writers: dict[int, set[str]] = {}
         for name, layer in self.layers.items():
             if layer.makes_channels or isinstance(layer.module, PadChannels):
                 for channel in self.channels(layer.writes):
                     writers.setdefault(channel, set()).add(name)
-        fixed = set(self.channels(self.fixed))
+        bound = set(self.channels(self.fixed))
+        for layer in self.layers.values():
+            if layer.is_grouped:
+                bound.update(self.channels(layer.reads))
         return {
             name: len(layer.writes)
             for name, layer in self.layers.items()
             if layer.makes_channels
-            and all(writers[channel] == {name} and channel not in fixed for channel in self.channels(layer.writes))
+            and all(writers[channel] == {name} and channel not in bound for channel in self.channels(layer.writes))
         }
 
     def readers(self, name: str) -> list[str]:

@@ -1,8 +1,8 @@
 """What a training step asks of a method: four hooks, which do nothing here.
 
-Two of them decide, in Python: `before_update` sees the dense gradients and may replace the optimizer step, `after_update`
-sees the stepped weights. `change_gradients` and `change_weights`, before and after the optimizer, are arithmetic on
-tensors that stay the same, which a GPU replays without Python.
+Two of them decide, in Python: `before_update` sees the dense gradients and may replace the optimizer step,
+`after_update` sees the stepped weights. `change_gradients` and `change_weights`, before and after the optimizer, are
+arithmetic on tensors that stay the same, which a GPU replays without Python.
 """
 
 from torch.optim import Optimizer

@@ -1,29 +1,58 @@
 """Networks by name: `build_model("resnet20", num_classes=10)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from prunelab.models.densenet import densenet
+from prunelab.models.layers import Widths
 from prunelab.models.lenet import lenet_300_100
 from prunelab.models.mobilenet import mobilenet_v1
-from prunelab.models.resnet import resnet, resnet50
+from prunelab.models.preresnet import preresnet
+from prunelab.models.resnet import resnet
+from prunelab.models.torchvision_models import torchvision_resnet, torchvision_vgg
+from prunelab.models.vgg import vgg
 from prunelab.models.wide_resnet import wide_resnet
 
-# Every builder takes num_classes, in_channels, image_size and width by keyword.
+# For colour images, at width 1 only.
+TORCHVISION_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet34": torchvision_resnet("resnet34"),
+    "resnet50": torchvision_resnet("resnet50"),
+    "vgg11_bn": torchvision_vgg("vgg11_bn", configuration="A"),
+    "vgg16_bn": torchvision_vgg("vgg16_bn", configuration="D"),
+}
+# Every builder takes num_classes, in_channels, image_size, width and widths by keyword.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,
     "resnet8": resnet(depth=8),
     "resnet20": resnet(depth=20),
     "resnet32": resnet(depth=32),
     "resnet56": resnet(depth=56),
-    "resnet50": resnet50,
+    "resnet110": resnet(depth=110),
+    "preresnet20": preresnet(depth=20, cardinality=1),
+    "preresnet110": preresnet(depth=110, cardinality=1),
+    "preresnet164": preresnet(depth=164, cardinality=1),
+    "resnext20": preresnet(depth=20, cardinality=8),
+    "vgg11": vgg(depth=11, hidden=False),
+    "vgg16": vgg(depth=16, hidden=True),
+    "vgg19": vgg(depth=19, hidden=False),
+    "densenet22": densenet(depth=22, bottleneck=False),
+    "densenet40": densenet(depth=40, bottleneck=False),
+    "densenet100_bc": densenet(depth=100, bottleneck=True),
     "wrn22_2": wide_resnet(depth=22, widening=2),
     "mobilenet_v1": mobilenet_v1,
+    **TORCHVISION_MODELS,
 }
 
 
 def build_model(
-    name: str, *, num_classes: int, in_channels: int = 3, image_size: int = 32, width: float = 1.0
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+    widths: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """A freshly initialised network, on the CPU; the random numbers come from torch's global generator.
 
@@ -33,11 +62,21 @@ def build_model(
         in_channels: 3 for colour, 1 for grey images.
         image_size: Height and width of the images in pixels; only LeNet's inputs and MobileNet's strides depend on it.
         width: Factor on the number of channels (or hidden units) of every layer but the output.
+        widths: Output channels of single layers by name (as in `named_modules`), in place of those that `width` gives;
+            of layers whose output channels no other layer shares. A selection of channels that is not named takes all.
     Raises:
-        ValueError: Unknown name, or a width that leaves no channel.
+        ValueError: Unknown name, a width that leaves no channel, or widths that the network cannot have.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     if width <= 0:
         raise ValueError(f"width must be above 0, got {width}")
-    return MODELS[name](num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
+    layers = Widths(widths or {})
+    model = MODELS[name](
+        num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width, widths=layers
+    )
+    if unknown := sorted(layers.given.keys() - layers.names):
+        raise ValueError(
+            f"{name} has no layers {', '.join(unknown)} that can be given a width; there are {', '.join(layers.names)}"
+        )
+    return model

@@ -1,6 +1,10 @@
-"""What the convolutional networks share."""
+"""What the networks share: channel counts, and layers."""
 
-from torch import nn
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def scaled(n_channels: int, width: float) -> int:
@@ -11,3 +15,82 @@ def scaled(n_channels: int, width: float) -> int:
 def conv3x3(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the image size (at stride 1), without bias: normalisation follows it."""
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
+
+
+class Select(nn.Module):
+    """Picks the channels, out of all that it is fed, which the layer after it reads; at first every one.
+
+    Source: Liu et al. 2017, arXiv:1708.06519, Sec. 3 ("channel selection layer").
+    Differs: Holds indices as a buffer, where the official code counts a vector of ones and zeros as a parameter. Stands
+        before the batch normalisation, not after it, so that the statistics of unused channels are not even computed.
+    """
+
+    indices: Tensor
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("indices", torch.arange(n_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # From the last of a view's dimensions, so that images stay channels_last in memory; from 1 they would not.
+        return x.movedim(1, -1).index_select(-1, self.indices).movedim(-1, 1)
+
+
+class PadChannels(nn.Module):
+    """Appends `n_new` channels of zeros to images."""
+
+    def __init__(self, n_new: int) -> None:
+        super().__init__()
+        self.n_new = n_new
+
+    def forward(self, x: Tensor) -> Tensor:
+        # F.pad counts dimensions from the last: width, height, then channels.
+        return F.pad(x, (0, 0, 0, 0, 0, self.n_new))
+
+
+class Widths:
+    """Numbers of output channels by layer name: those given, and for every other layer what its network proposes.
+
+    A network asks only about layers whose output channels no other layer shares. `names` lists what it asked about.
+    """
+
+    def __init__(self, given: Mapping[str, int]) -> None:
+        self.given = given
+        self.names: list[str] = []
+
+    def get(self, name: str, default: int) -> int:
+        """Output channels of layer `name`.
+
+        Raises:
+            ValueError: The number given is not a whole one from 1 on.
+        """
+        self.names.append(name)
+        n_channels = self.given.get(name, default)
+        if not isinstance(n_channels, int) or n_channels < 1:
+            raise ValueError(f"layer {name!r} must have a whole number of channels from 1 on, got {n_channels!r}")
+        return n_channels
+
+    def select(self, name: str, n_channels: int) -> Select:
+        """Layer `name`, which selects all of `n_channels`, or the number given, k, spread evenly: i * n_channels // k.
+
+        Raises:
+            ValueError: As for `get`, or more channels are to be selected than there are.
+        """
+        n_selected = self.get(name, n_channels)
+        if n_selected > n_channels:
+            raise ValueError(f"layer {name!r} cannot select {n_selected} of {n_channels} channels")
+        select = Select(n_channels)
+        select.indices = torch.arange(n_selected) * n_channels // n_selected
+        return select
+
+
+def init_for_slimming(model: nn.Module) -> None:
+    """Draws convolutions from N(0, 2 / (kernel area * output channels)), groups or not; sets scales of BN to 0.5.
+
+    Source: Liu et al. 2017, arXiv:1708.06519, Sec. 4.2, for the scales; the authors' code for the convolutions.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0.5)

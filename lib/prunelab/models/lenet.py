@@ -5,12 +5,12 @@ Source: LeCun et al. 1998; as the multi-layer perceptron of Evci et al. 2020 and
 
 from torch import nn
 
-from prunelab.models.layers import scaled
+from prunelab.models.layers import Widths, scaled
 
 
-def lenet_300_100(*, num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
+def lenet_300_100(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> nn.Module:
     """Fully connected 300-100 network; `width` scales both hidden layers."""
-    hidden_1, hidden_2 = scaled(300, width), scaled(100, width)
+    hidden_1, hidden_2 = widths.get("1", scaled(300, width)), widths.get("3", scaled(100, width))
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(in_channels * image_size**2, hidden_1),

@@ -9,7 +9,7 @@ Differs: Below 64 pixels the first two halvings, that of the stem being one, are
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import conv3x3, scaled
+from prunelab.models.layers import Widths, conv3x3, scaled
 
 CHANNELS = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)  # of the stem, then of each block
 HALVINGS = (0, 2, 4, 6, 12)  # layers of stride 2; the stem is 0
@@ -32,9 +32,10 @@ class SeparableBlock(nn.Module):
 class MobileNetV1(nn.Module):
     """Stem, 13 separable blocks, global average pooling, linear output."""
 
-    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: float) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> None:
         super().__init__()
-        channels = [scaled(n, width) for n in CHANNELS]
+        names = ["conv", *(f"blocks.{block}.pointwise" for block in range(len(CHANNELS) - 1))]
+        channels = [widths.get(name, scaled(n, width)) for name, n in zip(names, CHANNELS, strict=True)]
         halvings = HALVINGS if image_size >= 64 else HALVINGS[2:]
         strides = [2 if layer in halvings else 1 for layer in range(len(channels))]
         self.conv, self.bn = conv3x3(in_channels, channels[0], stride=strides[0]), nn.BatchNorm2d(channels[0])
@@ -52,6 +53,8 @@ class MobileNetV1(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-def mobilenet_v1(*, num_classes: int, in_channels: int, image_size: int, width: float) -> MobileNetV1:
+def mobilenet_v1(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> MobileNetV1:
     """MobileNet-v1 for images of any size from 8 pixels; the strides follow from `image_size`."""
-    return MobileNetV1(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
+    return MobileNetV1(
+        num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width, widths=widths
+    )

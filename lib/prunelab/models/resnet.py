@@ -1,4 +1,4 @@
-"""ResNets for small images (depth 8, 20, 32, 56), and torchvision's ResNet-50.
+"""ResNets for small images (depth 8, 20, 32, 56, 110).
 
 Source: He et al. 2016, arXiv:1512.03385, Sec. 4.2: three stages of 16, 32 and 64 channels, parameter-free shortcuts.
 """
@@ -8,23 +8,22 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import conv3x3, scaled
+from prunelab.models.layers import PadChannels, Widths, conv3x3, scaled
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around which the input is passed on, subsampled and zero-padded where shapes change."""
 
-    def __init__(self, n_in: int, n_out: int, *, stride: int) -> None:
+    def __init__(self, n_in: int, n_inner: int, n_out: int, *, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(n_in, n_out, stride=stride), nn.BatchNorm2d(n_out)
-        self.conv2, self.bn2 = conv3x3(n_out, n_out), nn.BatchNorm2d(n_out)
-        self.stride, self.n_new_channels = stride, n_out - n_in
+        self.conv1, self.bn1 = conv3x3(n_in, n_inner, stride=stride), nn.BatchNorm2d(n_inner)
+        self.conv2, self.bn2 = conv3x3(n_inner, n_out), nn.BatchNorm2d(n_out)
+        self.stride, self.pad = stride, PadChannels(n_out - n_in)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        if self.stride == 1 and self.n_new_channels == 0:
+        if self.stride == 1 and self.pad.n_new == 0:
             return x
-        # F.pad counts dimensions from the last: width, height, then channels.
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.n_new_channels))
+        return self.pad(x[:, :, :: self.stride, :: self.stride])
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -34,7 +33,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Stem, three stages of basic blocks, global average pooling, linear output."""
 
-    def __init__(self, *, depth: int, num_classes: int, in_channels: int, width: float) -> None:
+    def __init__(self, *, depth: int, num_classes: int, in_channels: int, width: float, widths: Widths) -> None:
         super().__init__()
         n_blocks = (depth - 2) // 6
         channels = [scaled(n, width) for n in (16, 32, 64)]
@@ -42,7 +41,8 @@ class ResNet(nn.Module):
         blocks, n_in = [], channels[0]
         for stage, n_out in enumerate(channels):
             for block in range(n_blocks):
-                blocks.append(BasicBlock(n_in, n_out, stride=2 if stage > 0 and block == 0 else 1))
+                n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
+                blocks.append(BasicBlock(n_in, n_inner, n_out, stride=2 if stage > 0 and block == 0 else 1))
                 n_in = n_out
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(n_in, num_classes)
@@ -58,16 +58,7 @@ class ResNet(nn.Module):
 def resnet(*, depth: int) -> Callable[..., ResNet]:
     """Builder of a ResNet of `depth` = 6 n + 2 layers, for images of any size from 8 pixels."""
 
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float) -> ResNet:
-        return ResNet(depth=depth, num_classes=num_classes, in_channels=in_channels, width=width)
+    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> ResNet:
+        return ResNet(depth=depth, num_classes=num_classes, in_channels=in_channels, width=width, widths=widths)
 
     return build
-
-
-def resnet50(*, num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Module:
-    """torchvision's ResNet-50 (version 1.5: the 3x3 convolution has the stride), for colour images."""
-    if in_channels != 3 or width != 1.0:
-        raise ValueError(f"resnet50 takes 3 channels at width 1, got {in_channels} channels and width {width}")
-    import torchvision  # here: it takes seconds, and most networks need none of it
-
-    return torchvision.models.resnet50(num_classes=num_classes)

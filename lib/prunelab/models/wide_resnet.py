@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import conv3x3, scaled
+from prunelab.models.layers import Widths, conv3x3, scaled
 
 DROPOUT = 0.3
 
@@ -17,10 +17,10 @@ DROPOUT = 0.3
 class PreactivationBlock(nn.Module):
     """BN-ReLU-conv twice, with dropout between; a 1x1 projection only where the channel count changes."""
 
-    def __init__(self, n_in: int, n_out: int, *, stride: int) -> None:
+    def __init__(self, n_in: int, n_inner: int, n_out: int, *, stride: int) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(n_in), conv3x3(n_in, n_out, stride=stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(n_out), conv3x3(n_out, n_out)
+        self.bn1, self.conv1 = nn.BatchNorm2d(n_in), conv3x3(n_in, n_inner, stride=stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(n_inner), conv3x3(n_inner, n_out)
         self.dropout = nn.Dropout(DROPOUT)
         needs_projection = n_in != n_out or stride != 1
         self.projection = nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False) if needs_projection else None
@@ -35,15 +35,18 @@ class PreactivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """Stem of 16 channels, three stages of 16, 32 and 64 times `widening`, average pooling, linear output."""
 
-    def __init__(self, *, depth: int, widening: int, num_classes: int, in_channels: int, width: float) -> None:
+    def __init__(
+        self, *, depth: int, widening: int, num_classes: int, in_channels: int, width: float, widths: Widths
+    ) -> None:
         super().__init__()
         n_blocks = (depth - 4) // 6
-        n_in = scaled(16, width)
+        n_in = widths.get("conv", scaled(16, width))
         self.conv = conv3x3(in_channels, n_in)
         blocks = []
         for stage, n_out in enumerate(scaled(n * widening, width) for n in (16, 32, 64)):
             for block in range(n_blocks):
-                blocks.append(PreactivationBlock(n_in, n_out, stride=2 if stage > 0 and block == 0 else 1))
+                n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
+                blocks.append(PreactivationBlock(n_in, n_inner, n_out, stride=2 if stage > 0 and block == 0 else 1))
                 n_in = n_out
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(n_in)
@@ -61,7 +64,14 @@ class WideResNet(nn.Module):
 def wide_resnet(*, depth: int, widening: int) -> Callable[..., WideResNet]:
     """Builder of a WRN of `depth` = 6 n + 4 layers; `width` scales every layer on top of `widening`."""
 
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float) -> WideResNet:
-        return WideResNet(depth=depth, widening=widening, num_classes=num_classes, in_channels=in_channels, width=width)
+    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> WideResNet:
+        return WideResNet(
+            depth=depth,
+            widening=widening,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            width=width,
+            widths=widths,
+        )
 
     return build

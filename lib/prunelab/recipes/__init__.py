@@ -7,9 +7,9 @@ returns its result, and `forecast(run)`, the `forecast.Workload` that it is for 
 
 from types import ModuleType
 
-from prunelab.recipes import rigl
+from prunelab.recipes import rethinking, rigl
 
-RECIPES: dict[str, ModuleType] = {"rigl": rigl}
+RECIPES: dict[str, ModuleType] = {"rigl": rigl, "rethinking": rethinking}
 
 
 def get(name: str) -> ModuleType:

@@ -1,0 +1,169 @@
+"""Scores of whole output channels, and which channels stay by them."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.density import check_density
+from prunelab.masks import largest, layer_weights
+
+
+def named_weights(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The weights of some convolution and linear layers.
+
+    Raises:
+        ValueError: A name that is no such layer.
+    """
+    weights = layer_weights(model)
+    for name in names:
+        if name not in weights:
+            raise ValueError(
+                f"{type(model).__name__} has no convolution or linear layer {name!r}; there are {', '.join(weights)}"
+            )
+    return {name: weights[name] for name in names}
+
+
+@torch.no_grad()
+def l1_scores(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Sum of the magnitudes of each filter's weights.
+
+    Args:
+        model: Network with convolution or linear layers.
+        names: Layers whose output channels are scored.
+    Returns:
+        Score of each output channel, by layer name.
+    Raises:
+        ValueError: A name that is no convolution or linear layer.
+    Source: Li et al. 2017, arXiv:1608.08710, Sec. 3.1.
+    """
+    return {name: weight.abs().flatten(1).sum(dim=1) for name, weight in named_weights(model, names).items()}
+
+
+def random_scores(model: nn.Module, names: Iterable[str], *, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random scores, the control of every other choice; arguments as for `l1_scores`, `generator` on the CPU."""
+    return {
+        name: torch.rand(len(weight), generator=generator).to(weight.device)
+        for name, weight in named_weights(model, names).items()
+    }
+
+
+def uniform_counts(widths: Mapping[str, int], *, density: float) -> dict[str, int]:
+    """How many channels stay where every layer keeps the same share, rounded, at least one.
+
+    Args:
+        widths: Output channels by layer name.
+        density: Share of channels that stay, in (0, 1].
+    Returns:
+        Channels that stay, by layer name.
+    Raises:
+        ValueError: `density` outside (0, 1].
+    Source: Liu et al. 2019, arXiv:1810.05270, the uniformly pruned networks of Sec. 5.
+    Differs: The official code rounds down, which keeps less than the share that was asked for.
+    """
+    check_density(density)
+    return {name: max(1, round(density * n)) for name, n in widths.items()}
+
+
+class Target(NamedTuple):
+    """A predefined target: share kept in each stage, and layers left whole where the network has `n_layers` of them."""
+
+    n_layers: int
+    densities: tuple[float, ...]
+    whole: tuple[int, ...]  # positions from 0; a ResNet's block i holds the official code's layer 2 (i + 1)
+
+
+TARGETS = {
+    "vgg16_a": Target(13, (0.5, 1.0, 1.0, 0.5), whole=(1,)),
+    "resnet34_a": Target(16, (0.7, 0.7, 0.7, 1.0), whole=(0, 3, 6, 7, 12, 13, 14, 15)),
+    "resnet34_b": Target(16, (0.5, 0.4, 0.6, 1.0), whole=(0, 3, 6, 7, 12, 13, 14, 15)),
+    "resnet56_a": Target(27, (0.9, 0.9, 0.9), whole=(7, 9, 18, 26)),
+    "resnet56_b": Target(27, (0.4, 0.7, 0.9), whole=(7, 8, 9, 16, 18, 26)),
+    "resnet110_a": Target(54, (0.5, 1.0, 1.0), whole=(17,)),
+    "resnet110_b": Target(54, (0.5, 0.6, 0.7), whole=(17, 18, 36)),
+}
+
+
+def predefined_counts(target: str, widths: Mapping[str, int]) -> dict[str, int]:
+    """How many channels stay in each layer by one of the predefined targets for L1-norm pruning.
+
+    A stage is the layers of one width. Each layer keeps its stage's share, rounded down, at least one. The target's
+    list of layers left whole holds for a network of its own depth; others, of the same family, follow the shares only.
+
+    Args:
+        target: A key of `TARGETS`.
+        widths: Output channels by layer name, front to back: of every convolution of a VGG, of the first convolution
+            of every block of a ResNet.
+    Returns:
+        Channels that stay, by layer name, for all of `widths`.
+    Raises:
+        ValueError: An unknown target, or widths of another number of stages.
+    Source: Li et al. 2017, arXiv:1608.08710; Liu et al. 2019, arXiv:1810.05270, and their `l1-norm-pruning` code.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; there are {', '.join(TARGETS)}")
+    n_layers, densities, whole = TARGETS[target]
+    stages = sorted(set(widths.values()))
+    if len(stages) != len(densities):
+        raise ValueError(f"target {target!r} is for layers of {len(densities)} different widths, got {stages}")
+    share = dict(zip(stages, densities, strict=True))
+    return {
+        name: n if position in whole and len(widths) == n_layers else max(1, int(n * share[n]))
+        for position, (name, n) in enumerate(widths.items())
+    }
+
+
+def keep_largest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """The channels of largest score, layer by layer; of equal ones, the first stay.
+
+    A layer always keeps one channel: a count below 1 counts as 1, with a warning.
+
+    Args:
+        scores: Score of each output channel, by layer name.
+        counts: Channels that stay, by layer name.
+    Returns:
+        Ascending indices of the channels that stay, for each layer of `counts`.
+    Raises:
+        ValueError: A layer without scores, or fewer channels than are to stay.
+    """
+    kept = {}
+    for name, count in counts.items():
+        if name not in scores:
+            raise ValueError(f"no scores for layer {name!r}; there are some for {', '.join(scores)}")
+        n = len(scores[name])
+        if count > n:
+            raise ValueError(f"layer {name!r} of {n} channels cannot keep {count} of them")
+        if count < 1:
+            warnings.warn(f"layer {name!r} keeps 1 channel, its best, where {count} were asked for", stacklevel=2)
+        kept[name] = largest(scores[name], max(1, count)).nonzero().flatten()
+    return kept
+
+
+def keep_largest_globally(scores: Mapping[str, Tensor], *, density: float) -> dict[str, Tensor]:
+    """The channels of largest score of all layers together; of equal ones, the first stay.
+
+    A layer that would lose all of its channels keeps its best one, with a warning; so much larger is then the total.
+
+    Args:
+        scores: Score of each output channel, by layer name.
+        density: Share of all channels that stay, in (0, 1].
+    Returns:
+        Ascending indices of the channels that stay, by layer name; in total the share rounded to a whole channel.
+    Raises:
+        ValueError: `density` outside (0, 1].
+    Source: Liu et al. 2017, arXiv:1708.06519, Sec. 3.
+    Differs: The official code keeps what exceeds a threshold, so that channels of equal score stay or go together,
+        and a layer may lose them all.
+    """
+    check_density(density)
+    n_channels = [len(score) for score in scores.values()]
+    masks = largest(torch.cat(list(scores.values())), round(density * sum(n_channels))).split(n_channels)
+    emptied = [name for name, mask in zip(scores, masks, strict=True) if not mask.any()]
+    if emptied:
+        warnings.warn(f"density {density} leaves no channel of {', '.join(emptied)}: each keeps its best", stacklevel=2)
+    return {
+        name: (largest(score, 1) if name in emptied else mask).nonzero().flatten()
+        for (name, score), mask in zip(scores.items(), masks, strict=True)
+    }

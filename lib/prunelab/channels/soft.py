@@ -1,0 +1,60 @@
+"""Soft Filter Pruning: at the end of every epoch the weakest filters are zeroed, and go on being trained.
+
+Source: He et al. 2018, arXiv:1808.06866, Algorithm 1; as in he-y/soft-filter-pruning.
+Differs: The fresh network is not pruned before the first epoch, as in Algorithm 1; the authors' code does. As in that
+    code, biases, BatchNorm and momentum are left alone: what BatchNorm makes of a zeroed filter is its beta.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunelab.masks import largest, layer_weights
+from prunelab.methods.hooks import Hooks
+
+
+def l2_scores(weight: Tensor) -> Tensor:
+    """L2 norm of each filter of a weight, (out, ...), as a tensor of shape (out,)."""
+    return weight.detach().flatten(1).norm(dim=1)
+
+
+class SoftFilterPruning(Hooks):
+    """Now and then zeroes all filters of a layer but those of largest L2 norm; zeroed ones may grow back."""
+
+    def __init__(self, model: nn.Module, counts: Mapping[str, int], *, prune_every_steps: int) -> None:
+        """Leaves `model` dense until the first pruning.
+
+        Args:
+            model: Network to train.
+            counts: How many filters of each layer to be pruned stay, by layer name.
+            prune_every_steps: Optimizer steps between two prunings, an epoch of them in the paper. The last one should
+                fall on the end of training.
+        Raises:
+            ValueError: A layer that is not there, a count outside 1 .. filters of the layer, or an interval below 1.
+        """
+        if prune_every_steps < 1:
+            raise ValueError(f"prune_every_steps must be at least 1, got {prune_every_steps}")
+        weights = layer_weights(model)
+        for name, n in counts.items():
+            if name not in weights:
+                raise ValueError(f"{type(model).__name__} has no convolution or linear layer {name!r}")
+            if not 1 <= n <= len(weights[name]):
+                raise ValueError(f"layer {name!r} of {len(weights[name])} filters cannot keep {n} of them")
+        self.weights = {name: weights[name] for name in counts}
+        self.counts = dict(counts)
+        self.prune_every_steps = prune_every_steps
+
+    def kept(self) -> dict[str, Tensor]:
+        """Indices of the filters that have the largest norms now, by layer name, ascending."""
+        return {name: self._strong(name).nonzero().flatten() for name in self.weights}
+
+    @torch.no_grad()
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        if step % self.prune_every_steps == 0:
+            for name, weight in self.weights.items():
+                weight[~self._strong(name)] = 0.0
+
+    def _strong(self, name: str) -> Tensor:
+        return largest(l2_scores(self.weights[name]), self.counts[name])

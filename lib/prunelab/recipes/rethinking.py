@@ -1,0 +1,227 @@
+"""Rethinking the value of pruning: how one run of `03_rethinking` is executed. `rethinking_plan` says what is run."""
+
+import functools
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunelab import cost
+from prunelab.channels.filters import TARGETS
+from prunelab.channels.selection import Selection
+from prunelab.channels.trace import trace
+from prunelab.data import Dataset
+from prunelab.density import check_density
+from prunelab.forecast import Workload
+from prunelab.latency import n_bytes
+from prunelab.methods.static import Static
+from prunelab.models import TORCHVISION_MODELS, build_model
+from prunelab.precision import best_precision
+from prunelab.recipes.common import Options, copy_of, dataset_of, generator_of, image_of, source_of, stream_seed
+from prunelab.recipes.plans import PROFILES
+from prunelab.recipes.rethinking_build import (
+    PREPARATIONS,
+    PRUNINGS,
+    WEIGHT_PRUNINGS,
+    Pruned,
+    from_scratch,
+    large_of,
+    patterns_of,
+    preparation_of,
+)
+from prunelab.recipes.rethinking_plan import NOTEBOOK, OPTIONS, SEEDS, STARTS, TRAININGS, experiments, plan
+from prunelab.runs import Run
+from prunelab.training import Result, evaluate, train
+
+__all__ = ["NOTEBOOK", "OPTIONS", "PROFILES", "SEEDS", "execute", "experiments", "forecast", "plan"]
+
+_TRAINING_OPTIONS = ("batch_size", "optimizer", "momentum", "weight_decay", "augment", "eval_every")
+
+
+def execute(
+    run: Run,
+    *,
+    device: str,
+    parents: Sequence[dict] = (),
+    checkpoint: Path | None = None,
+    report: Callable[[float], None] = lambda share: None,
+) -> dict:
+    """Trains one run: a large network, or a pruned one in one of three ways.
+
+    Args:
+        run: One of a plan's.
+        device: Where to train, "cpu" or "cuda".
+        parents: The `state` of each of the run's parents: the network that is pruned; of a guided design also the one
+            that the design is taken from.
+        checkpoint: File for the state of the unfinished run.
+        report: Called now and then with the share of training done.
+    Returns:
+        The record's `status`, `metrics`, `curves` and `layers`; `widths` and `removed`, from which the network can be
+        built again; `patterns` of single weights; `seconds`, `precision` and `dataset`; and `state`, from which
+        children start.
+    Raises:
+        ValueError: An option that names nothing, a density outside (0, 1], or a parent that does not fit.
+    """
+    options = OPTIONS | dict(run.options)
+    _check(options, n_parents=len(parents))
+    dataset = dataset_of(options, device)
+    torch.manual_seed(run.seed)
+    large = large_of(options, dataset, parents, seed=run.seed)
+    reference = cost.layer_table(large.model, **image_of(dataset))
+    pruned, model, metrics = Pruned(large.model), large.model, {}
+    is_large, inherits = (options["training"] == training for training in ("dense", "fine_tune"))
+    if not is_large:
+        pruned = PRUNINGS[options["pruning"]](large)
+        torch.manual_seed(stream_seed("scratch", run.seed))  # the same values, whatever was drawn to find the structure
+        model = pruned.shrunken(pruned.model, dataset) if inherits else from_scratch(pruned, large)
+    n_epochs = _n_epochs(options, _macs_ratio(model, pruned, reference, dataset))
+    start = parents[0]["start"] if options["start"] == "ticket" else copy_of(model.state_dict())
+    method = Static(model, pruned.masks) if pruned.masks else None
+    if is_large:
+        method = preparation_of(large, steps_per_epoch=len(dataset.train_labels) // options["batch_size"])
+    if inherits:
+        _, metrics["inherited_accuracy"] = evaluate(model, dataset)
+    precision = best_precision(device, options["model"])
+    if isinstance(method, Selection) and precision == "fp16":  # in which its factors cannot be trained
+        precision = "fp32"
+    result = train(
+        model,
+        dataset,
+        method=method,
+        precision=precision,
+        n_epochs=n_epochs,
+        learning_rate=options["fine_tune_rate" if inherits else "learning_rate"],
+        schedule="constant" if inherits else options["schedule"],
+        warmup_epochs=0,
+        label_smoothing=0.0,
+        generator=generator_of("images", run.seed),
+        checkpoint=checkpoint,
+        report=report,
+        **{name: options[name] for name in _TRAINING_OPTIONS},
+    )
+
+    state = {"start": start, "masks": pruned.masks, "options": options, "num_classes": dataset.num_classes}
+    if isinstance(method, Selection):
+        method.fold()
+        state["factors"] = copy_of(method.factors)
+    state["model"] = copy_of(model.state_dict())
+    layers, costs = _account(options, dataset, model, pruned, result, reference=reference)
+    spent_before = sum(parent["total_training_macs_ratio"] for parent in parents) if inherits else 0.0
+    state["total_training_macs_ratio"] = costs["training_macs_ratio"] + spent_before
+    return {
+        "status": "diverged" if result.diverged else "finished",
+        "metrics": metrics
+        | costs
+        | {name: result.curves[name][-1] for name in ("test_accuracy", "test_loss", "train_loss")}
+        | {"n_epochs_trained": n_epochs, "total_training_macs_ratio": state["total_training_macs_ratio"]},
+        "curves": result.curves,
+        "layers": layers,
+        "widths": trace(model, **image_of(dataset)).widths,
+        "removed": list(pruned.removed),
+        "patterns": patterns_of(large, pruned.masks) if pruned.masks else {},
+        "seconds": result.seconds,
+        "precision": precision,
+        "dataset": source_of(dataset),
+        "state": state,
+    }
+
+
+def forecast(run: Run) -> Workload:
+    """What a machine will do for a run. The cost of a structure that training finds is guessed from its density."""
+    options = OPTIONS | dict(run.options)
+    dataset = dataset_of(options, "cpu")
+    is_narrower = options["training"] != "dense" and options["pruning"] not in WEIGHT_PRUNINGS
+    share = (_mean_share(options["target"]) if options["target"] else options["density"]) if is_narrower else 1.0
+    width = options["width"] * (1.0 if options["model"] in TORCHVISION_MODELS else share)
+    macs = _dense_macs(options, dataset, width)
+    saved = options["density"] if not is_narrower else macs / _dense_macs(options, dataset, options["width"])
+    n_epochs = _n_epochs(options, saved)
+    return Workload(
+        num_classes=dataset.num_classes,
+        width=width,
+        macs=macs,
+        n_steps=n_epochs * (len(dataset.train_labels) // options["batch_size"]),
+        n_evaluated=len(dataset.test_labels) * math.ceil(n_epochs / options["eval_every"]),
+        **image_of(dataset),
+        **{name: options[name] for name in ("model", "optimizer", "batch_size")},
+    )
+
+
+def _check(options: Options, *, n_parents: int) -> None:
+    check_density(options["density"])
+    is_large = options["training"] == "dense"
+    prunings = (None, *PREPARATIONS) if is_large else tuple(PRUNINGS)
+    for name, allowed in (("training", TRAININGS), ("start", STARTS), ("pruning", prunings)):
+        if options[name] not in allowed:
+            raise ValueError(f"unknown {name} {options[name]!r}; there are {', '.join(map(str, allowed))}")
+    if options["target"] is not None and options["target"] not in TARGETS:
+        raise ValueError(f"unknown target {options['target']!r}; there are {', '.join(TARGETS)}")
+    wanted = 0 if is_large or options["pruning"] == "predefined" else 1 + options["pruning"].startswith("guided")
+    if n_parents != wanted:
+        raise ValueError(
+            f"training={options['training']} pruning={options['pruning']} needs {wanted} parents, got {n_parents}"
+        )
+    if options["pruning"] == "predefined" and (options["training"] == "fine_tune" or options["start"] == "ticket"):
+        raise ValueError("a predefined structure has no values to inherit; prune a trained network, by l1 for example")
+
+
+def _n_epochs(options: Options, macs_ratio: float) -> int:
+    """Epochs of a training; from scratch with the budget of the large network's, as many more as they are cheaper."""
+    if options["training"] == "fine_tune":
+        return options["fine_tune_epochs"]
+    if options["training"] == "scratch_b":
+        return min(int(options["n_epochs"] / macs_ratio), options["max_epochs"] or sys.maxsize)
+    return options["n_epochs"]
+
+
+def _n_active(pruned: Pruned) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in pruned.masks.items()}
+
+
+def _macs_ratio(model: nn.Module, pruned: Pruned, reference: list[dict], dataset: Dataset) -> float:
+    """MACs of a network's forward pass, relative to the large one's."""
+    layers = cost.layer_table(model, n_active=_n_active(pruned), **image_of(dataset))
+    return cost.total(layers, "macs") / cost.total(reference, "macs")
+
+
+def _account(
+    options: Options, dataset: Dataset, model: nn.Module, pruned: Pruned, result: Result, *, reference: list[dict]
+) -> tuple[list[dict], dict]:
+    """Layer table and costs, measured on the final network."""
+    layers = cost.layer_table(model, n_active=_n_active(pruned), **image_of(dataset))
+    macs, dense_macs = (cost.total(table, "macs") for table in (layers, reference))
+    n_samples = result.n_batches * options["batch_size"]
+    ordinary = options["n_epochs"] * (len(dataset.train_labels) // options["batch_size"]) * options["batch_size"]
+    training_macs = cost.training_macs(macs, macs, n_samples=n_samples)
+    return layers, {
+        "n_weights": cost.total(layers, "n_weights"),
+        "n_active": cost.total(layers, "n_active"),
+        "measured_density": cost.total(layers, "n_active") / cost.total(reference, "n_weights"),
+        "n_bytes": n_bytes(model),
+        "macs": macs,
+        "macs_ratio": macs / dense_macs,
+        "training_macs": training_macs,
+        "training_macs_ratio": training_macs / cost.training_macs(dense_macs, dense_macs, n_samples=ordinary),
+        "n_steps": result.n_steps,
+    }
+
+
+def _mean_share(target: str) -> float:
+    """About the share of channels that a predefined target keeps."""
+    return statistics.mean(TARGETS[target].densities)
+
+
+@functools.cache
+def _macs(model: str, num_classes: int, in_channels: int, image_size: int, width: float) -> int:
+    image = {"in_channels": in_channels, "image_size": image_size}
+    return cost.total(
+        cost.layer_table(build_model(model, num_classes=num_classes, width=width, **image), **image), "macs"
+    )
+
+
+def _dense_macs(options: Options, dataset: Dataset, width: float) -> int:
+    return _macs(options["model"], dataset.num_classes, dataset.channels, dataset.image_size, width)
