@@ -4,7 +4,8 @@ The two sides take turns, so that a machine that slows down slows both. A ratio 
 reported is the median round, with the lowest and the highest. Wall clock counts, with the start of processes
 and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
 
-`steps` has what is measured within one process, `plans` what takes the engine or a notebook.
+`steps` has what a training step takes, `channels` what choosing and removing channels does, `plans` what takes the
+engine or a notebook.
 """
 
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 
 from prunelab import batch, data, engine, paths, records
-from prunelab.bench import plans, steps
+from prunelab.bench import channels, plans, steps
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -79,6 +80,18 @@ def measure(*, quick: bool = False) -> Iterator[dict]:
     yield row("contiguous step over channels-last step", ">= 1", rounds(lambda: steps.layout_gain(images)))
     if on_gpu:
         yield row("eager step over captured step", ">= 1", rounds(lambda: steps.capture_gain(images)))
+    for model, label, least in (
+        ("vgg16", "VGG-16", ">= 0.6"),
+        ("resnet56", "ResNet-56", ">= 0.6"),
+        ("densenet40", "DenseNet-40", "none"),
+    ):
+        for batch_size, target in ((128, least), (1, "none")):
+            gains = channels.gains(model, batch_size=batch_size, n_rounds=2 if quick else 9)
+            yield row(f"{label} at half the MACs: speed-up over MAC ratio, batch {batch_size}", target, gains)
+    yield row("surgery of a ResNet-110", "<= 2", rounds(channels.surgery_seconds), unit="s")
+    for method in channels.SELECTIONS:
+        spent = rounds(lambda method=method: channels.selection_seconds(method, images))
+        yield row(f"{method}: selection for VGG-16", "<= 60", spent, unit="s")
     if "01_rigl" in batch.stems():
         yield row("01_rigl replayed from records", "<= 30", rounds(plans.replay_seconds), unit="s")
         if not quick:

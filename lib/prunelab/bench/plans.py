@@ -25,14 +25,14 @@ def engine_gain(images: dict) -> float:
             arguments = ["--dataset", images["dataset"], "--n-train", str(images["n_train"]), "--n-epochs", "1"]
             _python("-m", "prunelab.bench.ordinary", *arguments, "--seed", str(run.seed))
 
-    ours = _seconds(lambda: _train(runs))
-    return _seconds(ordinary) / ours  # the same samples, so the rates are as the times are, inverted
+    ours = seconds(lambda: _train(runs))
+    return seconds(ordinary) / ours  # the same samples, so the rates are as the times are, inverted
 
 
 def parallel_gain(runs: dict) -> float:
     """Eight runs through the engine, against one after another in one process with all threads."""
-    ours = _seconds(lambda: _train(_plan(8, runs)))
-    return _seconds(lambda: _python("-c", f"from prunelab.bench import plans; plans.train_in_turn({runs})")) / ours
+    ours = seconds(lambda: _train(_plan(8, runs)))
+    return seconds(lambda: _python("-c", f"from prunelab.bench import plans; plans.train_in_turn({runs})")) / ours
 
 
 def train_in_turn(runs: dict) -> None:
@@ -49,14 +49,14 @@ def at_once_gain(runs: dict) -> float:
 
 def seconds_a_run(runs: dict, *, n_runs: int = 8, jobs: int | None = None) -> float:
     """Wall-clock time of a plan through the engine, shared by its runs."""
-    return _seconds(lambda: _train(_plan(n_runs, runs), jobs=jobs)) / n_runs
+    return seconds(lambda: _train(_plan(n_runs, runs), jobs=jobs)) / n_runs
 
 
 def replay_seconds() -> float:
     """From the start of 01_rigl to its last figure, out of records."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "replayed.ipynb"
-        return _seconds(lambda: batch.execute("01_rigl", parameters={}, timeout=600, output=output))
+        return seconds(lambda: batch.execute("01_rigl", parameters={}, timeout=600, output=output))
 
 
 def fresh_seconds() -> float:
@@ -64,10 +64,11 @@ def fresh_seconds() -> float:
     parameters = {"profile": "smoke", "fresh": True}
     with tempfile.TemporaryDirectory() as folder, _data_in(folder):
         output = Path(folder) / "fresh.ipynb"
-        return _seconds(lambda: batch.execute("01_rigl", parameters=parameters, timeout=900, output=output))
+        return seconds(lambda: batch.execute("01_rigl", parameters=parameters, timeout=900, output=output))
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of a piece of work."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

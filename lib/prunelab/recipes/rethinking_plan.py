@@ -49,7 +49,14 @@ STARTS = ("random", "ticket")
 # What all runs of a profile share. Training is shorter than the paper's, by one factor in all of its ways.
 _BASE: dict[str, dict[str, Option]] = {
     "smoke": {"dataset": "digits", "n_epochs": 4, "fine_tune_epochs": 1},
-    "small": {"image_size": 16, "n_train": 5_000, "n_epochs": 16, "fine_tune_epochs": 4, "eval_every": 4},
+    "small": {
+        "image_size": 16,
+        "n_train": 3_200,
+        "n_epochs": 12,
+        "fine_tune_epochs": 3,
+        "max_epochs": 60,
+        "eval_every": 12,
+    },
     "full": {"n_epochs": 20, "fine_tune_epochs": 5},
     "paper": {
         "dataset": "imagenet",
@@ -94,14 +101,14 @@ _PREDEFINED: dict[str, dict[str, tuple[Network, list[dict[str, Option]], tuple[s
 # Networks that are slimmed, and the shares of their channels that stay. The penalty grows as training gets shorter: its
 # sum over all steps, each times its learning rate, is what pulls a gamma from where it starts towards zero.
 _SLIMMED: dict[str, dict[str, tuple[Network, tuple[float, ...]]]] = {
-    "smoke": {"vgg": ({"model": "vgg11", "width": 0.125, "penalty": 0.03}, (0.5,))},
+    "smoke": {"vgg": ({"model": "vgg11", "width": 0.125, "penalty": 0.015}, (0.5,))},
     "small": {
-        "vgg": ({"model": "vgg11", "width": 0.25, "penalty": 0.01}, (0.7, 0.5, 0.3)),
-        "preresnet": ({"model": "preresnet20", "width": 0.5, "penalty": 0.001}, (0.6, 0.4)),
-        "densenet": ({"model": "densenet22", "width": 0.5, "penalty": 0.001}, (0.6, 0.4)),
+        "vgg": ({"model": "vgg11", "width": 0.25, "penalty": 0.002}, (0.7, 0.5, 0.3)),
+        "preresnet": ({"model": "preresnet20", "width": 0.25, "penalty": 0.002}, (0.6, 0.4)),
+        "densenet": ({"model": "densenet22", "width": 0.34, "penalty": 0.002}, (0.6, 0.4)),
     },
     "full": {
-        "vgg": ({"model": "vgg19", "penalty": 8e-4}, (0.7, 0.5, 0.3)),
+        "vgg": ({"model": "vgg19", "penalty": 8e-5}, (0.7, 0.5, 0.3)),
         "preresnet": ({"model": "preresnet164", "penalty": 8e-5}, (0.6, 0.4)),
         "densenet": ({"model": "densenet40", "penalty": 8e-5}, (0.6, 0.4)),
     },
@@ -109,12 +116,16 @@ _SLIMMED: dict[str, dict[str, tuple[Network, tuple[float, ...]]]] = {
 }
 # Networks whose blocks, groups or channels are selected by factors under a penalty.
 _SELECTED: dict[str, dict[str, Network]] = {
-    "smoke": {"vgg": {"model": "vgg11", "width": 0.125, "penalty": 0.03}},
+    "smoke": {"vgg": {"model": "vgg11", "width": 0.125, "penalty": 0.015}},
     "small": {
-        "vgg": {"model": "vgg11", "width": 0.25, "penalty": 0.01},
-        "preresnet": {"model": "preresnet20", "width": 0.5, "penalty": 0.01},
+        "vgg": {"model": "vgg11", "width": 0.25, "penalty": 0.005},
+        "preresnet": {"model": "preresnet20", "width": 0.25, "penalty": 0.015},
     },
-    "full": {"vgg": {"model": "vgg16", "penalty": 1e-3}, "preresnet": {"model": "preresnet164", "penalty": 1e-3}},
+    "full": {
+        "vgg": {"model": "vgg16", "penalty": 2e-4},
+        "preresnet": {"model": "preresnet164", "penalty": 6e-4},
+        "resnext": {"model": "resnext20", "penalty": 2e-4},
+    },
     "paper": {"resnet50": {"model": "resnet50", "n_epochs": 100, "penalty": 1e-3, "max_epochs": None}},
 }
 # Networks whose single weights are pruned, and the shares of their convolutions' weights that stay.
@@ -122,8 +133,8 @@ _UNSTRUCTURED: dict[str, dict[str, tuple[Network, tuple[float, ...]]]] = {
     "smoke": {"vgg": ({"model": "vgg11", "width": 0.125}, (0.2,))},
     "small": {
         "vgg": ({"model": "vgg11", "width": 0.25}, (0.7, 0.2, 0.05)),
-        "preresnet": ({"model": "preresnet20", "width": 0.5}, (0.2, 0.05)),
-        "densenet": ({"model": "densenet22", "width": 0.5}, (0.2, 0.05)),
+        "preresnet": ({"model": "preresnet20", "width": 0.25}, (0.2, 0.05)),
+        "densenet": ({"model": "densenet22", "width": 0.34}, (0.2,)),
     },
     "full": {
         "vgg": ({"model": "vgg19"}, (0.7, 0.2, 0.05)),
@@ -139,7 +150,7 @@ _UNSTRUCTURED: dict[str, dict[str, tuple[Network, tuple[float, ...]]]] = {
 # on tickets are on CIFAR, and belong to `full`.
 _GUIDED: dict[str, dict[str, Network]] = {
     "smoke": {"network": {"model": "vgg16"}, "images": {"dataset": "glyphs", "image_size": 8}},
-    "small": {"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 10_000}},
+    "small": {"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 6_000}},
     "full": {"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px"}},
     "paper": {},
 }
