@@ -4,7 +4,7 @@ import functools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from prunelab import cost
 from prunelab.channels.filters import TARGETS
 from prunelab.channels.selection import Selection
+from prunelab.channels.surgery import without
 from prunelab.channels.trace import trace
 from prunelab.data import Dataset
 from prunelab.density import check_density
@@ -37,7 +38,7 @@ from prunelab.recipes.rethinking_plan import NOTEBOOK, OPTIONS, SEEDS, STARTS, T
 from prunelab.runs import Run
 from prunelab.training import Result, evaluate, train
 
-__all__ = ["NOTEBOOK", "OPTIONS", "PROFILES", "SEEDS", "execute", "experiments", "forecast", "plan"]
+__all__ = ["NOTEBOOK", "OPTIONS", "PROFILES", "SEEDS", "execute", "experiments", "forecast", "plan", "rebuild"]
 
 _TRAINING_OPTIONS = ("batch_size", "optimizer", "momentum", "weight_decay", "augment", "eval_every")
 
@@ -60,8 +61,8 @@ def execute(
         checkpoint: File for the state of the unfinished run.
         report: Called now and then with the share of training done.
     Returns:
-        The record's `status`, `metrics`, `curves` and `layers`; `widths` and `removed`, from which the network can be
-        built again; `patterns` of single weights; `seconds`, `precision` and `dataset`; and `state`, from which
+        The record's `status`, `metrics`, `curves` and `layers`; `widths`, `removed` and `image`, by which `rebuild` makes
+        the network again; `patterns` of single weights; `seconds`, `precision` and `dataset`; and `state`, from which
         children start.
     Raises:
         ValueError: An option that names nothing, a density outside (0, 1], or a parent that does not fit.
@@ -122,12 +123,21 @@ def execute(
         "layers": layers,
         "widths": trace(model, **image_of(dataset)).widths,
         "removed": list(pruned.removed),
+        "image": image_of(dataset) | {"num_classes": dataset.num_classes},
         "patterns": patterns_of(large, pruned.masks) if pruned.masks else {},
         "seconds": result.seconds,
         "precision": precision,
         "dataset": source_of(dataset),
         "state": state,
     }
+
+
+def rebuild(record: Mapping) -> nn.Module:
+    """The network of a record, with other values: to be timed, or looked at."""
+    options = record["options"]
+    # A block that was removed has no widths, and is built only to be removed again.
+    model = build_model(options["model"], width=options["width"], widths=record["widths"], **record["image"])
+    return without(model, record["removed"])
 
 
 def forecast(run: Run) -> Workload:
