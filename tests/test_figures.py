@@ -16,6 +16,8 @@ from PIL import Image
 
 from prunelab import claims, figures, papers, paths
 from prunelab.methods import METHODS
+from prunelab.recipes.rethinking_build import PRUNINGS
+from prunelab.recipes.rethinking_plan import TRAININGS
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 
@@ -65,9 +67,17 @@ def labels(axis):
 
 def test_every_method_has_a_style_and_every_style_a_method():
     assert figures.METHOD_STYLE.keys() == METHODS.keys()
+    assert figures.PRUNING_STYLE.keys() == PRUNINGS.keys()
+    assert figures.TRAINING_STYLE.keys() == set(TRAININGS)
 
 
-ALL_STYLES = [figures.METHOD_STYLE, figures.DISTRIBUTION_STYLE, figures.START_STYLE, figures.PATH_STYLE]
+ALL_STYLES = [
+    figures.METHOD_STYLE,
+    figures.DISTRIBUTION_STYLE,
+    figures.START_STYLE,
+    figures.PATH_STYLE,
+    figures.TRAINING_STYLE,
+]
 
 
 @pytest.mark.parametrize("styles", ALL_STYLES)
@@ -76,11 +86,17 @@ def test_no_two_lines_share_a_color_a_marker_or_a_name(styles):
         assert len({style[key] for style in styles.values()}) == len(styles)
 
 
+def test_no_two_ways_of_pruning_share_a_color_and_a_marker_or_a_name():
+    styles = figures.PRUNING_STYLE.values()
+    assert len({style["label"] for style in styles}) == len(styles)
+    assert len({(style["color"], style["marker"]) for style in styles}) == len(styles)
+
+
 def luminance(color):
     return float(np.dot([0.2126, 0.7152, 0.0722], to_rgb(color)))
 
 
-@pytest.mark.parametrize("styles", ALL_STYLES)
+@pytest.mark.parametrize("styles", [*ALL_STYLES, figures.PRUNING_STYLE])
 def test_lines_stand_out_from_white(styles):
     for style in styles.values():
         assert luminance(style["color"]) < 0.7
@@ -241,6 +257,23 @@ def test_layers_stay_in_the_order_of_the_network(ax):
         "density": [0.1, 0.1, 1.0, 0.05, 0.4],
     }
     assert legend(ax) == ["uniform", "ERK"]
+
+
+def test_shares_of_channels_are_called_so(ax):
+    data = figures.layer_densities({"slimming": {"a": 0.5}, "uniform": {"a": 0.25}}, ax=ax, metric="channel_density")
+    assert ax.get_ylabel() == "channels of the layer that stay"
+    assert data["channel_density"].tolist() == [0.5, 0.25] and legend(ax) == ["Network Slimming", "uniform widths"]
+
+
+def test_kernel_patterns_stand_side_by_side(ax):
+    patterns = {"first": [[0.1, 0.2], [0.3, 0.4]], "last": [[0.5, 0.6], [0.7, 0.8]]}
+    data = figures.kernel_patterns(patterns, ax=ax)
+    (picture,) = ax.images
+    drawn = picture.get_array().filled(-1.0)
+    assert drawn.tolist() == [[0.1, 0.2, -1.0, 0.5, 0.6], [0.3, 0.4, -1.0, 0.7, 0.8]]  # a gap between the stages
+    assert [text.get_text() for text in ax.texts] == ["10", "20", "50", "60", "30", "40", "70", "80"]
+    assert labels(ax.xaxis) == ["first", "last"]
+    assert data.iloc[-1].to_dict() == {"stage": "last", "row": 1, "column": 1, "density": 0.8}
 
 
 def test_measured_densities_are_shares_of_each_layers_weights():

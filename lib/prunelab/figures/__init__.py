@@ -10,12 +10,19 @@ A line joins means over seeds and a marker is one run. A hollow marker is a run 
 its mean. Where a diverged run has no value its mean has none either, and its marker stands on the lower edge.
 """
 
-from prunelab.figures.layers import layer_densities, mask_survival, measured_densities, pixel_map
+from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
 from prunelab.figures.lines import metric_vs, metric_vs_cost, metric_vs_sparsity, published
 from prunelab.figures.save import SIZE, save_figure
 from prunelab.figures.settings import heat, strips
 from prunelab.figures.speed import speed_curves
-from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PATH_STYLE, START_STYLE
+from prunelab.figures.style import (
+    DISTRIBUTION_STYLE,
+    METHOD_STYLE,
+    PATH_STYLE,
+    PRUNING_STYLE,
+    START_STYLE,
+    TRAINING_STYLE,
+)
 from prunelab.figures.traces import curves, loss_paths
 from prunelab.figures.verdicts import forest
 
@@ -23,11 +30,14 @@ __all__ = [
     "DISTRIBUTION_STYLE",
     "METHOD_STYLE",
     "PATH_STYLE",
+    "PRUNING_STYLE",
     "SIZE",
     "START_STYLE",
+    "TRAINING_STYLE",
     "curves",
     "forest",
     "heat",
+    "kernel_patterns",
     "layer_densities",
     "loss_paths",
     "mask_survival",

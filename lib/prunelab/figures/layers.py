@@ -11,20 +11,21 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from numpy.typing import ArrayLike
 
 from prunelab.figures.axes import finish, metric_axis, ticks
-from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, palette
+from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PRUNING_STYLE, palette, percent
 
 
-def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes) -> pd.DataFrame:
+def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes, metric: str = "density") -> pd.DataFrame:
     """How dense each layer is, first layer first.
 
     Args:
-        densities: Of each layer by name, for one or more distributions, methods or other labels.
+        densities: Of each layer by name, for one or more distributions, methods, ways of pruning or other labels.
+        metric: What the densities are shares of: `density` of weights, `channel_density` of channels.
     Returns:
-        One row a point: `of`, `layer`, `density`.
+        One row a point: `of`, `layer`, and the metric.
     """
     fullest_first = sorted(densities.values(), key=len, reverse=True)  # uniform leaves the first layer out
     layers = list(dict.fromkeys(layer for own in fullest_first for layer in own))
-    known = METHOD_STYLE | DISTRIBUTION_STYLE
+    known = PRUNING_STYLE | METHOD_STYLE | DISTRIBUTION_STYLE
     styles = known if densities.keys() <= known.keys() else palette(list(densities))
     for label, own in densities.items():
         drawn = [layer for layer in layers if layer in own]
@@ -33,10 +34,10 @@ def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes) -
     ax.set_ylim(0, 1.04)
     ticks(ax.xaxis, range(len(layers)), layers)
     ax.tick_params(axis="x", labelrotation=90 if len(layers) > 6 else 0)
-    metric_axis(ax, "density")
+    metric_axis(ax, metric)
     finish(ax)
     rows = [(label, layer, density) for label, own in densities.items() for layer, density in own.items()]
-    return pd.DataFrame(rows, columns=["of", "layer", "density"])
+    return pd.DataFrame(rows, columns=["of", "layer", metric])
 
 
 def measured_densities(record: dict) -> dict[str, float]:
@@ -100,3 +101,38 @@ def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
     ax.set_axis_off()
     rows, columns = np.indices(counts.shape)
     return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), "connections": counts.ravel()})
+
+
+def kernel_patterns(patterns: Mapping[str, ArrayLike], *, ax: Axes) -> pd.DataFrame:
+    """How dense each position of the kernels is, one small picture a stage.
+
+    Args:
+        patterns: Share of active weights at each position, (kh, kw), by stage; all of one size.
+    Returns:
+        One row a position: `stage`, `row`, `column`, `density`.
+    """
+    pictures = {stage: np.asarray(pattern, dtype=float) for stage, pattern in patterns.items()}
+    height, width = next(iter(pictures.values())).shape
+    gap = np.full((height, 1), np.nan)
+    strip = np.hstack([part for picture in pictures.values() for part in (picture, gap)])[:, :-1]
+    drawn = ax.imshow(strip, cmap="viridis", vmin=0, interpolation="nearest")
+    middle = drawn.norm.vmax / 2
+    for (row, column), density in np.ndenumerate(strip):
+        if not np.isnan(density):
+            color = "#000000" if density > middle else "#FFFFFF"
+            ax.text(column, row, f"{100 * density:.0f}", ha="center", va="center", fontsize=8, color=color)
+    centres = [number * (width + 1) + (width - 1) / 2 for number in range(len(pictures))]
+    ticks(ax.xaxis, centres, list(pictures))
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    bar = ax.figure.colorbar(drawn, ax=ax, pad=0.02, label="weights left", format=percent)
+    bar.outline.set_visible(False)
+    return pd.DataFrame(
+        [
+            (stage, row, column, density)
+            for stage, picture in pictures.items()
+            for (row, column), density in np.ndenumerate(picture)
+        ],
+        columns=["stage", "row", "column", "density"],
+    )

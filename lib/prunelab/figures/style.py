@@ -31,16 +31,48 @@ START_STYLE: dict[str, dict[str, str]] = {
     "ticket": {"color": "#7830F0", "marker": "<", "label": "ticket"},
     "solution": {"color": "#0072B2", "marker": "o", "label": "from the trained network"},
 }
+TRAINING_STYLE: dict[str, dict[str, str]] = {
+    "dense": {"color": "#000000", "marker": "P", "label": "large network"},
+    "fine_tune": {"color": "#E69F00", "marker": "v", "label": "fine-tuned"},
+    "scratch_e": {"color": "#56B4E9", "marker": "o", "label": "Scratch-E (same epochs)"},
+    "scratch_b": {"color": "#0072B2", "marker": "s", "label": "Scratch-B (same MACs)"},
+}
+PRUNING_STYLE: dict[str, dict[str, str]] = {
+    "predefined": {"color": "#000000", "marker": "P", "label": "predefined"},
+    "l1": {"color": "#0072B2", "marker": "o", "label": "L1 norm"},
+    "thinet": {"color": "#009E73", "marker": "^", "label": "ThiNet"},
+    "regression": {"color": "#CC79A7", "marker": "D", "label": "regression"},
+    "random": {"color": "#8C8C8C", "marker": "s", "label": "random filters"},
+    "soft": {"color": "#56B4E9", "marker": "X", "label": "soft pruning"},
+    "slimming": {"color": "#D55E00", "marker": ">", "label": "Network Slimming"},
+    "selection": {"color": "#7830F0", "marker": "<", "label": "Sparse Structure Selection"},
+    "uniform": {"color": "#8C8C8C", "marker": "d", "label": "uniform widths"},
+    "guided": {"color": "#009E73", "marker": "v", "label": "guided widths"},
+    "magnitude": {"color": "#0072B2", "marker": "h", "label": "magnitude, all layers at once"},
+    "magnitude_layerwise": {"color": "#56B4E9", "marker": "p", "label": "magnitude, layer by layer"},
+    "uniform_weights": {"color": "#8C8C8C", "marker": "*", "label": "uniformly random weights"},
+    "guided_weights": {"color": "#009E73", "marker": "8", "label": "guided weights"},
+}
 PATH_STYLE: dict[str, dict[str, str]] = {
     "line": {"color": "#000000", "marker": "o", "label": "straight line"},
     "quadratic_sparse": {"color": "#E69F00", "marker": "v", "label": "quadratic curve, sparse"},
     "cubic_sparse": {"color": "#009E73", "marker": "^", "label": "cubic curve, sparse"},
     "quadratic_dense": {"color": "#0072B2", "marker": "D", "label": "quadratic curve, dense"},
 }
-STYLES = {"method": METHOD_STYLE, "distribution": DISTRIBUTION_STYLE, "start": START_STYLE, "path": PATH_STYLE}
+STYLES = {
+    "method": METHOD_STYLE,
+    "distribution": DISTRIBUTION_STYLE,
+    "start": START_STYLE,
+    "path": PATH_STYLE,
+    "training": TRAINING_STYLE,
+    "pruning": PRUNING_STYLE,
+}
 _LABELS = {
     "train_loss": "training loss",
     "density": "density of the layer",
+    "channel_density": "channels of the layer that stay",
+    "measured_density": "weights left",
+    "inherited_accuracy": "test accuracy before training",
     "survival": "initial connections still active",
     "macs_ratio": "inference MACs, relative to dense",
     "training_macs_ratio": "training MACs, relative to dense",

@@ -61,9 +61,9 @@ def execute(
         checkpoint: File for the state of the unfinished run.
         report: Called now and then with the share of training done.
     Returns:
-        The record's `status`, `metrics`, `curves` and `layers`; `widths`, `removed` and `image`, by which `rebuild` makes
-        the network again; `patterns` of single weights; `seconds`, `precision` and `dataset`; and `state`, from which
-        children start.
+        The record's `status`, `metrics`, `curves` and `layers`; `widths`, `removed` and `image`, by which `rebuild`
+        makes the network again; `patterns` of single weights; `seconds`, `precision` and `dataset`; and `state`, from
+        which children start.
     Raises:
         ValueError: An option that names nothing, a density outside (0, 1], or a parent that does not fit.
     """

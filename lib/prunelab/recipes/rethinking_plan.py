@@ -19,7 +19,7 @@ OPTIONS: dict[str, Option] = {
     "target": None,  # a key of channels.filters.TARGETS: the predefined structure, where it is one of the paper's
     "density": 1.0,  # else the share of channels, or of single weights, that stays
     "penalty": 0.0,  # of slimming's gammas and of selection's factors, while the large network is trained
-    "start": "random",  # values of a scratch training: random, or ticket: those that the large network started from
+    "start": "reinitialised",  # values of a scratch training; or ticket, those that the large network started from
     "model": "vgg16",
     "width": 1.0,
     "dataset": "cifar10",
@@ -44,7 +44,7 @@ OPTIONS: dict[str, Option] = {
 # epochs as the large one, or for as many MACs.
 TRAININGS = ("dense", "fine_tune", "scratch_e", "scratch_b")
 SCRATCH = TRAININGS[2:]
-STARTS = ("random", "ticket")
+STARTS = ("reinitialised", "ticket")
 
 # What all runs of a profile share. Training is shorter than the paper's, by one factor in all of its ways.
 _BASE: dict[str, dict[str, Option]] = {
@@ -350,6 +350,6 @@ def _lottery(profile: str, run: partial) -> dict[str, list[Run]]:
             rounds = [large]
             for density in _ROUND_DENSITIES:
                 rounds.append(scratch(rounds[-1], density=density, start="ticket"))
-            control = scratch(rounds[-2], density=_ROUND_DENSITIES[-1], start="random")
+            control = scratch(rounds[-2], density=_ROUND_DENSITIES[-1])
             found.setdefault("rounds", []).extend([*rounds[1:], control])
     return found
