@@ -4,7 +4,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from prunelab.bench import steps
+from prunelab import latency
+from prunelab.bench import channels, steps
 
 GLYPHS = {"dataset": "glyphs", "n_train": 128}
 
@@ -61,3 +62,67 @@ def test_steppers_of_all_methods_step(method):
     step = steps._stepper(GLYPHS, method=method, batch_size=8)
     for number in range(3):
         step(number)
+
+
+CHANNELS = {"vgg11": [64, 128, *[256] * 2, *[512] * 4], "vgg16": [64, 64, 128, 128, *[256] * 3, *[512] * 6]}
+N_POSITIONS = {  # of each convolution's output, at 32 pixels
+    "vgg11": [1024, 256, 64, 64, 16, 16, 4, 4],
+    "vgg16": [1024, 1024, 256, 256, *[64] * 3, *[16] * 3, *[4] * 3],
+}
+
+
+def vgg_macs(name, n_channels):
+    *inputs, last = 3, *n_channels
+    convolutions = sum(9 * n * m * at for n, m, at in zip(inputs, n_channels, N_POSITIONS[name], strict=True))
+    return convolutions + (10 * last if name == "vgg11" else 512 * last + 10 * 512)  # a VGG-16 has a hidden layer
+
+
+@pytest.mark.parametrize("name", CHANNELS)  # the nearest is above half for VGG-11, below for VGG-16
+def test_half_widths_are_those_of_the_share_nearest_to_half_the_macs(name):
+    half = vgg_macs(name, CHANNELS[name]) / 2
+    every = [[round(n * step / 256) for n in CHANNELS[name]] for step in range(1, 257)]
+    nearest = min(every, key=lambda n_channels: abs(vgg_macs(name, n_channels) - half))
+    assert channels.half_widths(name) == {f"blocks.{i}.conv": n for i, n in enumerate(nearest)}
+
+
+# All layers of a DenseNet lose their next one of twelve channels at the same share.
+@pytest.mark.parametrize("name, tolerance", [("resnet20", 0.01), ("densenet22", 0.05)])
+def test_networks_of_half_widths_take_half_the_macs(name, tolerance):
+    small = channels._macs(channels._network(name, channels.half_widths(name)))
+    assert small / channels._macs(channels._network(name)) == pytest.approx(0.5, abs=tolerance)
+
+
+def test_gain_is_the_speed_up_of_each_round_over_the_ratio_of_macs(monkeypatch):
+    def compare(models, *, batch_size, in_channels, image_size, n_rounds):
+        assert (list(models), batch_size, in_channels, image_size, n_rounds) == (["large", "small"], 2, 3, 32, 3)
+        return {"large": latency.Latency((4.0, 6.0, 6.0)), "small": latency.Latency((2.0, 2.0, 6.0))}
+
+    monkeypatch.setattr(latency, "compare", compare)
+    small = channels.half_widths("vgg11").values()
+    ratio = vgg_macs("vgg11", CHANNELS["vgg11"]) / vgg_macs("vgg11", small)
+    gains = channels.gains("vgg11", batch_size=2, n_rounds=3)
+    assert gains == pytest.approx([2 / ratio, 3 / ratio, 1 / ratio])
+
+
+def test_gain_is_measured():
+    assert all(gain > 0 for gain in channels.gains("resnet8", batch_size=1, n_rounds=2))
+
+
+def test_surgery_removes_half_of_each_layer(monkeypatch):
+    removed = []
+    monkeypatch.setattr(channels, "shrink", lambda model, kept, **image: removed.append(kept))
+    assert channels.surgery_seconds() > 0
+    halves = [8] * 18 + [16] * 18 + [32] * 18
+    assert removed == [{f"blocks.{i}.conv1": range(n) for i, n in enumerate(halves)}]
+
+
+@pytest.mark.parametrize("method", channels.SELECTIONS)
+def test_selection_takes_half_of_each_convolution(method, monkeypatch):
+    def prune(model, images, *, readers, counts, generator):
+        names = [f"blocks.{i}.conv" for i in range(13)]
+        assert images.shape[0] == channels.N_IMAGES
+        assert counts == dict(zip(names, [32] * 2 + [64] * 2 + [128] * 3 + [256] * 6, strict=True))
+        assert readers == dict(zip(names, [*names[1:], "hidden.0"], strict=True))
+
+    monkeypatch.setitem(channels.SELECTIONS, method, prune)
+    assert channels.selection_seconds(method, {"dataset": "glyphs", "n_train": 512}) > 0

@@ -1,5 +1,6 @@
 """What stands twice is equal, what readers are told to type exists, a bare machine hears what it lacks."""
 
+import itertools
 import os
 import re
 import shlex
@@ -17,9 +18,11 @@ from prunelab import cli, paths
 
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 REQUIREMENTS = [
-    Requirement(text)
-    for text in PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+    need
+    for need in map(Requirement, itertools.chain(PYPROJECT["project"]["dependencies"], *EXTRAS.values()))
+    if need.name != PYPROJECT["project"]["name"]  # an extra that takes another one along
 ]
 CONDA_NAMES = {"torch": "pytorch"}
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -29,12 +32,18 @@ def read(name: str) -> str:
     return (paths.ROOT / name).read_text()
 
 
+def test_developers_have_every_extra():
+    others = EXTRAS.keys() - {"dev"}
+    assert {f"{PYPROJECT['project']['name']}[{extra}]" for extra in others} <= set(EXTRAS["dev"])
+
+
 def test_conda_environment_asks_for_the_same_packages():
     environment = yaml.safe_load(read("environment.yml"))
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     python = f"python{PYPROJECT['project']['requires-python']}"
     expected = {f"{CONDA_NAMES.get(need.name, need.name)}{need.specifier}" for need in REQUIREMENTS}
-    asked = {f"{need.name}{need.specifier}" for need in map(Requirement, environment["dependencies"])}
+    *from_conda, from_pypi = environment["dependencies"]
+    asked = {f"{need.name}{need.specifier}" for need in map(Requirement, from_conda + from_pypi["pip"])}
     assert asked == expected | {python, "pip"}
 
 
