@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from prunelab import claims, engine, paths, records
-from prunelab.recipes import rigl
+from prunelab.models import build_model
+from prunelab.recipes import RECIPES, rethinking, rigl
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
 TOLERANCE = 0.06
@@ -72,19 +73,33 @@ def test_command_of_the_readme_works(command, checkout):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
 
 
-def test_figures_are_all_drawn_from_records_and_trained_live(checkout):
-    shipped = {path.relative_to(paths.FIGURES) for path in (paths.FIGURES / "01_rigl" / "small").glob("*.*")}
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_figures_are_all_drawn_from_records_and_trained_live(recipe, checkout):
+    shipped = {path.relative_to(paths.FIGURES) for path in (paths.FIGURES / recipe.NOTEBOOK / "small").glob("*.*")}
     drawn = {path.relative_to(checkout / "figures") for path in (checkout / "figures").rglob("*.*")}
     assert shipped and shipped <= drawn
-    smoke = {Path("01_rigl", "smoke", path.name) for path in shipped}
+    smoke = {Path(recipe.NOTEBOOK, "smoke", path.name) for path in shipped}
     assert smoke <= drawn
 
 
-def test_fresh_smoke_runs_agree_with_the_shipped_records(checkout):
-    plan = {run.id for run in rigl.plan("smoke")}
+def fresh_and_shipped(recipe, checkout):
+    """The records of a smoke plan: those of the copy, and ours."""
+    plan = {run.id for run in recipe.plan("smoke")}
     fresh = [record for record in records.local(checkout / "data" / "runs") if record["id"] in plan]
-    shipped = [record for record in records.load("01_rigl") if record["id"] in plan]
+    shipped = [record for record in records.load(recipe.NOTEBOOK) if record["id"] in plan]
     assert len(fresh) == len(shipped) == len(plan)
+    return fresh, shipped
+
+
+def test_fresh_predefined_networks_cost_what_the_shipped_ones_do(checkout):
+    both = fresh_and_shipped(rethinking, checkout)
+    given = [{r["id"]: r["metrics"] for r in some if r["options"]["pruning"] in (None, "predefined")} for some in both]
+    for name in ("n_weights", "macs", "training_macs", "n_epochs_trained", "n_steps"):
+        assert all(own[name] == given[1][key][name] for key, own in given[0].items()), name
+
+
+def test_fresh_smoke_runs_agree_with_the_shipped_records(checkout):
+    fresh, shipped = fresh_and_shipped(rigl, checkout)
     counted = ("macs", "training_macs", "n_steps", "n_batches")  # active weights of a ticket may move between layers
     for name in counted:
         both = [{record["id"]: record["metrics"].get(name) for record in some} for some in (fresh, shipped)]
@@ -112,15 +127,27 @@ def test_papermill_works_from_a_folder_outside(checkout, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
 
 
-def test_executed_notebook_says_what_it_shows(checkout):
-    notebook = json.loads((checkout / "figures" / "01_rigl" / "smoke" / "01_rigl.ipynb").read_text())
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_executed_notebook_says_what_it_shows(recipe, checkout):
+    stem = recipe.NOTEBOOK
+    notebook = json.loads((checkout / "figures" / stem / "smoke" / f"{stem}.ipynb").read_text())
     text = "".join("".join(output.get("text", "")) for cell in notebook["cells"] for output in cell.get("outputs", []))
-    assert re.search(r"135 (trained now|from records) \(", text)
+    assert re.search(rf"{len(recipe.plan('smoke'))} (trained now|from records) \(", text)
 
 
-def test_verdict_table_is_the_one_that_the_records_give(tmp_path):
-    shipped = engine.on_record(rigl.plan("small"), store=tmp_path)
-    experiments = {name: [run.id for run in runs] for name, runs in rigl.experiments("small").items()}
+def test_network_of_the_readme_gets_smaller(tmp_path, monkeypatch):
+    (block,) = re.findall(r"^```python\n(.*?)^```", (paths.ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    names = {"network": build_model("resnet8", num_classes=10)}
+    exec(block, names)
+    sizes = [sum(weight.numel() for weight in names[name].parameters()) for name in ("network", "smaller")]
+    assert sizes[1] < 0.6 * sizes[0] and (tmp_path / "smaller.prunelab").stat().st_size > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_verdict_table_is_the_one_that_the_records_give(recipe, tmp_path):
+    shipped = engine.on_record(recipe.plan("small"), store=tmp_path)
+    experiments = {name: [run.id for run in runs] for name, runs in recipe.experiments("small").items()}
     frame = records.frame(shipped.values(), experiments)
     judged = claims.table(frame, profile="small")
     readme = (paths.ROOT / "README.md").read_text()

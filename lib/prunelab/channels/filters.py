@@ -77,6 +77,7 @@ class Target(NamedTuple):
 
 TARGETS = {
     "vgg16_a": Target(13, (0.5, 1.0, 1.0, 0.5), whole=(1,)),
+    "vgg16_thinet": Target(13, (0.5, 0.5, 0.5, 0.5), whole=(10, 11, 12)),  # VGG-Conv in Luo et al. 2017
     "resnet34_a": Target(16, (0.7, 0.7, 0.7, 1.0), whole=(0, 3, 6, 7, 12, 13, 14, 15)),
     "resnet34_b": Target(16, (0.5, 0.4, 0.6, 1.0), whole=(0, 3, 6, 7, 12, 13, 14, 15)),
     "resnet56_a": Target(27, (0.9, 0.9, 0.9), whole=(7, 9, 18, 26)),
@@ -87,7 +88,7 @@ TARGETS = {
 
 
 def predefined_counts(target: str, widths: Mapping[str, int]) -> dict[str, int]:
-    """How many channels stay in each layer by one of the predefined targets for L1-norm pruning.
+    """How many channels stay in each layer by one of the predefined targets.
 
     A stage is the layers of one width. Each layer keeps its stage's share, rounded down, at least one. The target's
     list of layers left whole holds for a network of its own depth; others, of the same family, follow the shares only.

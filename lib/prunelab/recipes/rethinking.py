@@ -34,7 +34,7 @@ from prunelab.recipes.rethinking_build import (
     patterns_of,
     preparation_of,
 )
-from prunelab.recipes.rethinking_plan import NOTEBOOK, OPTIONS, SEEDS, STARTS, TRAININGS, experiments, plan
+from prunelab.recipes.rethinking_plan import NOTEBOOK, OPTIONS, SCRATCH, SEEDS, STARTS, TRAININGS, experiments, plan
 from prunelab.runs import Run
 from prunelab.training import Result, evaluate, train
 
@@ -175,6 +175,8 @@ def _check(options: Options, *, n_parents: int) -> None:
         raise ValueError(
             f"training={options['training']} pruning={options['pruning']} needs {wanted} parents, got {n_parents}"
         )
+    if options["start"] == "ticket" and options["training"] not in SCRATCH:
+        raise ValueError(f"a ticket is trained from scratch: {', '.join(SCRATCH)}; got training={options['training']}")
     if options["pruning"] == "predefined" and (options["training"] == "fine_tune" or options["start"] == "ticket"):
         raise ValueError("a predefined structure has no values to inherit; prune a trained network, by l1 for example")
 

@@ -2,7 +2,7 @@
 
 import bisect
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,10 +93,14 @@ class Large:
 
 def large_of(options: Options, dataset: Dataset, parents: Sequence[dict], *, seed: int) -> Large:
     """The large network of a run, on the data set's device; its random values come from torch's global generator."""
-    model = build_model(options["model"], num_classes=dataset.num_classes, width=options["width"], **image_of(dataset))
+    num_classes = parents[0]["num_classes"] if parents else dataset.num_classes  # a design may come from other images
+    model = build_model(options["model"], num_classes=num_classes, width=options["width"], **image_of(dataset))
     traced = trace(model, **image_of(dataset))
     if parents:
-        model.load_state_dict(parents[0]["model"])
+        try:
+            model.load_state_dict(parents[0]["model"])
+        except RuntimeError as error:
+            raise ValueError(f"the parent is no {options['model']} of width {options['width']:g}: {error}") from error
     model.to(dataset.train_labels.device, memory_format=torch.channels_last)
     return Large(options, dataset, model, traced, parents, seed)
 
@@ -145,6 +149,8 @@ def _by_gammas(large: Large) -> Pruned:
 
 def _by_factors(large: Large) -> Pruned:
     """What is left of blocks, groups or channels whose factor is not zero."""
+    if "factors" not in large.parents[0]:
+        raise ValueError("the parent was trained without factors; selection needs one trained with pruning='selection'")
     pruned = Pruned(large.model)
     for name, factors in large.parents[0]["factors"].items():
         stays = factors != 0
@@ -154,7 +160,7 @@ def _by_factors(large: Large) -> Pruned:
         if not stays.any():  # a layer without channels would end the network
             stays[0] = True
         for layer, n in large.widths.items():
-            if large.traced.norm(layer) == name or name in _norms_of_groups(large, layer):
+            if large.traced.norm(layer) == name:
                 pruned.kept[layer] = stays.repeat_interleave(n // len(stays)).nonzero().flatten()
     return pruned
 
@@ -188,16 +194,18 @@ def _guided(large: Large) -> Pruned:
     source = _source(large)
     kept, widths = _by_gammas(source).kept, source.widths
     shares = {}
-    for stage, names in _stages(source).items():
+    for stage, names in _stages(source, widths).items():
         shares[stage] = sum(len(kept[name]) for name in names) / sum(widths[name] for name in names)
-    return _as_large_as(large, {name: shares[stage] for stage, names in _stages(large).items() for name in names})
+    return _as_large_as(
+        large, {name: shares[stage] for stage, names in _stages(large, large.widths).items() for name in names}
+    )
 
 
 def _guided_weights(large: Large) -> Pruned:
     """Random weights, as dense at each position of the kernels as the second parent's stages are after pruning."""
     source = _source(large)
-    patterns = stage_patterns(_by_magnitude("global", source).masks, stages=_stages(source))
-    weights, stages = conv_weights(large.model), _stages(large)
+    patterns = stage_patterns(_by_magnitude("global", source).masks, stages=_kernel_stages(source))
+    weights, stages = conv_weights(large.model), _kernel_stages(large)
     wanted = round(large.options["density"] * sum(weight.numel() for weight in weights.values()))
 
     def scaled(k: int) -> dict[str, Tensor]:
@@ -275,7 +283,7 @@ def from_scratch(pruned: Pruned, large: Large) -> nn.Module:
 
 def patterns_of(large: Large, masks: Masks) -> dict[str, list]:
     """How dense each position of the kernels of each stage is."""
-    return {stage: pattern.tolist() for stage, pattern in stage_patterns(masks, stages=_stages(large)).items()}
+    return {stage: own.tolist() for stage, own in stage_patterns(masks, stages=_kernel_stages(large)).items()}
 
 
 def _structures(large: Large) -> dict[str, int]:
@@ -299,12 +307,6 @@ def _block_ends(model: nn.Module) -> list[str]:
     return ends
 
 
-def _norms_of_groups(large: Large, layer: str) -> list[str]:
-    """The normalisations after the grouped convolutions that read a layer: with its groups those of the layer go."""
-    readers = (name for name in large.traced.readers(layer) if isinstance(large.model.get_submodule(name), nn.Conv2d))
-    return [large.traced.norm(name) for name in readers if large.model.get_submodule(name).groups > 1]
-
-
 def _source(large: Large) -> Large:
     """The network that a design is taken from, the second parent's, to be pruned as far as this run's."""
     state = large.parents[1]
@@ -312,13 +314,18 @@ def _source(large: Large) -> Large:
     return large_of(options, large.dataset, [state], seed=large.seed)
 
 
-def _stages(large: Large) -> dict[str, list[str]]:
-    """Names of the convolutions whose maps are of one size, by that size."""
+def _stages(large: Large, names: Collection[str]) -> dict[str, list[str]]:
+    """Some convolutions by how many positions their maps have."""
     stages: dict[str, list[str]] = {}
     for layer in cost.layer_table(large.model, **image_of(large.dataset)):
-        if len(layer["shape"]) == 4:
+        if layer["name"] in names:
             stages.setdefault(str(layer["macs"] // layer["n_weights"]), []).append(layer["name"])
     return stages
+
+
+def _kernel_stages(large: Large) -> dict[str, list[str]]:
+    """Those whose kernels are 3x3, which have a pattern."""
+    return _stages(large, [name for name, weight in conv_weights(large.model).items() if weight.shape[2:] == (3, 3)])
 
 
 def _as_large_as(large: Large, shares: Mapping[str, float]) -> Pruned:
