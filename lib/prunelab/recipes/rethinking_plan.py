@@ -116,7 +116,7 @@ _SLIMMED: dict[str, dict[str, tuple[Network, tuple[float, ...]]]] = {
 }
 # Networks whose blocks, groups or channels are selected by factors under a penalty.
 _SELECTED: dict[str, dict[str, Network]] = {
-    "smoke": {"vgg": {"model": "vgg11", "width": 0.125, "penalty": 0.015}},
+    "smoke": {"vgg": {"model": "vgg11", "width": 0.125, "penalty": 0.03}},
     "small": {
         "vgg": {"model": "vgg11", "width": 0.25, "penalty": 0.005},
         "preresnet": {"model": "preresnet20", "width": 0.25, "penalty": 0.015},
@@ -298,6 +298,8 @@ def _guided(profile: str, run: partial) -> dict[str, list[Run]]:
     for name, change in _GUIDED[profile].items():
         slimmed, plain = _SLIMMED[profile]["vgg"][0], _UNSTRUCTURED[profile]["vgg"][0]
         found[f"guided_{name}"] = [
+            run(slimmed | change, pruning="slimming"),
+            run(plain | change),
             *_designs(run, slimmed | change, "slimming", ("slimming", "uniform"), (_GUIDED_CHANNELS,)),
             *_designs(
                 run,
