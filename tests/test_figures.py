@@ -260,9 +260,9 @@ def test_layers_stay_in_the_order_of_the_network(ax):
 
 
 def test_shares_of_channels_are_called_so(ax):
-    data = figures.layer_densities({"slimming": {"a": 0.5}, "uniform": {"a": 0.25}}, ax=ax, metric="channel_density")
+    data = figures.layer_densities({"slimming": {"a": 0.5}, "guided": {"a": 0.25}}, ax=ax, metric="channel_density")
     assert ax.get_ylabel() == "channels of the layer that stay"
-    assert data["channel_density"].tolist() == [0.5, 0.25] and legend(ax) == ["Network Slimming", "uniform widths"]
+    assert data["channel_density"].tolist() == [0.5, 0.25] and legend(ax) == ["Network Slimming", "guided widths"]
 
 
 def test_kernel_patterns_stand_side_by_side(ax):

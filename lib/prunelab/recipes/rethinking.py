@@ -29,6 +29,7 @@ from prunelab.recipes.rethinking_build import (
     PRUNINGS,
     WEIGHT_PRUNINGS,
     Pruned,
+    changed,
     from_scratch,
     large_of,
     patterns_of,
@@ -134,10 +135,11 @@ def execute(
 
 def rebuild(record: Mapping) -> nn.Module:
     """The network of a record, with other values: to be timed, or looked at."""
-    options = record["options"]
+    options, image = record["options"], dict(record["image"])
+    build = functools.partial(build_model, options["model"], width=options["width"], **image)
+    del image["num_classes"]
     # A block that was removed has no widths, and is built only to be removed again.
-    model = build_model(options["model"], width=options["width"], widths=record["widths"], **record["image"])
-    return without(model, record["removed"])
+    return without(build(widths=changed(record["widths"], trace(build(), **image).widths)), record["removed"])
 
 
 def forecast(run: Run) -> Workload:

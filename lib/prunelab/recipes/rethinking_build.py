@@ -268,7 +268,7 @@ def from_scratch(pruned: Pruned, large: Large) -> nn.Module:
         ticket.load_state_dict(large.parents[0]["start"])
         return pruned.shrunken(ticket, dataset)
     smaller = pruned.shrunken(pruned.model, dataset)
-    widths = {name: n for name, n in trace(smaller, **image_of(dataset)).widths.items() if name in large.traced.widths}
+    widths = changed(trace(smaller, **image_of(dataset)).widths, large.traced.widths)
     fresh = build_model(
         options["model"], num_classes=dataset.num_classes, width=options["width"], widths=widths, **image_of(dataset)
     )
@@ -279,6 +279,11 @@ def from_scratch(pruned: Pruned, large: Large) -> nn.Module:
     if pruned.masks:
         rescaled_init_(fresh, pruned.masks, generator=generator_of("masked values", large.seed))
     return fresh.to(dataset.train_labels.device, memory_format=torch.channels_last)
+
+
+def changed(widths: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """The widths that differ from those before; a network may have layers that cannot be built at another width."""
+    return {name: n for name, n in widths.items() if n != before.get(name, n)}
 
 
 def patterns_of(large: Large, masks: Masks) -> dict[str, list]:
