@@ -71,11 +71,16 @@ class Large:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Channels of each convolution and selection that may lose some, and whose output is normalised by itself."""
+        """Channels of each convolution and selection that may lose some, is normalised by itself, and has one reader.
+
+        The stem of torchvision's ResNet-50, which two layers read, stays whole, as in the papers.
+        """
         return {
             name: n
             for name, n in self.traced.widths.items()
-            if self.traced.norm(name) and not isinstance(self.traced.layers[name].module, nn.Linear)
+            if self.traced.norm(name)
+            and len(self.traced.readers(name)) == 1
+            and not isinstance(self.traced.layers[name].module, nn.Linear)
         }
 
     @property
