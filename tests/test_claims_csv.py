@@ -40,7 +40,7 @@ def test_row_is_complete(claim):
     "claim", [claim for claim in CLAIMS if not claim.needs], ids=lambda claim: f"{claim.id}{claim.part}"
 )
 def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(claim):
-    recipe, metrics = recipes.get(claim.recipe), dict.fromkeys(METRICS, 0.5)
+    recipe, seeds, metrics = recipes.get(claim.recipe), range(claims.MIN_SEEDS), dict.fromkeys(METRICS, 0.5)
     made = [
         {
             "id": run.id,
@@ -52,9 +52,10 @@ def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(
             "metrics": metrics,
             "provenance": {},
         }
-        for run in recipe.plan(claim.profile)
+        for run in recipe.plan(claim.profile, seeds=seeds)
     ]
-    experiments = {name: [run.id for run in runs] for name, runs in recipe.experiments(claim.profile).items()}
+    experiments = recipe.experiments(claim.profile, seeds=seeds)
+    experiments = {name: [run.id for run in runs] for name, runs in experiments.items()}
     verdict = claims.judge(claim, records.frame(made, experiments), profile=claim.profile)
     assert verdict.n_seeds >= claims.MIN_SEEDS, verdict.reason
 
