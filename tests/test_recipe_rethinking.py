@@ -749,13 +749,13 @@ def test_forecast_counts_tested_images_at_each_evaluation():
 FEW = {"image_size": 32, "n_epochs": 1, "fine_tune_epochs": 1, "max_epochs": 1}
 
 
-def kinds(profile, *, of_each_network):
-    """For each experiment the runs of a kind that no experiment before it has; large networks of each kind."""
+def kinds(profile):
+    """For each experiment the runs of a kind that no experiment before it has; and each large network once."""
     seen, found = set(), {}
     for name, runs in rethinking.experiments(profile, seeds=[0]).items():
         for run in runs:
             options = options_of(run)
-            network = options["model"] if of_each_network or options["training"] == "dense" else None
+            network = options["model"] if options["training"] == "dense" else None
             kind = (options["training"], options["pruning"], options["start"], network)
             if kind not in seen:
                 seen.add(kind)
@@ -775,9 +775,7 @@ def take_a_step(runs, **changes):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
-@pytest.mark.parametrize(
-    "runs", [pytest.param(runs, id=name) for name, runs in kinds("full", of_each_network=False).items()]
-)
+@pytest.mark.parametrize("runs", [pytest.param(runs, id=name) for name, runs in kinds("full").items()])
 def test_each_kind_of_run_of_the_full_profile_takes_a_step(runs, monkeypatch):
     monkeypatch.setattr(rethinking, "dataset_of", noise)
     is_grouped = options_of(runs[0])["model"] == RESNEXT["model"]
@@ -795,9 +793,7 @@ def write_images(folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
-@pytest.mark.parametrize(
-    "runs", [pytest.param(runs, id=name) for name, runs in kinds("paper", of_each_network=True).items()]
-)
+@pytest.mark.parametrize("runs", [pytest.param(runs, id=name) for name, runs in kinds("paper").items()])
 def test_each_kind_of_run_of_the_paper_profile_takes_a_step_on_a_folder_of_images(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
