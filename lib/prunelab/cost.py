@@ -90,9 +90,13 @@ def matching_density(layers: list[dict], active_counts: Callable[[float], Mappin
     least, most = macs_with(len(dense)), macs_with(n_weights)
     if not least <= macs <= most:
         raise ValueError(f"no density costs {macs:,} MACs: this network takes {least:,} to {most:,}")
-    n_above = bisect_left(range(n_weights), macs, lo=len(dense), key=macs_with)
-    n_active = min((max(n_above - 1, len(dense)), n_above), key=lambda n: abs(macs_with(n) - macs))
-    return n_active / n_weights
+    return nearest_step(macs, macs_with, least=len(dense), most=n_weights) / n_weights
+
+
+def nearest_step(wanted: float, size: Callable[[int], float], *, least: int = 1, most: int) -> int:
+    """The step from `least` to `most` whose size is nearest to the wanted one; sizes must not fall. Ties go down."""
+    above = bisect_left(range(most + 1), wanted, lo=least, hi=most, key=size)  # the first that reaches it
+    return min((max(above - 1, least), above), key=lambda step: abs(size(step) - wanted))
 
 
 def training_macs(

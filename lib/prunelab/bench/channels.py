@@ -1,6 +1,5 @@
 """What choosing channels and removing them takes, and what a smaller network gains by it."""
 
-import bisect
 from collections.abc import Mapping
 
 import torch
@@ -46,8 +45,7 @@ def half_widths(name: str) -> dict[str, int]:
         with torch.device("meta"):
             return _macs(_network(name, counts(step)))
 
-    above = bisect.bisect_left(range(SHARE_STEPS), half, lo=1, key=macs)
-    return counts(min((above - 1, above), key=lambda step: abs(macs(step) - half)))
+    return counts(cost.nearest_step(half, macs, most=SHARE_STEPS))
 
 
 def surgery_seconds() -> float:

@@ -13,7 +13,7 @@ from prunelab.methods import METHODS
 from prunelab.methods.static import initial_masks
 from prunelab.precision import PRECISIONS, best_precision
 from prunelab.recipes import rigl
-from prunelab.recipes.rigl_build import layers_of
+from prunelab.recipes.common import layers_of
 from prunelab.steps import N_WARM_UP as STEPS_BEFORE_CAPTURE
 from prunelab.steps import Stepper, build_optimizer, own_stream
 

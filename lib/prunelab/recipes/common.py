@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunelab import data
+from prunelab import cost, data
+from prunelab.models import build_model
 from prunelab.runs import Option
 
 Masks = dict[str, Tensor]
@@ -27,6 +28,19 @@ def _load(name: str, image_size: int | None, n_train: int | None, in_colour: boo
 def image_of(dataset: data.Dataset) -> dict[str, int]:
     """Shape of an image, as `cost.layer_table` takes it."""
     return {"in_channels": dataset.channels, "image_size": dataset.image_size}
+
+
+def layers_of(options: Options, dataset: data.Dataset, width: float) -> list[dict]:
+    """Layer table of a run's kind of network for its images, dense, at any width; to be read only, since it is kept."""
+    return _layers(options["model"], dataset.num_classes, dataset.channels, dataset.image_size, width)
+
+
+@functools.cache
+def _layers(model: str, num_classes: int, in_channels: int, image_size: int, width: float) -> list[dict]:
+    image = {"in_channels": in_channels, "image_size": image_size}
+    with torch.device("meta"):  # shapes without numbers, and no random number drawn
+        network = build_model(model, num_classes=num_classes, width=width, **image)
+    return cost.layer_table(network, **image)
 
 
 def source_of(dataset: data.Dataset) -> dict[str, str]:

@@ -22,7 +22,16 @@ from prunelab.latency import n_bytes
 from prunelab.methods.static import Static
 from prunelab.models import TORCHVISION_MODELS, build_model
 from prunelab.precision import best_precision
-from prunelab.recipes.common import Options, copy_of, dataset_of, generator_of, image_of, source_of, stream_seed
+from prunelab.recipes.common import (
+    Options,
+    copy_of,
+    dataset_of,
+    generator_of,
+    image_of,
+    layers_of,
+    source_of,
+    stream_seed,
+)
 from prunelab.recipes.plans import PROFILES
 from prunelab.recipes.rethinking_build import (
     PREPARATIONS,
@@ -80,7 +89,9 @@ def execute(
         pruned = PRUNINGS[options["pruning"]](large)
         torch.manual_seed(stream_seed("scratch", run.seed))  # the same values, whatever was drawn to find the structure
         model = pruned.shrunken(pruned.model, dataset) if inherits else from_scratch(pruned, large)
-    n_epochs = _n_epochs(options, _macs_ratio(model, pruned, reference, dataset))
+    n_active = {name: int(mask.sum()) for name, mask in pruned.masks.items()}
+    layers = cost.layer_table(model, n_active=n_active, **image_of(dataset))
+    n_epochs = _n_epochs(options, cost.total(layers, "macs") / cost.total(reference, "macs"))
     start = parents[0]["start"] if options["start"] == "ticket" else copy_of(model.state_dict())
     method = Static(model, pruned.masks) if pruned.masks else None
     if is_large:
@@ -111,7 +122,7 @@ def execute(
         method.fold()
         state["factors"] = copy_of(method.factors)
     state["model"] = copy_of(model.state_dict())
-    layers, costs = _account(options, dataset, model, pruned, result, reference=reference)
+    costs = _account(options, dataset, layers, result, reference=reference) | {"n_bytes": n_bytes(model)}
     spent_before = sum(parent["total_training_macs_ratio"] for parent in parents) if inherits else 0.0
     state["total_training_macs_ratio"] = costs["training_macs_ratio"] + spent_before
     return {
@@ -149,8 +160,8 @@ def forecast(run: Run) -> Workload:
     is_narrower = options["training"] != "dense" and options["pruning"] not in WEIGHT_PRUNINGS
     share = (_mean_share(options["target"]) if options["target"] else options["density"]) if is_narrower else 1.0
     width = options["width"] * (1.0 if options["model"] in TORCHVISION_MODELS else share)
-    macs = _dense_macs(options, dataset, width)
-    saved = options["density"] if not is_narrower else macs / _dense_macs(options, dataset, options["width"])
+    macs, full_macs = (cost.total(layers_of(options, dataset, at), "macs") for at in (width, options["width"]))
+    saved = macs / full_macs if is_narrower else options["density"]
     n_epochs = _n_epochs(options, saved)
     return Workload(
         num_classes=dataset.num_classes,
@@ -192,30 +203,18 @@ def _n_epochs(options: Options, macs_ratio: float) -> int:
     return options["n_epochs"]
 
 
-def _n_active(pruned: Pruned) -> dict[str, int]:
-    return {name: int(mask.sum()) for name, mask in pruned.masks.items()}
-
-
-def _macs_ratio(model: nn.Module, pruned: Pruned, reference: list[dict], dataset: Dataset) -> float:
-    """MACs of a network's forward pass, relative to the large one's."""
-    layers = cost.layer_table(model, n_active=_n_active(pruned), **image_of(dataset))
-    return cost.total(layers, "macs") / cost.total(reference, "macs")
-
-
 def _account(
-    options: Options, dataset: Dataset, model: nn.Module, pruned: Pruned, result: Result, *, reference: list[dict]
-) -> tuple[list[dict], dict]:
-    """Layer table and costs, measured on the final network."""
-    layers = cost.layer_table(model, n_active=_n_active(pruned), **image_of(dataset))
+    options: Options, dataset: Dataset, layers: list[dict], result: Result, *, reference: list[dict]
+) -> dict[str, float]:
+    """Costs of a network by its layer table, beside those of the large one."""
     macs, dense_macs = (cost.total(table, "macs") for table in (layers, reference))
     n_samples = result.n_batches * options["batch_size"]
     ordinary = options["n_epochs"] * (len(dataset.train_labels) // options["batch_size"]) * options["batch_size"]
     training_macs = cost.training_macs(macs, macs, n_samples=n_samples)
-    return layers, {
+    return {
         "n_weights": cost.total(layers, "n_weights"),
         "n_active": cost.total(layers, "n_active"),
         "measured_density": cost.total(layers, "n_active") / cost.total(reference, "n_weights"),
-        "n_bytes": n_bytes(model),
         "macs": macs,
         "macs_ratio": macs / dense_macs,
         "training_macs": training_macs,
@@ -227,15 +226,3 @@ def _account(
 def _mean_share(target: str) -> float:
     """About the share of channels that a predefined target keeps."""
     return statistics.mean(TARGETS[target].densities)
-
-
-@functools.cache
-def _macs(model: str, num_classes: int, in_channels: int, image_size: int, width: float) -> int:
-    image = {"in_channels": in_channels, "image_size": image_size}
-    return cost.total(
-        cost.layer_table(build_model(model, num_classes=num_classes, width=width, **image), **image), "macs"
-    )
-
-
-def _dense_macs(options: Options, dataset: Dataset, width: float) -> int:
-    return _macs(options["model"], dataset.num_classes, dataset.channels, dataset.image_size, width)

@@ -1,6 +1,5 @@
 """Rethinking's structures: what each way of pruning leaves of a large network, and the network that has it."""
 
-import bisect
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,7 +221,7 @@ def _guided_weights(large: Large) -> Pruned:
         )
 
     sparsest = min(float(pattern.mean()) for pattern in patterns.values())
-    k = _nearest(wanted, size, most=round(_SHARE_STEPS / sparsest))
+    k = cost.nearest_step(wanted, size, most=round(_SHARE_STEPS / sparsest))
     generator = generator_of("masks", large.seed)
     return Pruned(large.model, masks=pattern_masks(weights, scaled(k), stages=stages, generator=generator))
 
@@ -341,19 +340,14 @@ def _kernel_stages(large: Large) -> dict[str, list[str]]:
 def _as_large_as(large: Large, shares: Mapping[str, float]) -> Pruned:
     """Channels by given shares of each layer, to scale, so that as many weights are left as slimming would leave."""
 
-    def counts(k: int) -> dict[str, int]:
-        return {
-            name: min(n, max(1, round(shares.get(name, 1.0) * n * k / _SHARE_STEPS)))
-            for name, n in large.widths.items()
-        }
+    def design(k: int) -> Pruned:
+        scaled = {name: round(shares.get(name, 1.0) * n * k / _SHARE_STEPS) for name, n in large.widths.items()}
+        counts = {name: min(n, max(1, scaled[name])) for name, n in large.widths.items()}
+        return Pruned(large.model, {name: _spread(counts[name], n) for name, n in large.widths.items()})
 
-    def size(k: int) -> int:
-        return _n_weights(
-            Pruned(large.model, {name: _spread(n, large.widths[name]) for name, n in counts(k).items()}), large
-        )
-
-    k = _nearest(_n_weights(_by_gammas(large), large), size, most=round(_SHARE_STEPS / min(shares.values())))
-    return Pruned(large.model, {name: _spread(n, large.widths[name]) for name, n in counts(k).items()})
+    most = round(_SHARE_STEPS / min(shares.values()))
+    wanted = _n_weights(_by_gammas(large), large)
+    return design(cost.nearest_step(wanted, lambda k: _n_weights(design(k), large), most=most))
 
 
 def _n_weights(pruned: Pruned, large: Large) -> int:
@@ -364,9 +358,3 @@ def _n_weights(pruned: Pruned, large: Large) -> int:
 def _spread(n: int, n_channels: int) -> Tensor:
     """`n` of `n_channels` indices, evenly spread."""
     return torch.arange(n) * n_channels // n
-
-
-def _nearest(wanted: float, size: Callable[[int], float], *, most: int) -> int:
-    """The step from 1 to `most` at which a rising size is nearest to the wanted one."""
-    k = bisect.bisect_left(range(most + 1), wanted, lo=1, hi=most, key=size)
-    return min((max(k - 1, 1), k), key=lambda k: abs(size(k) - wanted))

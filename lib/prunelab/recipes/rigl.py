@@ -27,11 +27,12 @@ from prunelab.recipes.common import (
     dataset_of,
     generator_of,
     image_of,
+    layers_of,
     source_of,
     stream_seed,
 )
 from prunelab.recipes.plans import PROFILES
-from prunelab.recipes.rigl_build import STARTS, build, build_method, layers_of, n_epochs, n_steps, width_of
+from prunelab.recipes.rigl_build import STARTS, build, build_method, n_epochs, n_steps, width_of
 from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, SEEDS, experiments, plan
 from prunelab.runs import Run
 from prunelab.training import Result, train

@@ -1,7 +1,5 @@
 """RigL and its rivals: what a run is made of. Its images, its network, what it takes from its parent, its method."""
 
-import bisect
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,7 +13,7 @@ from prunelab.methods.lottery import Ticket
 from prunelab.methods.snip import Snip
 from prunelab.methods.static import Static, active_counts, initial_masks
 from prunelab.models import build_model
-from prunelab.recipes.common import Masks, Options, generator_of, image_of
+from prunelab.recipes.common import Masks, Options, generator_of, image_of, layers_of
 
 
 def n_epochs(options: Options) -> int:
@@ -43,19 +41,6 @@ def model_of(options: Options, dataset: data.Dataset, width: float) -> nn.Module
     return build_model(options["model"], num_classes=dataset.num_classes, width=width, **image_of(dataset))
 
 
-def layers_of(options: Options, dataset: data.Dataset, width: float) -> list[dict]:
-    """Layer table of such a network, dense; to be read only, since it is kept."""
-    return _layers(options["model"], dataset.num_classes, dataset.channels, dataset.image_size, width)
-
-
-@functools.cache
-def _layers(model: str, num_classes: int, in_channels: int, image_size: int, width: float) -> list[dict]:
-    image = {"in_channels": in_channels, "image_size": image_size}
-    with torch.device("meta"):  # shapes without numbers, and no random number drawn
-        network = build_model(model, num_classes=num_classes, width=width, **image)
-    return cost.layer_table(network, **image)
-
-
 def width_of(options: Options, dataset: data.Dataset) -> float:
     """The width of a run's network; of a small dense one, at which it has as many weights, or MACs, as its rival."""
     full = options["width"]
@@ -74,8 +59,7 @@ def width_of(options: Options, dataset: data.Dataset) -> float:
     def size(k: int) -> int:
         return cost.total(layers_of(options, dataset, width(k)), key)
 
-    k = bisect.bisect_left(range(_WIDTH_STEPS + 1), target, lo=1, key=size)  # the first that reaches the target
-    return width(min((max(k - 1, 1), k), key=lambda k: abs(size(k) - target)))
+    return width(cost.nearest_step(target, size, most=_WIDTH_STEPS))
 
 
 def _from_ticket(options: Options, model: nn.Module, parents: Sequence[dict], seed: int) -> Masks:
