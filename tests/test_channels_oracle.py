@@ -5,10 +5,11 @@ import random
 
 import pytest
 import torch
+from conftest import with_statistics
 from torch import nn
 
 from prunelab.channels.surgery import shrink
-from prunelab.channels.trace import NORMS, trace
+from prunelab.channels.trace import trace
 from prunelab.models import build_model
 from prunelab.models.layers import Select
 
@@ -33,13 +34,7 @@ def network(name):
     """A small network whose batch normalisations have seen numbers, in evaluation mode."""
     torch.manual_seed(0)
     model = build_model(name, num_classes=5, width=NETWORKS[name], **IMAGE)
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+    return with_statistics(model)
 
 
 def some(model):

@@ -1,10 +1,13 @@
-"""What a reader's filters see at sampled positions, against whole convolutions, and the checks of readers."""
+"""What a reader's filters see at sampled positions, against whole convolutions, and what all prune by readers do."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prunelab.channels import reconstruction, thinet
 from prunelab.channels.readers import check_readers, filters_by_channel, least_squares, sample_patches, visit_readers
 
 
@@ -138,3 +141,55 @@ def test_patches_feel_the_padding():
     reader, inputs = nn.Conv2d(1, 1, 3, padding=1), torch.ones(1, 1, 2, 2)
     patches = sample_patches(reader, inputs, positions=torch.zeros(1, 1, 2))
     assert torch.equal(patches.view(3, 3), F.pad(torch.ones(2, 2), (1, 0, 1, 0)))
+
+
+READERS = {"0": "3", "3": "6", "6": "11"}
+PRUNES = pytest.mark.parametrize("prune", [thinet.prune, reconstruction.prune], ids=["thinet", "reconstruction"])
+
+
+def three_convolutions():
+    """A network of which every convolution has a reader."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(12, 10, 3, stride=2), nn.BatchNorm2d(10), nn.ReLU(inplace=True)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 5)),
+    )
+    model(torch.randn(64, 3, 8, 8))  # for the running statistics of BatchNorm
+    return model
+
+
+def prune_three(prune, model, counts, *, seed=0):
+    images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return prune(model, images, readers=READERS, counts=counts, generator=torch.Generator().manual_seed(seed))
+
+
+@PRUNES
+@pytest.mark.parametrize("counts", [{"0": 1, "3": 1, "6": 1}, {"0": 3, "3": 7, "6": 10}])
+def test_removed_channels_are_read_with_zero_weights_only(prune, counts):
+    model = three_convolutions()
+    before = copy.deepcopy(model)
+    pruned, kept = prune_three(prune, model, counts)
+    for name, reader in READERS.items():
+        assert len(kept[name]) == counts[name] and kept[name].dtype == torch.int64
+        read = pruned.get_submodule(reader).weight.transpose(0, 1).flatten(1).any(dim=1)
+        assert read.nonzero().flatten().tolist() == kept[name].tolist()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
+    )
+    assert model.training and not pruned.training
+
+
+@PRUNES
+def test_generator_alone_decides(prune):
+    model, counts = three_convolutions(), {"0": 3, "3": 7, "6": 5}
+    first, second, other = (prune_three(prune, model, counts, seed=seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["3.weight"], other["3.weight"])
+
+
+@PRUNES
+def test_readers_are_checked_before_anything_is_pruned(prune):
+    with pytest.raises(ValueError, match="layer '3' can keep 1 to 12 channels, got 13"):
+        prune_three(prune, three_convolutions(), {"0": 3, "3": 13, "6": 5})

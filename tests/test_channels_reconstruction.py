@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Lasso
+from test_channels_readers import READERS, prune_three, three_convolutions
 from torch import nn
 
 from prunelab.channels.reconstruction import choose, prune, refit
@@ -126,51 +127,16 @@ def test_weights_that_no_sample_reaches_stay():
     torch.testing.assert_close(refitted, weight)
 
 
-READERS = {"0": "3", "3": "6", "6": "11"}
-
-
-def network():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(12, 10, 3, stride=2), nn.BatchNorm2d(10), nn.ReLU(inplace=True)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 5)),
-    )
-    model(torch.randn(64, 3, 8, 8))  # for the running statistics of BatchNorm
-    return model
-
-
-def run(model, counts, *, seed=0):
-    images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return prune(model, images, readers=READERS, counts=counts, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("counts", [{"0": 1, "3": 1, "6": 1}, {"0": 3, "3": 7, "6": 10}])
-def test_removed_channels_are_read_with_zero_weights_only(counts):
-    model = network()
-    before = copy.deepcopy(model)
-    pruned, kept = run(model, counts)
-    for name, reader in READERS.items():
-        assert len(kept[name]) == counts[name] and kept[name].dtype == torch.int64
-        read = pruned.get_submodule(reader).weight.transpose(0, 1).flatten(1).any(dim=1)
-        assert read.nonzero().flatten().tolist() == kept[name].tolist()
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
-    )
-    assert model.training and not pruned.training
-
-
 def test_network_that_keeps_every_channel_is_unchanged():
-    model = network()
-    pruned, _ = run(model, {"0": 8, "3": 12, "6": 10})
+    model = three_convolutions()
+    pruned, _ = prune_three(prune, model, {"0": 8, "3": 12, "6": 10})
     for name, value in model.state_dict().items():
         torch.testing.assert_close(pruned.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_refitting_brings_new_images_closer_to_the_original_outputs():
-    model, counts = network(), {"0": 6, "3": 9, "6": 10}
-    pruned, kept = run(model, counts)
+    model, counts = three_convolutions(), {"0": 6, "3": 9, "6": 10}
+    pruned, kept = prune_three(prune, model, counts)
     cut = copy.deepcopy(model).eval()
     for name, reader in READERS.items():
         weight = cut.get_submodule(reader).weight.data
@@ -193,15 +159,3 @@ def test_outputs_to_rebuild_are_those_of_the_original_network():
     assert kept["0"].tolist() == [0]
     torch.testing.assert_close(pruned[1].weight.data, torch.tensor([[3.5, 0.0]]))
     torch.testing.assert_close(pruned[2].weight.data, torch.tensor([[(4.5 * 8 + 4 + 4.5 * 10) / (2 * 4.5**2 + 1)]]))
-
-
-def test_generator_alone_decides():
-    model, counts = network(), {"0": 3, "3": 7, "6": 5}
-    first, second, other = (run(model, counts, seed=seed)[0].state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["3.weight"], other["3.weight"])
-
-
-def test_readers_are_checked():
-    with pytest.raises(ValueError, match="layer '3' can keep 1 to 12 channels, got 13"):
-        run(network(), {"0": 3, "3": 13, "6": 5})

@@ -5,32 +5,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import train_step
+from conftest import small_resnet, train_step
 from test_training import SETTINGS, Killed, kill_after
 from torch import nn
 from torch.nn import functional as F
 
-from prunelab import data, steps, training
+from prunelab import steps, training
 from prunelab.channels.selection import Selection
-from prunelab.models import build_model
 from prunelab.training import train
 
 # Of a ResNet-8 at a quarter of its width: all 4 channels of a layer, runs of 2 of 8, and a block.
 STRUCTURES = {"blocks.0.bn1": 4, "blocks.1.bn1": 4, "blocks.2.bn2": 1}
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", n_train=256)
-
-
-def build():
-    torch.manual_seed(0)
-    return build_model("resnet8", num_classes=10, in_channels=1, image_size=8, width=0.25)
-
-
 def run(dataset, *, penalty, **changes):
-    model = build().to(dataset.test_labels.device)
+    model = small_resnet().to(dataset.test_labels.device)
     method = Selection(model, STRUCTURES, penalty=penalty)
     generator = torch.Generator().manual_seed(1)
     return model, method, train(model, dataset, method=method, generator=generator, **SETTINGS | changes)
@@ -156,7 +145,7 @@ def test_factors_become_exactly_zero_by_the_penalty_alone(digits):
 
 
 def test_zero_factor_of_a_block_leaves_its_shortcut():
-    model = build().eval()
+    model = small_resnet().eval()
     block, images = model.blocks[0], torch.rand(2, 4, 8, 8)
     method = Selection(model, {"blocks.0.bn2": 1}, penalty=0.1)
     nn.init.zeros_(method.factors["blocks.0.bn2"])
@@ -164,7 +153,7 @@ def test_zero_factor_of_a_block_leaves_its_shortcut():
 
 
 def test_factors_are_no_parameters_of_the_model_and_stay_the_same_tensors():
-    model = build()
+    model = small_resnet()
     parameters, state = list(model.parameters()), list(model.state_dict())
     method = Selection(model, STRUCTURES, penalty=0.1)
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))

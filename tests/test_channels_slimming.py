@@ -2,33 +2,22 @@
 
 import pytest
 import torch
-from conftest import train_step
+from conftest import small_resnet, train_step
 from test_training import SETTINGS, Killed, kill_after
 from torch import nn
 from torch.nn import functional as F
 
-from prunelab import data, steps, training
+from prunelab import steps, training
 from prunelab.channels.slimming import Slimming, gamma_scores
-from prunelab.models import build_model
 from prunelab.steps import build_optimizer, set_learning_rate
 from prunelab.training import train
 
 NORMS = ("bn", "blocks.0.bn1", "blocks.2.bn2")
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", n_train=256)
-
-
-def build():
-    torch.manual_seed(0)
-    return build_model("resnet8", num_classes=10, in_channels=1, image_size=8, width=0.25)
-
-
 def run(dataset, *, penalty, **changes):
     """Trains with a penalty, or without the method where it is None."""
-    model = build().to(dataset.test_labels.device)
+    model = small_resnet().to(dataset.test_labels.device)
     method = None if penalty is None else Slimming(model, NORMS, penalty=penalty)
     generator = torch.Generator().manual_seed(1)
     return model, train(model, dataset, method=method, generator=generator, **SETTINGS | changes)
@@ -55,7 +44,7 @@ def test_penalty_pulls_each_gamma_towards_zero(kind):
 def test_step_is_that_of_the_penalised_loss(penalty):
     torch.manual_seed(1)
     images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
-    stepped, expected = build(), build()
+    stepped, expected = small_resnet(), small_resnet()
     for model in (stepped, expected):
         optimizer = build_optimizer(model, momentum=0.9, weight_decay=5e-4)
         set_learning_rate(optimizer, 0.1)

@@ -2,23 +2,17 @@
 
 import pytest
 import torch
-from conftest import train_step
+from conftest import small_resnet, train_step
 from test_training import SETTINGS, Killed, kill_after
 from torch import nn
 
-from prunelab import data, training
+from prunelab import training
 from prunelab.channels.soft import SoftFilterPruning, l2_scores
-from prunelab.models import build_model
 from prunelab.steps import build_optimizer, set_learning_rate
 from prunelab.training import train
 
 FILTERS = torch.tensor([[3.0, 0.0, 0.0], [1.9, -1.9, 0.0], [2.0, 2.0, -2.0], [0.5, 0.5, 0.5]])
 # L2 norms: 3, 2.69, 3.46 and 0.87, so the order is 2 0 1 3; by L1 norms, 3, 3.8, 6 and 1.5, it would be 2 1 0 3.
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", n_train=256)
 
 
 def four_filters(*, kept, prune_every_steps=2):
@@ -28,14 +22,9 @@ def four_filters(*, kept, prune_every_steps=2):
     return layer, method, torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.5)
 
 
-def build():
-    torch.manual_seed(0)
-    return build_model("resnet8", num_classes=10, in_channels=1, image_size=8, width=0.25)
-
-
 def run(dataset, counts, **changes):
     """Trains, pruning at the end of each epoch of four steps, or without the method where no counts are given."""
-    model = build()
+    model = small_resnet()
     method = SoftFilterPruning(model, counts, prune_every_steps=4) if counts else None
     generator = torch.Generator().manual_seed(1)
     return model, method, train(model, dataset, method=method, generator=generator, **SETTINGS | changes)
@@ -100,7 +89,7 @@ def test_scores_are_norms_of_a_slow_loop(shape):
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
 def test_counts_are_exact_and_all_filters_go_on_being_trained(share):
-    model = build()
+    model = small_resnet()
     counts = {
         name: max(1, int(share * module.out_channels))
         for name, module in model.named_modules()

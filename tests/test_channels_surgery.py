@@ -5,11 +5,12 @@ import random
 
 import pytest
 import torch
+from conftest import with_statistics
 from torch import nn
 from torch.nn import functional as F
 
 from prunelab.channels.surgery import load, save, shrink, without
-from prunelab.channels.trace import NORMS, UntraceableError, trace
+from prunelab.channels.trace import UntraceableError, trace
 from prunelab.checkpoints import CorruptCheckpoint
 from prunelab.models import MODELS, TORCHVISION_MODELS, build_model
 from prunelab.models.layers import PadChannels, Select
@@ -29,13 +30,7 @@ def network(name, **options):
     # Torchvision's at their own width, on images that survive their halvings; ResNeXt with groups of several channels.
     image_size, width = (32, 1.0) if name in TORCHVISION_MODELS else (16, 1.0 if name == "resnext20" else 0.25)
     model = build_model(name, num_classes=5, image_size=image_size, width=width, **options)
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 1.5)
-    return model.eval(), {"in_channels": 3, "image_size": image_size}
+    return with_statistics(model), {"in_channels": 3, "image_size": image_size}
 
 
 def some(model, image, *, share=0.6, seed=0):

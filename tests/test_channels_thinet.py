@@ -1,10 +1,9 @@
 """ThiNet on channels worked out on paper, against slow loops, and in whole networks."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
+from test_channels_readers import prune_three, three_convolutions
 from torch import nn
 
 from prunelab.channels.thinet import choose, prune, rescaling
@@ -67,54 +66,19 @@ def test_equal_channels_share_what_the_removed_ones_leave():
     torch.testing.assert_close(factors, torch.tensor([1.5, 1.5], dtype=torch.float64))
 
 
-READERS = {"0": "3", "3": "6", "6": "11"}
-
-
-def network():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(12, 10, 3, stride=2), nn.BatchNorm2d(10), nn.ReLU(inplace=True)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 5)),
-    )
-    model(torch.randn(64, 3, 8, 8))  # for the running statistics of BatchNorm
-    return model
-
-
-def run(model, counts, *, seed=0):
-    images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return prune(model, images, readers=READERS, counts=counts, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("counts", [{"0": 1, "3": 1, "6": 1}, {"0": 3, "3": 7, "6": 10}])
-def test_removed_channels_are_read_with_zero_weights_only(counts):
-    model = network()
-    before = copy.deepcopy(model)
-    pruned, kept = run(model, counts)
-    for name, reader in READERS.items():
-        assert len(kept[name]) == counts[name] and kept[name].dtype == torch.int64
-        read = pruned.get_submodule(reader).weight.transpose(0, 1).flatten(1).any(dim=1)
-        assert read.nonzero().flatten().tolist() == kept[name].tolist()
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
-    )
-    assert model.training and not pruned.training
-
-
 def test_network_that_keeps_every_channel_is_unchanged():
-    model = network()
-    pruned, _ = run(model, {"0": 8, "3": 12, "6": 10})
+    model = three_convolutions()
+    pruned, _ = prune_three(prune, model, {"0": 8, "3": 12, "6": 10})
     for name, value in model.state_dict().items():
         torch.testing.assert_close(pruned.state_dict()[name], value)
 
 
 def test_channels_without_effect_are_removed_at_no_cost():
-    model = network()
+    model = three_convolutions()
     for layer, reader in ((0, 3), (3, 6)):
         model[layer + 1].weight.data[1::2] = model[layer + 1].bias.data[1::2] = 0  # every second channel is silent
         model[reader].weight.data[:, 1::2] = 5.0
-    pruned, kept = run(model, {"0": 4, "3": 6, "6": 10})
+    pruned, kept = prune_three(prune, model, {"0": 4, "3": 6, "6": 10})
     assert kept["0"].tolist() == [0, 2, 4, 6] and kept["3"].tolist() == [0, 2, 4, 6, 8, 10]
     images = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(pruned(images), model.eval()(images))
@@ -145,15 +109,3 @@ def test_every_filter_of_the_reader_counts():
     model[0].weight.data, model[1].weight.data = torch.ones(2, 1), torch.diag(torch.tensor([1.0, 10.0]))
     options = {"readers": {"0": "1"}, "counts": {"0": 1}, "generator": torch.Generator().manual_seed(0)}
     assert prune(model, torch.ones(20, 1), **options)[1]["0"].tolist() == [1]
-
-
-def test_generator_alone_decides():
-    model, counts = network(), {"0": 3, "3": 7, "6": 5}
-    first, second, other = (run(model, counts, seed=seed)[0].state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["3.weight"], other["3.weight"])
-
-
-def test_readers_are_checked():
-    with pytest.raises(ValueError, match="layer '3' can keep 1 to 12 channels, got 13"):
-        run(network(), {"0": 3, "3": 13, "6": 5})

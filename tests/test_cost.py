@@ -192,3 +192,13 @@ def test_no_density_makes_up_for_a_dense_first_layer():
     with pytest.raises(ValueError, match="this network takes 235,202 to 266,200"):
         cost.matching_density(layers, counts, macs=26_620)
     assert cost.matching_density(layers, counts, macs=235_202) == 2 / 31_000
+
+
+@pytest.mark.parametrize("wanted, step", [(-5, 1), (1, 1), (5, 2), (6.5, 2), (6.6, 3), (12, 3), (13, 4), (99, 4)])
+def test_nearest_step_is_below_or_above_and_of_two_alike_the_lower(wanted, step):
+    assert cost.nearest_step(wanted, lambda k: k * k, most=4) == step  # sizes 1, 4, 9, 16
+
+
+def test_nearest_step_stays_in_its_range():
+    assert cost.nearest_step(0, lambda k: k, least=3, most=7) == 3
+    assert cost.nearest_step(9, lambda k: k, least=3, most=7) == 7

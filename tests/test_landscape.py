@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
+from conftest import small_resnet
 from torch import nn
 from torch.nn import functional as F
 
-from prunelab import data
 from prunelab.data.batches import TrainBatches
 from prunelab.data.dataset import Dataset
 from prunelab.landscape import barrier, fit_curve, loss_along, point_on_curve, union_masks
-from prunelab.models import build_model
 
 FIT = {"masks": None, "n_steps": 5, "batch_size": 64, "learning_rate": 0.1, "momentum": 0.9}
 
@@ -30,11 +29,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", n_train=256)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +62,8 @@ def black_and_white(n_images=2):
 
 
 def two_convolutional_solutions():
-    def build(seed):
-        torch.manual_seed(seed)
-        return build_model("resnet8", num_classes=10, in_channels=1, image_size=8, width=0.25)
-
-    model = build(0)
-    return model, {name: value.clone() for name, value in model.state_dict().items()}, build(1).state_dict()
+    model = small_resnet()
+    return model, {name: value.clone() for name, value in model.state_dict().items()}, small_resnet(seed=1).state_dict()
 
 
 # A = 8, B = 16, control points 4 and 0.

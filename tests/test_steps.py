@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunelab import data, precision, steps, training
+from prunelab import precision, steps, training
 from prunelab.methods import METHODS
 from prunelab.models import MODELS, build_model
 from prunelab.steps import build_optimizer, set_learning_rate
@@ -55,11 +55,6 @@ def recorded(work, captured):
         tensor.detach().copy_(value)
     torch.set_rng_state(rng)
     return torch.no_grad()(recorder.replay)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", n_train=256)
 
 
 def run(name, digits, *, model_name="resnet8", optimizer="sgd", device="cpu", **changes):

@@ -7,7 +7,7 @@ import torch
 from conftest import build_method, train_step
 from torch import nn
 
-from prunelab import data, training
+from prunelab import training
 from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import Dynamic
@@ -27,11 +27,6 @@ SETTINGS = {
     "augment": True,
     "eval_every": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", n_train=256)
 
 
 def build(name, *, model_name="resnet8"):
@@ -225,7 +220,7 @@ def test_plain_sgd_steps_by_hand():
         for parameter in layer.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-        assert [float(parameter) for parameter in layer.parameters()] == pytest.approx([expected, expected])
+        assert [parameter.item() for parameter in layer.parameters()] == pytest.approx([expected, expected])
 
 
 def test_adam_steps_by_hand():
