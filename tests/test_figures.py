@@ -392,6 +392,16 @@ def test_saved_figure_is_three_files_and_closed(folder, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_no_text_is_cut_off_at_the_edge(folder):
+    fig, ax = plt.subplots(figsize=(10, 3), layout="constrained")
+    text = "From scratch, a VGG that slimming designed is more accurate than"
+    ax.set(title="Wide", yticks=range(9), yticklabels=[text] * 9)
+    ax.tick_params(labelsize=7)
+    figures.save_figure(fig, "01_rigl", "small", "wide", data=FRAME, alt="Nine long texts.")
+    left_edge = np.asarray(Image.open(folder / "wide.png").convert("L"))[:, 0]
+    assert (left_edge > 200).all()
+
+
 def test_equal_figures_give_equal_bytes(folder):
     save()
     first = {path.name: path.read_bytes() for path in folder.iterdir()}

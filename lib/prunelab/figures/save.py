@@ -51,6 +51,7 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
 
 def _settle(fig: Figure) -> None:
     """Ends the layout, whose solver leaves noise in the last digits: equal figures shall give equal bytes."""
+    fig.set_dpi(_DPI)  # text is not equally wide at all resolutions
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
     for ax in fig.axes:

@@ -165,7 +165,7 @@ _RATES = (0.1, 0.01)
 _TICKET_DENSITIES = (0.2, 0.05)
 _ROUND_DENSITIES = (0.5, 0.25, 0.125)
 
-SEEDS = {"smoke": (0,), "small": (0, 1), "full": (0, 1, 2), "paper": (0, 1, 2)}
+SEEDS = {"smoke": (0,), "small": (0, 1, 2), "full": (0, 1, 2), "paper": (0, 1, 2)}
 
 
 def experiments(profile: str, *, seeds: Iterable[int] | None = None) -> dict[str, list[Run]]:
