@@ -392,6 +392,18 @@ def test_saved_figure_is_three_files_and_closed(folder, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_panels_share_a_legend_unless_one_says_more():
+    fig, axes = plt.subplots(1, 4)
+    for ax, names in zip(axes, ("ab", "b", "", "bc"), strict=True):
+        for name in names:
+            ax.plot([0, 1], label=name)
+        if names:
+            ax.legend()
+    figures.one_legend(axes)
+    assert [ax.get_legend() is not None for ax in axes] == [True, False, False, True]
+    plt.close(fig)
+
+
 def test_no_text_is_cut_off_at_the_edge(folder):
     fig, ax = plt.subplots(figsize=(10, 3), layout="constrained")
     text = "From scratch, a VGG that slimming designed is more accurate than"

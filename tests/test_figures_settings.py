@@ -1,5 +1,7 @@
 """Figures that compare settings, paths and pixels: what they draw and return, worked out by hand."""
 
+from itertools import pairwise
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -156,6 +158,19 @@ def test_settings_are_named_by_the_caller_or_as_they_are(ax):
     assert labels(ax.xaxis) == ["0.9\n(n=1)", "this batch only\n(n=1)"]
     assert texts(ax) == ["1.10", "1.25"] and ax.get_ylabel() == "test loss"
     assert [line.get_xdata().tolist() for line in ax.lines] == [[0], [1]]
+
+
+@pytest.mark.parametrize("n_panels", [1, 2, 3])
+def test_names_side_by_side_do_not_touch_in_narrow_panels(n_panels):
+    fig, axes = plt.subplots(1, n_panels, figsize=(14, 4), layout="constrained", squeeze=False)
+    rows = [
+        (name, 0, 0.5) for name in ("large network", "fine-tuned", "Scratch-E (same epochs)", "Scratch-B (same MACs)")
+    ]
+    figures.strips(table("setting seed test_accuracy", *rows), "setting", ax=axes[0, -1])
+    fig.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes[0, -1].get_xticklabels()]
+    assert len(boxes) == 4 and all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    plt.close(fig)
 
 
 def test_unknown_start_is_named_with_the_known_ones(ax):

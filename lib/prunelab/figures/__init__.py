@@ -10,6 +10,7 @@ A line joins means over seeds and a marker is one run. A hollow marker is a run 
 its mean. Where a diverged run has no value its mean has none either, and its marker stands on the lower edge.
 """
 
+from prunelab.figures.axes import one_legend
 from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
 from prunelab.figures.lines import metric_vs, metric_vs_cost, metric_vs_sparsity, published
 from prunelab.figures.save import SIZE, save_figure
@@ -45,6 +46,7 @@ __all__ = [
     "metric_vs",
     "metric_vs_cost",
     "metric_vs_sparsity",
+    "one_legend",
     "pixel_map",
     "published",
     "save_figure",

@@ -71,3 +71,14 @@ def finish(ax: Axes, *, diverged: bool = False, legend_at: str = "best", legend_
         # A long one would cover the lines.
         place = {"loc": legend_at} if n_entries <= 7 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
         ax.legend(fontsize=8.5, frameon=False, title=legend_title, title_fontsize=8.5, **place)
+
+
+def one_legend(axes: Iterable[Axes]) -> None:
+    """Of the legends of panels, those that say nothing new go."""
+    said: set[str] = set()
+    for ax in axes:
+        if legend := ax.get_legend():
+            texts = {text.get_text() for text in legend.get_texts()}
+            if texts <= said:
+                legend.remove()
+            said |= texts

@@ -50,7 +50,7 @@ def strips(
         dots = {"color": style["color"], "markersize": 6, "alpha": 0.7, "markeredgewidth": 0}
         ax.plot(own.loc[~lost, "at"], own.loc[~lost, metric], style["marker"], **dots)
         draw_diverged(own[lost], "at", metric, ax=ax, style=style)
-    names = _wrapped([(labels or {}).get(value, written(by, value)) for value in columns])
+    names = _wrapped([(labels or {}).get(value, written(by, value)) for value in columns], ax)
     counted = [f"{name}\n(n={len(own)})" for name, own in zip(names, columns.values(), strict=True)]
     ticks(ax.xaxis, range(len(counted)), counted)
     ax.set_xlim(-0.5, len(columns) - 0.5)
@@ -98,7 +98,7 @@ def heat(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy", *, 
             fontsize=9,
             color="#000000" if light else "#FFFFFF",
         )
-    ticks(ax.xaxis, np.arange(len(across)) + 0.5, _wrapped([written(x, value) for value in across]))
+    ticks(ax.xaxis, np.arange(len(across)) + 0.5, _wrapped([written(x, value) for value in across], ax))
     ticks(ax.yaxis, np.arange(len(down)) + 0.5, [written(y, value) for value in down])
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
@@ -120,8 +120,11 @@ def _in_order(values: pd.Series) -> list:
     return sorted(present) if pd.api.types.is_numeric_dtype(values) else present
 
 
-def _wrapped(names: list[str]) -> list[str]:
-    return [textwrap.fill(name, max(60 // len(names), 8)) for name in names]
+def _wrapped(names: list[str], ax: Axes) -> list[str]:
+    """Names broken into lines that stand side by side below an axis: some nine letters are an inch wide."""
+    grid = ax.get_gridspec()
+    width = ax.figure.get_figwidth() / (grid.ncols if grid else 1)
+    return [textwrap.fill(name, max(int(9.2 * width) // len(names), 8)) for name in names]
 
 
 def _short(mean: float, metric: str, *, unit: str = " %") -> str:
