@@ -173,7 +173,8 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
     assert unjudged["verdict"] == "measured"
 
     curves = [{"name": name, "x": "runs", "y": "seconds", "points": [[1, 2.0], [2, 1.5]]} for name in "abc"]
-    monkeypatch.setattr(bench, "measure", lambda *, quick: [fast, slow])
+    rows = {"engine": [fast, slow]}
+    monkeypatch.setattr(bench, "measure", lambda group, *, quick: rows.get(group, [unjudged]))
     monkeypatch.setattr(bench, "curves", lambda *, quick: curves)
     monkeypatch.setattr(bench, "profile", lambda *, quick: {"convolution": 0.7, "all else": 0.3})
     assert cli.main(["bench", "--quick"]) == 0
@@ -182,12 +183,24 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
     printed = capsys.readouterr().out
     assert "1.30 x (1.20 to 1.90)" in printed and "seconds by runs: 1: 2, 2: 1.5" in printed
     assert "convolution 70%, all else 30%" in printed
-    written = json.loads((paths.RECORDS / "bench.json").read_text())
-    assert written["claims"] == [fast, slow] and written["curves"] == curves
-    assert {"processor", "cores", "torch", "commit"} <= written["provenance"].keys()
+
+    def written():
+        return json.loads((paths.RECORDS / "bench.json").read_text())
+
+    assert list(written()) == ["engine", "steps", "channels", "notebooks", "curves"]
+    assert written()["engine"]["claims"] == [fast, slow] and written()["curves"]["curves"] == curves
+    assert {"processor", "cores", "torch", "commit"} <= written()["channels"]["provenance"].keys()
     assert (paths.FIGURES / "bench" / "cpu" / "curves.csv").read_text().splitlines()[:2] == ["curve,x,y", "a,1,2.0"]
-    monkeypatch.setattr(bench, "measure", lambda *, quick: [fast, unjudged])
-    assert cli.main(["bench"]) == 0
+    rows["engine"], rows["steps"] = [fast], [slow]
+    assert cli.main(["bench", "engine"]) == 0
+    assert written()["engine"]["claims"] == [fast] and written()["steps"]["claims"] == [unjudged]
+
+
+def test_bench_names_the_groups_there_are(capsys):
+    assert cli.main(["bench", "channel"]) == 2
+    assert "unknown group 'channel' of measurements; there are engine, steps, channels, notebooks and curves" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

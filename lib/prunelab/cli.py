@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan_options(option, profile="; none for each")
 
     option = add("bench", _bench, "Measure the speed claims on this machine. Exit code 1 if one is missed.")
+    option("groups", nargs="*", metavar="GROUP", help="engine, steps, channels, notebooks or curves; none for all")
     option("--quick", action="store_true", help="a rough look in some minutes, which judges and writes nothing")
     return parser
 
@@ -276,22 +277,40 @@ def _is_running(run_id: str) -> bool:
 def _bench(options: argparse.Namespace) -> int:
     from prunelab import bench
 
-    rows, curves = [], []
-    for row in bench.measure(quick=options.quick):
+    measured = {}
+    for group in options.groups or [*bench.GROUPS, "curves"]:
+        own = _bench_curves(quick=options.quick) if group == "curves" else _bench_claims(group, quick=options.quick)
+        measured[group] = own
+        if not options.quick:  # group by group, so that a stopped command keeps what is done
+            print(f"written to {bench.save(group, own)}", flush=True)
+    rows = [row for own in measured.values() for row in own.get("claims", [])]
+    return 1 if not options.quick and any(row["verdict"].startswith("missed") for row in rows) else 0
+
+
+def _bench_claims(group: str, *, quick: bool) -> dict:
+    from prunelab import bench
+
+    rows = []
+    for row in bench.measure(group, quick=quick):
         rows.append(row)
         measured = f"{row['median']:7.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
         print(f"{row['claim']:42} {measured:28} {row['target']:8} {row['verdict']}", flush=True)
-    for curve in bench.curves(quick=options.quick):
+    return {"claims": rows}
+
+
+def _bench_curves(*, quick: bool) -> dict:
+    from prunelab import bench
+
+    curves = []
+    for curve in bench.curves(quick=quick):
         curves.append(curve)
         points = ", ".join(f"{x}: {y:g}" for x, y in curve["points"])
         print(f"{curve['y']} by {curve['x']}: {points}", flush=True)
-    profile = bench.profile(quick=options.quick)
+    profile = bench.profile(quick=quick)
     print("where a step's time goes: " + ", ".join(f"{name} {share:.0%}" for name, share in profile.items()))
-    if options.quick:
-        return 0
-    print(f"written to {bench.save(rows, curves, profile)}")
-    _draw_speed(curves)
-    return 1 if any(row["verdict"].startswith("missed") for row in rows) else 0
+    if not quick:
+        _draw_speed(curves)
+    return {"curves": curves, "profile": profile}
 
 
 def _draw_speed(curves: list[dict]) -> None:

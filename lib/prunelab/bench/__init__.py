@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -33,53 +33,70 @@ def _images(*, quick: bool) -> dict:
     if quick:
         return {"dataset": "glyphs", "n_train": 512}
     # Long beside the start of a process.
-    return {"dataset": "cifar10", "n_train": 50_000 if engine.resolve_device("auto") == "cuda" else 10_000}
+    return {"dataset": "cifar10", "n_train": 50_000 if _on_gpu() else 10_000}
 
 
-def measure(*, quick: bool = False) -> Iterator[dict]:
-    """Measures claim after claim; yields each one's row as soon as it is known.
+def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
+    """Measures the claims of a group; yields each one's row as soon as it is known.
 
     Args:
+        group: A key of `GROUPS`.
         quick: One short round each, on images that need no download; a rough look, nothing to quote.
     Returns:
         Rows with `claim`, `unit` ("x" for ratios, "s"), `target`, `median`, `low`, `high` and `verdict`.
     Raises:
+        ValueError: No such group.
         DatasetNotFoundError: CIFAR-10 is not here, and not `quick`.
     """
-    on_gpu = engine.resolve_device("auto") == "cuda"
-
-    def rounds(measurement: Callable[[], float]) -> list[float]:
-        return [measurement() for _ in range(1 if quick else 3)]
-
+    if group not in GROUPS:
+        raise ValueError(f"unknown group {group!r} of measurements; there are {', '.join(GROUPS)} and curves")
     images = _images(quick=quick)
     for image_size in (None, 16):  # decoded and cached before the clock starts
         data.load(images["dataset"], image_size=image_size)
+    yield from GROUPS[group](images, quick)
 
-    least = ">= 8" if on_gpu else ">= 1.5"
-    yield row("engine over ordinary script, samples/s", least, rounds(lambda: plans.engine_gain(images)))
-    if on_gpu:
-        yield row("8 runs at once over one at a time", ">= 3", rounds(lambda: plans.at_once_gain(images)))
+
+def _rounds(measurement: Callable[[], float], quick: bool) -> list[float]:
+    return [measurement() for _ in range(1 if quick else 3)]
+
+
+def _on_gpu() -> bool:
+    return engine.resolve_device("auto") == "cuda"
+
+
+def _engine(images: dict, quick: bool) -> Iterator[dict]:
+    least = ">= 8" if _on_gpu() else ">= 1.5"
+    yield row("engine over ordinary script, samples/s", least, _rounds(lambda: plans.engine_gain(images), quick))
+    if _on_gpu():
+        yield row("8 runs at once over one at a time", ">= 3", _rounds(lambda: plans.at_once_gain(images), quick))
         long = images | {"n_epochs": 2 if quick else 60}
-        spent = rounds(lambda: plans.seconds_a_run(long))
+        spent = _rounds(lambda: plans.seconds_a_run(long), quick)
         yield row("ResNet-20 for 60 epochs, each of 8 runs", "<= 10", spent, unit="s")
     else:
         smoke = plans.SMOKE | {"n_epochs": 2 if quick else 30}
         small = images | {"model": "resnet8", "image_size": 16, "n_epochs": 3, "eval_every": 3}
         for name, runs in (("smoke", smoke), ("small", small)):
-            gain = rounds(lambda runs=runs: plans.parallel_gain(runs))
+            gain = _rounds(lambda runs=runs: plans.parallel_gain(runs), quick)
             yield row(f"8 {name} runs, one a core over all threads", ">= 1.3", gain)
 
-    compared = rounds(lambda: steps.method_ratios(images))
+
+def _steps(images: dict, quick: bool) -> Iterator[dict]:
+    compared = _rounds(lambda: steps.method_ratios(images), quick)
     yield row("masked step over dense step", "<= 1.05", [masked for masked, _ in compared])
     yield row("RigL over static, update every 100 steps", "<= 1.02", [moving for _, moving in compared])
-    limit = rounds(lambda: steps.share_of_limit(images))
-    yield row("ResNet-20 FLOP/s over matrix product's", "none" if on_gpu else ">= 0.5", limit)
-    half = best_precision("cuda" if on_gpu else "cpu", "resnet20")
+    limit = _rounds(lambda: steps.share_of_limit(images), quick)
+    yield row("ResNet-20 FLOP/s over matrix product's", "none" if _on_gpu() else ">= 0.5", limit)
+    half = best_precision("cuda" if _on_gpu() else "cpu", "resnet20")
     if half != "fp32":
-        yield row(f"float32 step over {half} step", ">= 1.2", rounds(lambda: steps.precision_gain(images, half)))
-    yield row("contiguous step over channels-last step", ">= 1", rounds(lambda: steps.layout_gain(images)))
-    if on_gpu:
-        yield row("eager step over captured step", ">= 1", rounds(lambda: steps.capture_gain(images)))
+        gain = _rounds(lambda: steps.precision_gain(images, half), quick)
+        yield row(f"float32 step over {half} step", ">= 1.2", gain)
+    gain = _rounds(lambda: steps.layout_gain(images), quick)
+    yield row("contiguous step over channels-last step", ">= 1", gain)
+    if _on_gpu():
+        yield row("eager step over captured step", ">= 1", _rounds(lambda: steps.capture_gain(images), quick))
+
+
+def _channels(images: dict, quick: bool) -> Iterator[dict]:
     for model, label, least in (
         ("vgg16", "VGG-16", ">= 0.6"),
         ("resnet56", "ResNet-56", ">= 0.6"),
@@ -88,14 +105,26 @@ def measure(*, quick: bool = False) -> Iterator[dict]:
         for batch_size, target in ((128, least), (1, "none")):
             gains = channels.gains(model, batch_size=batch_size, n_rounds=2 if quick else 9)
             yield row(f"{label} at half the MACs: speed-up over MAC ratio, batch {batch_size}", target, gains)
-    yield row("surgery of a ResNet-110", "<= 2", rounds(channels.surgery_seconds), unit="s")
+    yield row("surgery of a ResNet-110", "<= 2", _rounds(channels.surgery_seconds, quick), unit="s")
     for method in channels.SELECTIONS:
-        spent = rounds(lambda method=method: channels.selection_seconds(method, images))
+        spent = _rounds(lambda method=method: channels.selection_seconds(method, images), quick)
         yield row(f"{method}: selection for VGG-16", "<= 60", spent, unit="s")
+
+
+def _notebooks(images: dict, quick: bool) -> Iterator[dict]:
     if "01_rigl" in batch.stems():
-        yield row("01_rigl replayed from records", "<= 30", rounds(plans.replay_seconds), unit="s")
+        yield row("01_rigl replayed from records", "<= 30", _rounds(plans.replay_seconds, quick), unit="s")
         if not quick:
-            yield row("01_rigl trained afresh, smoke", "<= 120", rounds(plans.fresh_seconds), unit="s")
+            yield row("01_rigl trained afresh, smoke", "<= 120", _rounds(plans.fresh_seconds, quick), unit="s")
+
+
+# What is measured together, by name.
+GROUPS: dict[str, Callable[[dict, bool], Iterator[dict]]] = {
+    "engine": _engine,
+    "steps": _steps,
+    "channels": _channels,
+    "notebooks": _notebooks,
+}
 
 
 def curves(*, quick: bool = False) -> Iterator[dict]:
@@ -107,7 +136,7 @@ def curves(*, quick: bool = False) -> Iterator[dict]:
     runs = plans.SMOKE | {"n_epochs": 2 if quick else 20}
     counts, workers, sizes = ((1, 2), (1, 2), (8, 16)) if quick else ((1, 2, 4, 8, 16), (1, 2, 4, 8), (8, 16, 24, 32))
     shared = {"workers": runs}
-    if engine.resolve_device("auto") == "cuda":  # networks that are worth a GPU, and more of them at once
+    if _on_gpu():  # networks that are worth a GPU, and more of them at once
         workers = (1, 2) if quick else (1, 2, 4, 8, 16)
         shared = {f"workers_{name}": _images(quick=quick) | {"model": name} for name in ("resnet20", "wrn22_2")}
     yield _curve("runs", "runs in a plan", "seconds a run", counts, lambda n: plans.seconds_a_run(runs, n_runs=n))
@@ -117,15 +146,21 @@ def curves(*, quick: bool = False) -> Iterator[dict]:
     yield _curve("image_size", "side of the images, pixels", "milliseconds a step", sizes, steps.milliseconds)
 
 
-def save(rows: Iterable[dict], measured_curves: Iterable[dict], profile: dict[str, float]) -> Path:
-    """Writes what was measured, and on what, to `data/records/bench.json`; returns its path."""
-    device = engine.resolve_device("auto")
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "device": device}
-    if device == "cuda":
+def save(group: str, measured: Mapping) -> Path:
+    """Writes what was measured, and on what, to `data/records/bench.json`, where other groups stay as they are.
+
+    Args:
+        group: A key of `GROUPS`, or "curves".
+        measured: Its `claims`; of the curves `curves` and `profile`.
+    Returns:
+        The path.
+    """
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "device": engine.resolve_device("auto")}
+    if _on_gpu():
         machine["gpu"] = torch.cuda.get_device_name()
-    content = {"provenance": records.provenance() | machine, "claims": list(rows)}
-    content |= {"curves": list(measured_curves), "profile": profile}
     path = paths.RECORDS / "bench.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[group] = {"provenance": records.provenance() | machine, **measured}
     atomic_write(path, json.dumps(content, indent=1) + "\n")
     return path
 
@@ -159,4 +194,5 @@ def _processor() -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
