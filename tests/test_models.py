@@ -313,7 +313,7 @@ def test_dense_layers_and_transitions_by_hand():
     layer, transition = model.blocks[0], model.blocks[6]
     x = torch.rand(1, 4, 4, 4)
     layer.select.indices = torch.tensor([1])
-    layer.bn = nn.BatchNorm2d(1, eps=0).eval()
+    layer.bn = nn.BatchNorm2d(1, eps=1e-12).eval()
     layer.conv = nn.Conv2d(1, 2, 3, padding=1, bias=False)
     nn.init.zeros_(layer.conv.weight)
     layer.conv.weight.data[:, 0, 1, 1] = torch.tensor([1.0, -2.0])

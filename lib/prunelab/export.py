@@ -1,6 +1,7 @@
 """Networks for other runtimes."""
 
 import copy
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,13 +29,15 @@ def to_onnx(model: nn.Module, path: Path, *, in_channels: int, image_size: int) 
         raise ImportError("ONNX files take the packages onnx and onnxscript: pip install prunelab[onnx]")
     # Of two images: the exporter takes a size of 1 for a constant.
     images = torch.zeros(2, in_channels, image_size, image_size, device=next(model.parameters()).device)
-    program = torch.onnx.export(
-        copy.deepcopy(model).eval(),
-        (images,),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["images"],
-        output_names=["logits"],
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
+        program = torch.onnx.export(
+            copy.deepcopy(model).eval(),
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
     atomic_write(path, program.model_proto.SerializeToString())
