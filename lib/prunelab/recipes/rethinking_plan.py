@@ -57,7 +57,7 @@ _BASE: dict[str, dict[str, Option]] = {
         "max_epochs": 60,
         "eval_every": 12,
     },
-    "full": {"n_epochs": 20, "fine_tune_epochs": 5},
+    "full": {"n_epochs": 20, "fine_tune_epochs": 5, "max_epochs": 100},
     "paper": {
         "dataset": "imagenet",
         "n_epochs": 90,
