@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from operator import attrgetter
 
 import pytest
 import torch
@@ -744,23 +745,27 @@ def test_forecast_counts_tested_images_at_each_evaluation():
     assert forecast(n_epochs=5, eval_every=2).n_evaluated == 3 * n_test
 
 
-# The large profiles: of each experiment one run of each kind takes a step.
+# The large profiles take a step: of `full` one run of each kind, of `paper` every run.
 
 FEW = {"image_size": 32, "n_epochs": 1, "fine_tune_epochs": 1, "max_epochs": 1}
 
 
-def kinds(profile):
-    """For each experiment the runs of a kind that no experiment before it has; and each large network once."""
+def firsts(profile, key):
+    """For each experiment the runs of which none before it has the key."""
     seen, found = set(), {}
     for name, runs in rethinking.experiments(profile, seeds=[0]).items():
         for run in runs:
-            options = options_of(run)
-            network = options["model"] if options["training"] == "dense" else None
-            kind = (options["training"], options["pruning"], options["start"], network)
-            if kind not in seen:
-                seen.add(kind)
+            if key(run) not in seen:
+                seen.add(key(run))
                 found.setdefault(name, []).append(run)
-    return found
+    return [pytest.param(own, id=name) for name, own in found.items()]
+
+
+def kind(run):
+    """How a run is pruned and trained; of a large network also which it is."""
+    options = options_of(run)
+    network = options["model"] if options["training"] == "dense" else None
+    return options["training"], options["pruning"], options["start"], network
 
 
 def take_a_step(runs, **changes):
@@ -775,7 +780,7 @@ def take_a_step(runs, **changes):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
-@pytest.mark.parametrize("runs", [pytest.param(runs, id=name) for name, runs in kinds("full").items()])
+@pytest.mark.parametrize("runs", firsts("full", kind))
 def test_each_kind_of_run_of_the_full_profile_takes_a_step(runs, monkeypatch):
     monkeypatch.setattr(rethinking, "dataset_of", noise)
     is_grouped = options_of(runs[0])["model"] == RESNEXT["model"]
@@ -793,8 +798,8 @@ def write_images(folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
-@pytest.mark.parametrize("runs", [pytest.param(runs, id=name) for name, runs in kinds("paper").items()])
-def test_each_kind_of_run_of_the_paper_profile_takes_a_step_on_a_folder_of_images(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("runs", firsts("paper", attrgetter("id")))
+def test_each_run_of_the_paper_profile_takes_a_step_on_a_folder_of_images(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     write_images(tmp_path / "imagenet")
