@@ -30,10 +30,13 @@ def profile(*, quick: bool = False) -> dict[str, float]:
 
 
 def _images(*, quick: bool) -> dict:
-    if quick:
-        return {"dataset": "glyphs", "n_train": 512}
-    # Long beside the start of a process.
-    return {"dataset": "cifar10", "n_train": 50_000 if _on_gpu() else 10_000}
+    """Options of the images that are trained on, which are decoded and cached before any clock starts."""
+    images = {"dataset": "glyphs", "n_train": 512}
+    if not quick:  # long beside the start of a process
+        images = {"dataset": "cifar10", "n_train": 50_000 if _on_gpu() else 10_000}
+    for image_size in (None, 16):
+        data.load(images["dataset"], image_size=image_size)
+    return images
 
 
 def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
@@ -46,14 +49,11 @@ def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
         Rows with `claim`, `unit` ("x" for ratios, "s"), `target`, `median`, `low`, `high` and `verdict`.
     Raises:
         ValueError: No such group.
-        DatasetNotFoundError: CIFAR-10 is not here, and not `quick`.
+        DatasetNotFoundError: CIFAR-10, which all groups but "notebooks" need, is not here, and not `quick`.
     """
     if group not in GROUPS:
         raise ValueError(f"unknown group {group!r} of measurements; there are {', '.join(GROUPS)} and curves")
-    images = _images(quick=quick)
-    for image_size in (None, 16):  # decoded and cached before the clock starts
-        data.load(images["dataset"], image_size=image_size)
-    yield from GROUPS[group](images, quick)
+    yield from GROUPS[group](quick)
 
 
 def _rounds(measurement: Callable[[], float], quick: bool) -> list[float]:
@@ -64,7 +64,8 @@ def _on_gpu() -> bool:
     return engine.resolve_device("auto") == "cuda"
 
 
-def _engine(images: dict, quick: bool) -> Iterator[dict]:
+def _engine(quick: bool) -> Iterator[dict]:
+    images = _images(quick=quick)
     least = ">= 8" if _on_gpu() else ">= 1.5"
     yield row("engine over ordinary script, samples/s", least, _rounds(lambda: plans.engine_gain(images), quick))
     if _on_gpu():
@@ -80,7 +81,8 @@ def _engine(images: dict, quick: bool) -> Iterator[dict]:
             yield row(f"8 {name} runs, one a core over all threads", ">= 1.3", gain)
 
 
-def _steps(images: dict, quick: bool) -> Iterator[dict]:
+def _steps(quick: bool) -> Iterator[dict]:
+    images = _images(quick=quick)
     compared = _rounds(lambda: steps.method_ratios(images), quick)
     yield row("masked step over dense step", "<= 1.05", [masked for masked, _ in compared])
     yield row("RigL over static, update every 100 steps", "<= 1.02", [moving for _, moving in compared])
@@ -96,7 +98,8 @@ def _steps(images: dict, quick: bool) -> Iterator[dict]:
         yield row("eager step over captured step", ">= 1", _rounds(lambda: steps.capture_gain(images), quick))
 
 
-def _channels(images: dict, quick: bool) -> Iterator[dict]:
+def _channels(quick: bool) -> Iterator[dict]:
+    images = _images(quick=quick)
     for model, label, least in (
         ("vgg16", "VGG-16", ">= 0.6"),
         ("resnet56", "ResNet-56", ">= 0.6"),
@@ -111,7 +114,7 @@ def _channels(images: dict, quick: bool) -> Iterator[dict]:
         yield row(f"{method}: selection for VGG-16", "<= 60", spent, unit="s")
 
 
-def _notebooks(images: dict, quick: bool) -> Iterator[dict]:
+def _notebooks(quick: bool) -> Iterator[dict]:
     if "01_rigl" in batch.stems():
         yield row("01_rigl replayed from records", "<= 30", _rounds(plans.replay_seconds, quick), unit="s")
         if not quick:
@@ -119,7 +122,7 @@ def _notebooks(images: dict, quick: bool) -> Iterator[dict]:
 
 
 # What is measured together, by name.
-GROUPS: dict[str, Callable[[dict, bool], Iterator[dict]]] = {
+GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "engine": _engine,
     "steps": _steps,
     "channels": _channels,
@@ -138,7 +141,8 @@ def curves(*, quick: bool = False) -> Iterator[dict]:
     shared = {"workers": runs}
     if _on_gpu():  # networks that are worth a GPU, and more of them at once
         workers = (1, 2) if quick else (1, 2, 4, 8, 16)
-        shared = {f"workers_{name}": _images(quick=quick) | {"model": name} for name in ("resnet20", "wrn22_2")}
+        images = _images(quick=quick)
+        shared = {f"workers_{name}": images | {"model": name} for name in ("resnet20", "wrn22_2")}
     yield _curve("runs", "runs in a plan", "seconds a run", counts, lambda n: plans.seconds_a_run(runs, n_runs=n))
     for name, own in shared.items():
         at_once = partial(plans.seconds_a_run, own, n_runs=workers[-1])
