@@ -92,6 +92,16 @@ def test_least_squares_match_those_of_a_singular_value_decomposition(n_samples, 
     torch.testing.assert_close(least_squares(inputs.T @ inputs, inputs.T @ outputs), expected)
 
 
+def test_least_squares_do_without_an_eigensolver_that_does_not_converge(monkeypatch):
+    def gives_up(*_, **__):  # as MKL's does on some processors, on a finite Gram matrix of rank 4
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    inputs, outputs = torch.randn(4, 64, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    expected = torch.linalg.lstsq(inputs, outputs, driver="gelsd").solution
+    monkeypatch.setattr(torch.linalg, "pinv", gives_up)
+    torch.testing.assert_close(least_squares(inputs.T @ inputs, inputs.T @ outputs), expected)
+
+
 def check(reader, *, count=2):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), reader)
     check_readers(model, readers={"0": "2"}, counts={"0": count})

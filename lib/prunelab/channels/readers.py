@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -109,4 +110,8 @@ def least_squares(gram: Tensor, cross: Tensor) -> Tensor:
     Returns:
         (n, m).
     """
-    return torch.linalg.pinv(gram, hermitian=True) @ cross
+    try:
+        inverse = torch.linalg.pinv(gram, hermitian=True)
+    except torch.linalg.LinAlgError:  # its divide and conquer may not converge where the rank is far below n
+        inverse = torch.from_numpy(scipy.linalg.pinvh(gram.cpu().numpy())).to(gram.device)
+    return inverse @ cross
