@@ -3,12 +3,10 @@
 import functools
 import itertools
 import math
-from operator import attrgetter
+from dataclasses import asdict
 
 import pytest
 import torch
-from PIL import Image
-from test_recipe_rigl import noise
 from torch import nn
 
 from prunelab import data, paths
@@ -17,10 +15,11 @@ from prunelab.engine import with_parents
 from prunelab.masks import layer_weights
 from prunelab.methods.magnitude import conv_weights
 from prunelab.models import build_model
-from prunelab.recipes import rethinking
-from prunelab.recipes.rethinking_build import PREPARATIONS, PRUNINGS, WEIGHT_PRUNINGS, from_scratch, large_of
-from prunelab.recipes.rethinking_plan import SCRATCH
-from prunelab.runs import Run, make_run
+from prunelab.recipes import PROFILES, RETHINKING, runner
+from prunelab.recipes.prunings import PREPARATIONS, PRUNINGS, WEIGHT_PRUNINGS
+from prunelab.recipes.recipe import State
+from prunelab.recipes.rethinking.plan import SCRATCH, TRAININGS, RethinkingOptions
+from prunelab.recipes.structures import from_scratch, original_of
 from prunelab.training import evaluate
 
 TINY = {"dataset": "digits", "n_train": 128, "n_epochs": 2, "fine_tune_epochs": 1}
@@ -36,8 +35,8 @@ N_STEPS = 256  # to which a uniform or guided design is found
 
 
 def execute(*parents, seed=0, **options):
-    run = make_run("rethinking", rethinking.OPTIONS, seed=seed, **TINY | options)
-    return rethinking.execute(run, device="cpu", parents=[parent["state"] for parent in parents])
+    run = RETHINKING.run(seed=seed, **TINY | options)
+    return runner.execute(RETHINKING, run, device="cpu", parents=[parent["state"] for parent in parents])
 
 
 @functools.cache
@@ -65,13 +64,22 @@ def lively(seed=0, **options):
                 tensor.uniform_(0.5, 1.5)
             for tensor in (module.bias.data, module.running_mean):
                 tensor.uniform_(-0.5, 0.5)
-    options = rethinking.OPTIONS | TINY | options
-    return {"model": model.state_dict(), "start": start, "masks": {}, "options": options, "num_classes": 10}
+    return State(
+        model=model.state_dict(),
+        start=start,
+        masks={},
+        widths={},
+        removed=[],
+        factors={},
+        num_classes=10,
+        options=asdict(RethinkingOptions(**TINY | options)),
+        training_macs=0.0,
+    )
 
 
 def to_prune(*states, seed=0, **options):
     """What a way of pruning looks at."""
-    return large_of(rethinking.OPTIONS | TINY | options, digits(), states, seed=seed)
+    return original_of(RethinkingOptions(**TINY | options), digits(), states, seed=seed)
 
 
 def prune(*states, seed=0, **options):
@@ -113,12 +121,12 @@ def ids(runs):
 
 
 def options_of(run):
-    return rethinking.OPTIONS | dict(run.options)
+    return asdict(RETHINKING.options_of(run))
 
 
-def planned(key, *, profiles=rethinking.PROFILES):
+def planned(key, *, profiles=PROFILES):
     """Values of options that occur together in the plans."""
-    runs = (run for profile in profiles for run in with_parents(rethinking.plan(profile, seeds=[0])))
+    runs = (run for profile in profiles for run in with_parents(RETHINKING.plan(profile, seeds=[0])))
     return sorted({tuple(options_of(run)[name] for name in key) for run in runs}, key=str)
 
 
@@ -139,7 +147,7 @@ def test_every_way_of_pruning_and_preparing_is_planned():
     found = planned(("training", "pruning"))
     assert {pruning for training, pruning in found if training == "dense"} == {None, *PREPARATIONS}
     assert {pruning for training, pruning in found if training != "dense"} == set(PRUNINGS)
-    assert {training for training, _ in found} == set(rethinking.TRAININGS)
+    assert {training for training, _ in found} == set(TRAININGS)
 
 
 @pytest.mark.parametrize("training, pruning, start", planned(("training", "pruning", "start")))
@@ -152,36 +160,36 @@ def test_costs_are_measured_on_the_final_network(training, pruning, start):
     metrics, layers, dense = result["metrics"], result["layers"], large(**VGG)["metrics"]
     assert result["status"] == "finished" and all(math.isfinite(value) for value in metrics.values())
     assert ("inherited_accuracy" in metrics) == (training == "fine_tune")
-    weights = [value for name, value in result["state"]["model"].items() if name.endswith(("conv.weight", "fc.weight"))]
-    assert metrics["n_weights"] == sum(weight.numel() for weight in weights)
-    for column in ("n_active", "n_weights", "macs"):
-        assert metrics[column] == sum(layer[column] for layer in layers)
-    n_zero = sum(int((~mask).sum()) for mask in result["state"]["masks"].values())
-    assert metrics["n_active"] == metrics["n_weights"] - n_zero
-    assert metrics["measured_density"] == metrics["n_active"] / dense["n_weights"]
+    weights = [value for name, value in result["state"].model.items() if name.endswith(("conv.weight", "fc.weight"))]
+    assert metrics["n_stored_weights"] == sum(weight.numel() for weight in weights)
+    for metric, column in (("n_active", "n_active"), ("n_stored_weights", "n_weights"), ("macs", "macs")):
+        assert metrics[metric] == sum(layer[column] for layer in layers)
+    n_zero = sum(int((~mask).sum()) for mask in result["state"].masks.values())
+    assert metrics["n_active"] == metrics["n_stored_weights"] - n_zero
+    assert metrics["measured_density"] == metrics["n_active"] / dense["n_stored_weights"]
     assert metrics["macs_ratio"] == metrics["macs"] / dense["macs"]
-    state = result["state"]["model"]
+    state = result["state"].model
     n_bytes = sum(value.numel() * value.element_size() for value in state.values())
     assert 0 < metrics["n_bytes"] - n_bytes < 1000 * len(state)  # the file's own tables
     assert metrics["n_steps"] == 2 * metrics["n_epochs_trained"] == 2 * result["curves"]["epoch"][-1]
     # 128 images an epoch, three passes each: what 2 epochs of the large network cost is the unit.
     assert metrics["training_macs"] == metrics["n_steps"] * 64 * 3 * metrics["macs"]
     assert metrics["training_macs_ratio"] == pytest.approx(metrics["n_steps"] / 4 * metrics["macs_ratio"])
-    spent_before = 1.0 if training == "fine_tune" else 0.0
-    assert metrics["total_training_macs_ratio"] == pytest.approx(metrics["training_macs_ratio"] + spent_before)
+    spent_before = sum(parent["state"].training_macs for parent in parents)
+    assert metrics["total_training_macs"] == metrics["training_macs"] + spent_before == result["state"].training_macs
     is_masked = pruning in WEIGHT_PRUNINGS
-    assert bool(result["state"]["masks"]) == bool(result["patterns"]) == is_masked
+    assert bool(result["state"].masks) == bool(result["patterns"]) == is_masked
     if is_large or is_masked:
         assert result["widths"] == large(**VGG)["widths"]
     elif pruning != "selection":
-        assert metrics["n_weights"] < dense["n_weights"] and result["widths"] != large(**VGG)["widths"]
-    for name, mask in result["state"]["masks"].items():
-        assert not result["state"]["model"][f"{name}.weight"][~mask].any()
+        assert metrics["n_stored_weights"] < dense["n_stored_weights"] and result["widths"] != large(**VGG)["widths"]
+    for name, mask in result["state"].masks.items():
+        assert not result["state"].model[f"{name}.weight"][~mask].any()
 
 
 def test_record_says_the_density_of_each_position_of_a_stages_kernels():
     result = execute(large(**VGG), **VGG, training="fine_tune", pruning="magnitude", density=0.2)
-    masks = result["state"]["masks"]
+    masks = result["state"].masks
     assert list(result["patterns"]) == list(STAGES)
     for stage, blocks in STAGES.items():
         shares = sum(masks[f"blocks.{i}.conv"].double().mean(dim=(0, 1)) for i in blocks) / len(blocks)
@@ -214,7 +222,7 @@ def test_fine_tuning_that_does_not_move_keeps_what_it_inherits():
     options = {"pruning": "l1", "density": 0.5} | RESNET
     _, pruned = prune(large(**RESNET)["state"], **options)
     inherited = pruned.shrunken(pruned.model, digits())
-    state = execute(large(**RESNET), **options, **STILL, training="fine_tune")["state"]["model"]
+    state = execute(large(**RESNET), **options, **STILL, training="fine_tune")["state"].model
     for name, value in inherited.named_parameters():
         assert torch.equal(state[name], value)
     # The statistics of normalisation are no parameters: they follow the images.
@@ -226,15 +234,15 @@ def test_training_that_goes_on_after_fine_tuning_counts_what_was_spent_before():
     for density in (0.5, 0.25):
         options = {"training": "fine_tune", "pruning": "magnitude", "density": density}
         chain.append(execute(chain[-1], **VGG, **options))
-    spent = [result["metrics"]["training_macs_ratio"] for result in chain]
+    spent = [result["metrics"]["training_macs"] for result in chain]
     for result, total in zip(chain, itertools.accumulate(spent), strict=True):
-        assert result["metrics"]["total_training_macs_ratio"] == pytest.approx(total)
+        assert result["metrics"]["total_training_macs"] == total
 
 
 def test_runs_of_a_seed_are_repeatable_and_those_of_two_seeds_differ():
     first, again, other = (execute(**RESNET, seed=seed) for seed in (0, 0, 1))
     assert first["curves"] == again["curves"] != other["curves"]
-    assert is_equal(first["state"]["model"], again["state"]["model"])
+    assert is_equal(first["state"].model, again["state"].model)
     scratch = functools.partial(execute, **RESNET, training="scratch_e", pruning="predefined", density=0.5)
     assert scratch(seed=0)["curves"] == scratch(seed=0)["curves"] != scratch(seed=1)["curves"]
 
@@ -290,11 +298,11 @@ def selective(**network):
         factors = {f"blocks.{i}.conv3": torch.tensor([i == 3]) for i in (1, 3, 5)}
     else:
         factors = {f"blocks.{i}.bn3": torch.arange(8) % (i + 2) for i in range(6)}
-    state["factors"] = {key: value.float() for key, value in factors.items()}
-    for key, value in state["factors"].items():
+    state.factors = {key: value.float() for key, value in factors.items()}
+    for key, value in state.factors.items():
         for part in (f"{key}.weight", f"{key}.bias"):
-            if part in state["model"]:
-                parameter = state["model"][part]
+            if part in state.model:
+                parameter = state.model[part]
                 along = value.repeat_interleave(len(parameter) // len(value))
                 parameter.mul_(along.view(-1, *[1] * (parameter.dim() - 1)))
     return state
@@ -304,22 +312,21 @@ def selective(**network):
 @pytest.mark.parametrize("network, pruning, density", STRUCTURES)
 def test_scratch_networks_have_the_structure_of_the_fine_tuned_one_and_values_of_their_own(network, pruning, density):
     parent = {"state": (selective if pruning == "selection" else lively)(**network)}
-    parent["state"]["total_training_macs_ratio"] = 1.0
     options = {"pruning": pruning, "density": density, "n_epochs": 1, "max_epochs": 2} | network | STILL
     tuned, short, long = (
         execute(parent, **options, training=training) for training in ("fine_tune", "scratch_e", "scratch_b")
     )
     other = execute(parent, **options, training="scratch_e", seed=1)
-    model = tuned["state"]["model"]
+    model = tuned["state"].model
     for scratch in (short, long, other):
-        assert shapes(scratch["state"]["model"]) == shapes(model)
-        assert selected(scratch["state"]["model"]) == selected(model)
-        assert is_equal(scratch["state"]["masks"], tuned["state"]["masks"])
+        assert shapes(scratch["state"].model) == shapes(model)
+        assert selected(scratch["state"].model) == selected(model)
+        assert is_equal(scratch["state"].masks, tuned["state"].masks)
         assert (scratch["widths"], scratch["removed"]) == (tuned["widths"], tuned["removed"])
         assert scratch["layers"] == tuned["layers"]
-    assert is_equal(short["state"]["start"], long["state"]["start"])
+    assert is_equal(short["state"].start, long["state"].start)
     for name in (layer["name"] for layer in short["layers"]):
-        values = [result["state"]["start"][f"{name}.weight"] for result in (tuned, short, other)]
+        values = [result["state"].start[f"{name}.weight"] for result in (tuned, short, other)]
         active = values[1] != 0
         assert active.any()
         assert all((a[active] != b[active]).any() for a, b in itertools.combinations(values, 2))
@@ -328,7 +335,7 @@ def test_scratch_networks_have_the_structure_of_the_fine_tuned_one_and_values_of
 def test_structure_that_is_given_beforehand_starts_from_what_a_pruned_one_would():
     scratch = functools.partial(execute, **VGG, training="scratch_e", density=0.5)
     given, found = scratch(pruning="predefined"), scratch(large(**VGG), pruning="l1")
-    assert is_equal(given["state"]["model"], found["state"]["model"])
+    assert is_equal(given["state"].model, found["state"].model)
 
 
 def test_ticket_starts_from_the_first_values_of_the_channels_that_stay():
@@ -339,21 +346,21 @@ def test_ticket_starts_from_the_first_values_of_the_channels_that_stay():
     kept = torch.arange(1)  # of the images' channels
     for i in range(8):
         reads, kept = kept, pruned.kept[f"blocks.{i}.conv"]
-        start = state["start"][f"blocks.{i}.conv.weight"][kept][:, reads]
+        start = state.start[f"blocks.{i}.conv.weight"][kept][:, reads]
         assert torch.equal(ticket[f"blocks.{i}.conv.weight"], start)
-        assert torch.equal(ticket[f"blocks.{i}.bn.weight"], state["start"][f"blocks.{i}.bn.weight"][kept])
+        assert torch.equal(ticket[f"blocks.{i}.bn.weight"], state.start[f"blocks.{i}.bn.weight"][kept])
         assert (random[f"blocks.{i}.conv.weight"] != start).all()
-    assert torch.equal(ticket["fc.weight"], state["start"]["fc.weight"][:, kept])
+    assert torch.equal(ticket["fc.weight"], state.start["fc.weight"][:, kept])
 
 
 def test_ticket_that_does_not_move_ends_where_the_large_network_started():
     parent = large(**VGG)
     options = {"training": "scratch_e", "pruning": "magnitude", "density": 0.2, "start": "ticket"} | VGG | STILL
     state = execute(parent, **options)["state"]
-    for name, mask in state["masks"].items():
-        wanted = parent["state"]["start"][f"{name}.weight"] * mask
-        assert torch.allclose(state["model"][f"{name}.weight"], wanted, rtol=0, atol=1e-20)
-    assert is_equal(state["start"], parent["state"]["start"])
+    for name, mask in state.masks.items():
+        wanted = parent["state"].start[f"{name}.weight"] * mask
+        assert torch.allclose(state.model[f"{name}.weight"], wanted, rtol=0, atol=1e-20)
+    assert is_equal(state.start, parent["state"].start)
 
 
 def test_rounds_nest_their_masks_and_return_to_the_start_of_the_first_network():
@@ -363,8 +370,8 @@ def test_rounds_nest_their_masks_and_return_to_the_start_of_the_first_network():
         rounds.append(scratch(rounds[-1], density=density, start="ticket"))
     control = scratch(rounds[-2], density=densities[-1], start="reinitialised")
     for before, after, density in zip(rounds[:-1], rounds[1:], densities, strict=True):
-        masks, values = after["state"]["masks"], before["state"]["model"]
-        earlier = before["state"]["masks"] or {name: torch.ones_like(mask) for name, mask in masks.items()}
+        masks, values = after["state"].masks, before["state"].model
+        earlier = before["state"].masks or {name: torch.ones_like(mask) for name, mask in masks.items()}
         n_left = round(density * sum(mask.numel() for mask in masks.values()))
         assert sum(int(mask.sum()) for mask in masks.values()) == n_left
         ranked = torch.cat([(values[f"{name}.weight"].abs() * earlier[name]).flatten() for name in masks])
@@ -372,9 +379,9 @@ def test_rounds_nest_their_masks_and_return_to_the_start_of_the_first_network():
         for name, mask in masks.items():
             assert not (mask & ~earlier[name]).any()
             assert torch.equal(mask, (values[f"{name}.weight"].abs() >= threshold) & earlier[name])
-        assert is_equal(after["state"]["start"], rounds[0]["state"]["start"])
-    assert is_equal(control["state"]["masks"], rounds[-1]["state"]["masks"])
-    assert not is_equal(control["state"]["start"], rounds[-1]["state"]["start"])
+        assert is_equal(after["state"].start, rounds[0]["state"].start)
+    assert is_equal(control["state"].masks, rounds[-1]["state"].masks)
+    assert not is_equal(control["state"].start, rounds[-1]["state"].start)
 
 
 # Designs.
@@ -390,13 +397,13 @@ def graded(gammas):
     state = lively(**VGG)
     for gamma, blocks in zip(gammas, STAGES.values(), strict=True):
         for i in blocks:
-            state["model"][f"blocks.{i}.bn.weight"].uniform_(0.5 * gamma, 1.5 * gamma)
+            state.model[f"blocks.{i}.bn.weight"].uniform_(0.5 * gamma, 1.5 * gamma)
     return state
 
 
 def slimmed_counts(state, density):
     """How many channels of each block have one of the largest gammas of all."""
-    gammas = [state["model"][f"blocks.{i}.bn.weight"] for i in range(8)]
+    gammas = [state.model[f"blocks.{i}.bn.weight"] for i in range(8)]
     n_left = round(density * sum(len(gamma) for gamma in gammas))
     threshold = torch.cat(gammas).sort(descending=True).values[n_left - 1]
     return [int((gamma >= threshold).sum()) for gamma in gammas]
@@ -491,8 +498,8 @@ def centred(strength):
     """A VGG whose weights at the centres of all kernels are larger, or smaller, by a factor; so is its first stage."""
     state = lively(**VGG)
     for i in range(8):
-        state["model"][f"blocks.{i}.conv.weight"][..., 1, 1] *= strength
-    state["model"]["blocks.0.conv.weight"] *= strength
+        state.model[f"blocks.{i}.conv.weight"][..., 1, 1] *= strength
+    state.model["blocks.0.conv.weight"] *= strength
     return state
 
 
@@ -557,11 +564,11 @@ def test_channels_whose_factors_are_zero_are_gone_but_for_one_of_a_layer_that_wo
 )
 def test_folded_network_computes_what_its_factors_made_of_it(network, n_factors):
     result = execute(**network, pruning="selection", penalty=0.5)
-    factors = result["state"]["factors"]
+    factors = result["state"].factors
     assert [len(value) for value in factors.values()] == n_factors
     assert any((value != 1).any() and value.any() for value in factors.values())
     model = build(**network)
-    model.load_state_dict(result["state"]["model"])
+    model.load_state_dict(result["state"].model)
     loss, accuracy = evaluate(model, digits())
     assert loss == pytest.approx(result["metrics"]["test_loss"], rel=1e-5)
     assert accuracy == pytest.approx(result["metrics"]["test_accuracy"], abs=0.01)
@@ -579,7 +586,7 @@ def test_soft_pruning_ends_on_zeroed_filters_which_are_those_that_go():
     parent = large(**VGG, pruning="soft", density=0.5)
     _, pruned = prune(parent["state"], **VGG, pruning="soft", density=0.5)
     for name, kept in pruned.kept.items():
-        weight = parent["state"]["model"][f"{name}.weight"]
+        weight = parent["state"].model[f"{name}.weight"]
         assert weight.flatten(1).any(dim=1).nonzero().flatten().tolist() == kept.tolist()
         assert len(kept) == len(weight) // 2
 
@@ -614,7 +621,7 @@ def test_soft_pruning_ends_on_zeroed_filters_which_are_those_that_go():
 )
 def test_options_that_do_not_go_together_are_refused(options, n_parents, message):
     with pytest.raises(ValueError, match=message):
-        execute(*[{"state": {}}] * n_parents, **VGG, **options)
+        execute(*[{"state": None}] * n_parents, **VGG, **options)
 
 
 def test_large_network_has_no_ticket_to_start_from():
@@ -637,93 +644,11 @@ def test_design_is_carried_to_images_of_other_classes(pruning, preparation, tmp_
     assert result["status"] == "finished"
 
 
-# Plans.
-
-
-@pytest.mark.parametrize("profile", rethinking.PROFILES)
-def test_plan_lists_each_run_of_its_experiments_once_and_reaches_their_parents(profile):
-    experiments, plan = rethinking.experiments(profile), rethinking.plan(profile)
-    assert len(set(ids(plan))) == len(plan)
-    assert set(ids(plan)) == {run_id for runs in experiments.values() for run_id in ids(runs)}
-    reached = ids(with_parents(plan))
-    for name, runs in experiments.items():
-        assert runs and len(set(ids(runs))) == len(runs), name
-        for run in runs:
-            assert all(reached.index(parent.id) < reached.index(run.id) for parent in run.parents)
-
-
-@pytest.mark.parametrize("profile", rethinking.PROFILES)
-def test_every_experiment_has_as_many_runs_for_each_seed(profile):
-    seeds = (0,) if profile == "smoke" else (0, 1, 2)
-    assert rethinking.SEEDS[profile] == seeds
-    for name, runs in rethinking.experiments(profile).items():
-        found = [run.seed for run in runs]
-        assert sorted(found) == sorted(seeds * (len(found) // len(seeds))), name
-        assert all(parent.seed == run.seed for run in with_parents(runs) for parent in run.parents), name
-    assert {run.seed for run in rethinking.plan(profile, seeds=(5, 3))} == {5, 3}
-
-
-def test_unknown_profile_and_impossible_seeds_are_refused():
-    for function in (rethinking.plan, rethinking.experiments):
-        with pytest.raises(ValueError, match="unknown profile 'huge'; there are smoke, small, full, paper"):
-            function("huge")
-        with pytest.raises(ValueError, match="seeds must be one or more different numbers"):
-            function("smoke", seeds=(1, 1))
-
-
-@pytest.mark.parametrize("profile", rethinking.PROFILES)
-def test_options_of_every_planned_run_go_together(profile):
-    defaults = rethinking.OPTIONS
-    for run in with_parents(rethinking.plan(profile)):
-        rethinking._check(options_of(run), n_parents=len(run.parents))
-        assert all(option in defaults and value != defaults[option] for option, value in run.options.items())
-
-
-LARGE = ("model", "width", "dataset", "image_size", "n_train", "in_colour", "n_epochs", "learning_rate", "schedule")
-
-
-@pytest.mark.parametrize("profile", rethinking.PROFILES)
-def test_pruned_networks_come_from_one_that_was_trained_alike_and_prepared_for_it(profile):
-    for run in with_parents(rethinking.plan(profile, seeds=[0])):
-        options = options_of(run)
-        for place, parent in enumerate(map(options_of, run.parents)):
-            if place == 0:
-                assert all(parent[name] == options[name] for name in LARGE), run
-            pruning = options["pruning"]
-            wanted = {"uniform": "slimming", "guided": "slimming"}.get(pruning)
-            wanted = wanted or (pruning if pruning in PREPARATIONS else None)
-            is_round = pruning == parent["pruning"] == "magnitude" and parent["density"] > options["density"]
-            assert parent["pruning"] == wanted or is_round, run
-            assert (parent["penalty"] > 0) == (wanted in ("slimming", "selection")), run
-            if pruning == "soft":
-                assert all(parent[name] == options[name] for name in ("target", "density")), run
-
-
-# Name of an experiment of `small` and place in it: id. They change with the profile's options, on purpose only.
-FROZEN = {
-    ("predefined_vgg", -1): "e41ea9c8664431df",
-    ("slimmed_densenet", -1): "64300a5e2aa4fc2e",
-    ("tickets", -1): "a839a92488874ba8",
-}
-
-
-def test_ids_of_planned_runs_stay():
-    experiments = rethinking.experiments("small", seeds=[0])
-    for (name, place), run_id in FROZEN.items():
-        assert experiments[name][place].id == run_id, name
-
-
-@pytest.mark.parametrize("profile", ["smoke", "small"])
-def test_every_run_of_the_small_profiles_can_be_forecast(profile, monkeypatch):
-    monkeypatch.setattr(rethinking, "dataset_of", noise)
-    for run in with_parents(rethinking.plan(profile, seeds=[0])):
-        run = Run(run.recipe, dict(run.options) | {"batch_size": 8}, run.seed, run.parents)
-        workload = rethinking.forecast(run)
-        assert workload.macs > 0 and workload.n_steps > 0 and workload.n_evaluated > 0, run
+# Forecasts.
 
 
 def forecast(**options):
-    return rethinking.forecast(make_run("rethinking", rethinking.OPTIONS, seed=0, **TINY | VGG | options))
+    return runner.forecast(RETHINKING, RETHINKING.run(seed=0, **TINY | VGG | options))
 
 
 def test_forecast_is_what_training_costs():
@@ -743,64 +668,3 @@ def test_forecast_is_what_training_costs():
 def test_forecast_counts_tested_images_at_each_evaluation():
     n_test = len(digits().test_labels)
     assert forecast(n_epochs=5, eval_every=2).n_evaluated == 3 * n_test
-
-
-# The large profiles take a step: of `full` one run of each kind, of `paper` every run.
-
-FEW = {"image_size": 32, "n_epochs": 1, "fine_tune_epochs": 1, "max_epochs": 1}
-
-
-def firsts(profile, key):
-    """For each experiment the runs of which none before it has the key."""
-    seen, found = set(), {}
-    for name, runs in rethinking.experiments(profile, seeds=[0]).items():
-        for run in runs:
-            if key(run) not in seen:
-                seen.add(key(run))
-                found.setdefault(name, []).append(run)
-    return [pytest.param(own, id=name) for name, own in found.items()]
-
-
-def kind(run):
-    """How a run is pruned and trained; of a large network also which it is."""
-    options = options_of(run)
-    network = options["model"] if options["training"] == "dense" else None
-    return options["training"], options["pruning"], options["start"], network
-
-
-def take_a_step(runs, **changes):
-    """Executes runs on few images, parents before children."""
-    states = {}
-    for run in with_parents(runs):
-        options, parents = dict(run.options) | FEW | changes, [states[parent.id] for parent in run.parents]
-        result = rethinking.execute(Run(run.recipe, options, 0, run.parents), device="cpu", parents=parents)
-        assert result["status"] == "finished" and result["metrics"]["n_steps"] == 1, run
-        states[run.id] = result["state"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
-@pytest.mark.parametrize("runs", firsts("full", kind))
-def test_each_kind_of_run_of_the_full_profile_takes_a_step(runs, monkeypatch):
-    monkeypatch.setattr(rethinking, "dataset_of", noise)
-    is_grouped = options_of(runs[0])["model"] == RESNEXT["model"]
-    take_a_step(runs, width=1.0 if is_grouped else 0.25, batch_size=16)
-
-
-def write_images(folder):
-    """An image of each of four classes to train on, and one to test, as ImageNet has them."""
-    for part, number in itertools.product(("train", "test"), range(4)):
-        path = folder / part / f"n0{number}" / "1.png"
-        path.parent.mkdir(parents=True)
-        pixels = torch.randint(256, (32, 40, 3), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(path)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
-@pytest.mark.parametrize("runs", firsts("paper", attrgetter("id")))
-def test_each_run_of_the_paper_profile_takes_a_step_on_a_folder_of_images(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "DATA", tmp_path)
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    write_images(tmp_path / "imagenet")
-    take_a_step(runs, batch_size=4, learning_rate=1e-3)  # large steps on four images may not end well

@@ -3,14 +3,18 @@
 import pytest
 import torch
 
-from prunelab import cost, data, paths, records
-from prunelab.engine import with_parents
+from prunelab import cost, data, paths
 from prunelab.methods import METHODS
 from prunelab.methods.gradual import scheduled_count
 from prunelab.methods.static import active_counts
 from prunelab.models import MODELS, TORCHVISION_MODELS
-from prunelab.recipes import rigl
-from prunelab.runs import Run, make_run
+from prunelab.recipes import RIGL, runner
+from prunelab.recipes.common import network_of
+from prunelab.recipes.masking import width_of
+from prunelab.recipes.rigl import setup
+from prunelab.recipes.rigl.plan import RigLOptions
+from prunelab.recipes.starts import STARTS
+from prunelab.runs import Run
 
 TINY = {"model": "resnet8", "width": 0.5, "dataset": "digits", "n_train": 128, "batch_size": 64, "n_epochs": 2}
 
@@ -21,9 +25,14 @@ def digits():
 
 
 def execute(*parents, grow_score=None, seed=0, **options):
-    run = make_run("rigl", rigl.OPTIONS, seed=seed, **TINY | options)
+    run = RIGL.run(seed=seed, parents=(), **TINY | options)
     states = [parent["state"] for parent in parents]
-    return rigl.execute(run, device="cpu", parents=states, grow_score=grow_score)
+    return runner.execute(RIGL, run, device="cpu", parents=states, grow_score=grow_score)
+
+
+def build(dataset, /, **options):
+    options = RigLOptions(**options)
+    return network_of(options, dataset, width=width_of(options, dataset))
 
 
 # Two hidden layers, (30, 64) and (10, 30); the output is (10, 10). Plain steps of constant size.
@@ -63,29 +72,28 @@ def ids(runs):
 @pytest.mark.parametrize("density", [0.5, 0.05])
 @pytest.mark.parametrize("model", ["resnet8", "lenet_300_100"])
 def test_small_dense_is_as_large_as_its_rival_and_no_width_is_nearer(method, column, density, model, digits):
-    options = rigl.OPTIONS | {"method": method, "density": density, "model": model, "width": 1.0}
+    options = {"method": method, "density": density, "model": model}
     image = {"in_channels": 1, "image_size": 8}
-    dense = rigl.build(options | {"method": "dense"}, digits)
+    dense = build(digits, **options | {"method": "dense"})
     counts = active_counts(dense, density=density, distribution="erk")
     target = cost.total(cost.layer_table(dense, n_active=counts, **image), column)
 
     def size(width):
         with torch.device("meta"):
-            network = rigl.build(options | {"method": "dense", "width": width}, digits)
+            network = build(digits, **options | {"method": "dense", "width": width})
         return cost.total(cost.layer_table(network, **image), column)
 
-    found = cost.total(cost.layer_table(rigl.build(options, digits), **image), column)
+    found = cost.total(cost.layer_table(build(digits, **options), **image), column)
     nearest = min((size(k / 256) for k in range(1, 257)), key=lambda size: abs(size - target))
     assert abs(found - target) == abs(nearest - target)
 
 
 def test_small_dense_draws_its_weights_from_the_seed_alone(digits):
-    options = rigl.OPTIONS | {"method": "small_dense", "model": "resnet8"}
     torch.manual_seed(3)
-    first = rigl.build(options, digits)
+    first = build(digits, method="small_dense", model="resnet8")
     share = first.fc.in_features / 64
     torch.manual_seed(3)
-    second = rigl.build(options | {"method": "dense", "width": share}, digits)
+    second = build(digits, method="dense", model="resnet8", width=share)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
@@ -102,7 +110,7 @@ def test_seeds_differ():
 
 
 def dense_macs(model="resnet8"):
-    dense = rigl.build(rigl.OPTIONS | TINY | {"method": "dense", "model": model}, data.load("digits"))
+    dense = build(data.load("digits"), **TINY | {"method": "dense", "model": model})
     return cost.total(cost.layer_table(dense, in_channels=1, image_size=8), "macs")
 
 
@@ -111,11 +119,11 @@ def test_costs_are_measured_on_the_final_network(name):
     result = execute(method=name, density=1.0 if name in ("dense", "lottery") else 0.1, update_every=1)
     metrics, layers = result["metrics"], result["layers"]
     assert metrics["n_active"] == sum(layer["n_active"] for layer in layers)
-    assert metrics["measured_density"] == metrics["n_active"] / metrics["n_weights"]
+    assert metrics["measured_density"] == metrics["n_active"] / metrics["n_reference_weights"]
     assert metrics["macs"] == sum(layer["macs"] for layer in layers)
     assert metrics["n_steps"] == 4
     if "dense" not in name:
-        assert metrics["n_active"] == round((1.0 if name == "lottery" else 0.1) * metrics["n_weights"])
+        assert metrics["n_active"] == round((1.0 if name == "lottery" else 0.1) * metrics["n_reference_weights"])
     # RigL's updates, at every step up to three quarters of training, took a batch each, and SNIP's pruning took one;
     # these needed dense gradients. SNFS needs them on all of its four batches.
     n_extra, n_dense_gradients = {"rigl": (4, 4), "snip": (1, 1), "snfs": (0, 4)}.get(name, (0, 0))
@@ -155,7 +163,7 @@ def test_uniform_names_its_first_layer_as_dense():
 
 def forecast(**options):
     parents = (Run("rigl"), Run("rigl", seed=1)) if "path" in options else ()
-    return rigl.forecast(make_run("rigl", rigl.OPTIONS, seed=0, parents=parents, **TINY | options))
+    return runner.forecast(RIGL, RIGL.run(seed=0, parents=parents, **TINY | options))
 
 
 def test_forecast_is_what_dense_training_costs_for_masked_networks_too():
@@ -188,100 +196,7 @@ def test_every_model_of_the_registry_can_be_forecast():
         assert forecast(model=model, width=1.0).macs > 0
 
 
-# Height and width of the images as they are published; none can be enlarged.
-NATIVE_SIZES = {
-    "digits": 8,
-    "glyphs": 32,
-    "mnist": 28,
-    "mnist10k": 28,
-    "fashion_mnist": 28,
-    "cifar10": 32,
-    "cifar100": 32,
-}
-NATIVE_SIZES |= {"svhn": 32, "omniglot-small": 32, "tiny-imagenet-200-32px": 32}
-
-
-@pytest.mark.parametrize("profile", rigl.PROFILES)
-def test_no_image_of_a_plan_has_to_be_enlarged(profile):
-    for run in with_parents(rigl.plan(profile, seeds=[0])):
-        options = rigl.OPTIONS | dict(run.options)
-        assert (options["image_size"] or 0) <= NATIVE_SIZES[options["dataset"]], run
-
-
-def noise(options, device):
-    """Random images in the shape of a run's own."""
-    name, size = options["dataset"], options["image_size"] or NATIVE_SIZES[options["dataset"]]
-    is_grey = any(part in name for part in ("mnist", "digits", "glyphs")) and not options["in_colour"]
-    num_classes = {"tiny-imagenet-200-32px": 200, "omniglot-small": 242, "cifar100": 100}.get(name, 10)
-    images = torch.randint(256, (16, size, size, 1 if is_grey else 3), dtype=torch.uint8)
-    labels = torch.arange(16) % num_classes
-    names = tuple(map(str, range(num_classes)))
-    return data.Dataset(name, images, labels, images[:8], labels[:8], names, flip=True, source="noise", sha256="0")
-
-
-KIND = ("method", "model", "dataset", "distribution", "equal", "first_layer", "start", "optimizer", "decay")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("profile", ["full", "paper"])
-def test_each_kind_of_run_of_a_large_profile_trains_and_hands_on_its_state(profile, monkeypatch):
-    monkeypatch.setattr(rigl, "dataset_of", noise)
-    kinds = {}
-    for run in with_parents(rigl.plan(profile, seeds=[0])):
-        options = rigl.OPTIONS | dict(run.options)
-        if options["path"] is None:  # paths need more images; `smoke` has them all
-            kinds.setdefault(tuple(options[name] for name in KIND), run)
-    assert len(kinds) > 40
-    states = {}
-    for run in with_parents(kinds.values()):
-        few = dict(run.options) | {"n_train": None, "batch_size": 8, "n_epochs": 2, "train_multiplier": 1.0}
-        parents = [states[parent.id] for parent in run.parents]
-        result = rigl.execute(Run(run.recipe, few, 0, run.parents), device="cpu", parents=parents)
-        assert result["status"] == "finished", run
-        states[run.id] = result["state"]
-
-
-@pytest.mark.parametrize("profile", rigl.PROFILES)
-def test_plan_lists_each_run_of_its_experiments_once_and_their_parents_too(profile):
-    experiments = rigl.experiments(profile)
-    plan = ids(rigl.plan(profile))
-    assert len(set(plan)) == len(plan)
-    assert set(plan) == {run_id for runs in experiments.values() for run_id in ids(runs)}
-    for name, runs in experiments.items():
-        assert len(set(ids(runs))) == len(runs), name
-        assert {parent.id for run in runs for parent in run.parents} <= set(plan), name
-
-
-@pytest.mark.parametrize("profile", rigl.PROFILES)
-def test_every_experiment_has_as_many_runs_for_each_seed_and_smoke_one_seed_beyond_the_main_ones(profile):
-    for name, runs in rigl.experiments(profile).items():
-        seeds = [run.seed for run in runs]
-        wanted = {"smoke": (0,)}.get(profile, (0, 1, 2)) if name != "main" else rigl.SEEDS[profile]
-        assert sorted(seeds) == sorted(wanted * (len(seeds) // len(wanted))), name
-        assert seeds or name == "networks", name
-        assert all(parent.seed == run.seed for run in runs for parent in run.parents), name
-    chosen = rigl.experiments(profile, seeds=(5, 3))
-    assert {run.seed for run in chosen["lottery"]} == ({5} if profile == "smoke" else {5, 3})
-
-
-@pytest.mark.parametrize("profile", rigl.PROFILES)
-def test_options_of_every_planned_run_go_together(profile):
-    for run in rigl.plan(profile):
-        rigl._check(rigl.OPTIONS | dict(run.options), n_parents=len(run.parents))
-        assert all(option in rigl.OPTIONS and value != rigl.OPTIONS[option] for option, value in run.options.items())
-
-
-def test_shipped_records_are_of_planned_runs_and_of_the_options_these_have_today():
-    planned = {run.id: run for profile in ("smoke", "small") for run in rigl.plan(profile)}
-    shipped = records.load(rigl.NOTEBOOK)
-    assert len(shipped) >= 132
-    for record in shipped:
-        assert record["id"] in planned, record["options"]
-        # A default that changed would leave the ids alone, and make the old records wrong.
-        assert record["options"].items() <= (rigl.OPTIONS | dict(planned[record["id"]].options)).items()
-
-
-@pytest.mark.parametrize("start", rigl.STARTS)
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("method", ["static", "set", "snfs", "rigl", "lottery"])
 def test_every_start_trains_with_every_method_that_takes_one(start, method, first_round, second_round):
     density = {"fresh": 1.0, "ticket": 0.3}.get(start, 0.5)
@@ -291,24 +206,24 @@ def test_every_start_trains_with_every_method_that_takes_one(start, method, firs
     # The ticket's own mask, but a lottery prunes it; drawn afresh, a mask covers the output too, dense here.
     n_kept = round((density if method == "lottery" else 0.5) * N_TICKET)
     assert result["metrics"]["n_active"] == (N_TICKET if start == "fresh" else n_kept) + 100
-    for name, mask in result["state"]["masks"].items():
-        assert not result["state"]["model"][f"{name}.weight"][~mask].any()
+    for name, mask in result["state"].masks.items():
+        assert not result["state"].model[f"{name}.weight"][~mask].any()
 
 
 def test_next_round_keeps_the_largest_trained_weights_of_the_last(first_round, second_round):
     third = execute(second_round, method="lottery", density=0.25, start="ticket", **STILL)
     for before, after, n_left in ((first_round, second_round, N_TICKET // 2), (second_round, third, N_TICKET // 4)):
-        old, new = before["state"]["masks"], after["state"]["masks"]
+        old, new = before["state"].masks, after["state"].masks
         assert old.keys() == new.keys() == {"1", "3"}
-        ranked = torch.cat([(before["state"]["model"][f"{name}.weight"].abs() * old[name]).flatten() for name in old])
+        ranked = torch.cat([(before["state"].model[f"{name}.weight"].abs() * old[name]).flatten() for name in old])
         threshold = ranked.sort(descending=True).values[n_left - 1]
         for name in new:
-            assert torch.equal(new[name], before["state"]["model"][f"{name}.weight"].abs() * old[name] >= threshold)
+            assert torch.equal(new[name], before["state"].model[f"{name}.weight"].abs() * old[name] >= threshold)
         # Each round starts where the first did, whatever was pruned since.
-        for name, value in first_round["state"]["start"].items():
-            assert torch.equal(after["state"]["start"][name], value)
+        for name, value in first_round["state"].start.items():
+            assert torch.equal(after["state"].start[name], value)
     # A round that does not move ends where it started: the first values under its mask.
-    assert is_near(weights(third["state"]["model"]), masked(first_round["state"]["start"], third["state"]["masks"]))
+    assert is_near(weights(third["state"].model), masked(first_round["state"].start, third["state"].masks))
 
 
 @pytest.mark.parametrize("method", ["static", "lottery"])
@@ -319,22 +234,22 @@ def test_starts_take_values_and_mask_from_the_parent_or_not(method, second_round
         for start in ("ticket", "reinitialised", "shuffled", "solution")
     }
     for start, child in children.items():
-        for name, mask in parent["masks"].items():
-            assert int(child["masks"][name].sum()) == int(mask.sum())
-            assert torch.equal(child["masks"][name], mask) == (start != "shuffled")
-    assert is_near(weights(children["ticket"]["model"]), masked(parent["start"], parent["masks"]))
-    assert is_near(weights(children["shuffled"]["model"]), masked(parent["start"], children["shuffled"]["masks"]))
-    assert is_near(weights(children["solution"]["model"]), weights(parent["model"]))
-    new = children["reinitialised"]["model"]
-    for name, value in weights(parent["start"]).items():
-        mask = parent["masks"].get(name, torch.ones_like(value, dtype=torch.bool))
+        for name, mask in parent.masks.items():
+            assert int(child.masks[name].sum()) == int(mask.sum())
+            assert torch.equal(child.masks[name], mask) == (start != "shuffled")
+    assert is_near(weights(children["ticket"].model), masked(parent.start, parent.masks))
+    assert is_near(weights(children["shuffled"].model), masked(parent.start, children["shuffled"].masks))
+    assert is_near(weights(children["solution"].model), weights(parent.model))
+    new = children["reinitialised"].model
+    for name, value in weights(parent.start).items():
+        mask = parent.masks.get(name, torch.ones_like(value, dtype=torch.bool))
         assert (new[f"{name}.weight"][mask] != value[mask]).all() and not new[f"{name}.weight"][~mask].any()
 
 
 def test_controls_differ_between_seeds(second_round):
     for start, key in (("reinitialised", "model"), ("shuffled", "masks")):
         options = {"method": "static", "start": start, **STILL}
-        first, again, other = (execute(second_round, seed=seed, **options)["state"][key] for seed in (0, 0, 1))
+        first, again, other = (getattr(execute(second_round, seed=seed, **options)["state"], key) for seed in (0, 0, 1))
         name = "1.weight" if key == "model" else "1"
         assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 
@@ -342,24 +257,24 @@ def test_controls_differ_between_seeds(second_round):
 def test_original_values_of_a_dynamic_run_come_back_under_its_final_mask():
     found = execute(method="rigl", density=0.3, update_every=1, **MLP)
     again = execute(found, method="static", start="ticket", density=0.3, **STILL)
-    assert again["state"]["masks"].keys() == {"1", "3", "5"}
-    assert is_near(weights(again["state"]["model"]), masked(found["state"]["start"], found["state"]["masks"]))
+    assert again["state"].masks.keys() == {"1", "3", "5"}
+    assert is_near(weights(again["state"].model), masked(found["state"].start, found["state"].masks))
     torch.manual_seed(0)  # the run's seed: its values before any mask
-    untrained = rigl.build(rigl.OPTIONS | TINY | MLP | {"method": "rigl"}, data.load("digits")).state_dict()
-    assert is_near(weights(found["state"]["start"]), weights(untrained))
+    untrained = build(data.load("digits"), **TINY | MLP).state_dict()
+    assert is_near(weights(found["state"].start), weights(untrained))
 
 
 def test_values_of_the_rewind_epoch_are_those_of_a_run_that_ends_there():
     options = {"method": "lottery", "density": 1.0, **MLP}
     rewinding = execute(**options, rewind_epochs=1.0)
     short = execute(**TINY | options | {"n_epochs": 1})
-    for name, value in short["state"]["model"].items():
-        assert torch.equal(rewinding["state"]["start"][name], value)
-        assert not torch.equal(rewinding["state"]["model"][name], value)
+    for name, value in short["state"].model.items():
+        assert torch.equal(rewinding["state"].start[name], value)
+        assert not torch.equal(rewinding["state"].model[name], value)
     child = execute(rewinding, **STILL, method="lottery", density=0.5, start="ticket", rewind_epochs=1.0)
-    for name, value in short["state"]["model"].items():
-        assert torch.equal(child["state"]["start"][name], value)
-    assert is_near(weights(child["state"]["model"]), masked(short["state"]["model"], child["state"]["masks"]))
+    for name, value in short["state"].model.items():
+        assert torch.equal(child["state"].start[name], value)
+    assert is_near(weights(child["state"].model), masked(short["state"].model, child["state"].masks))
 
 
 def test_costs_of_all_rounds_add_up(first_round, second_round):
@@ -367,18 +282,18 @@ def test_costs_of_all_rounds_add_up(first_round, second_round):
     ratios = [result["metrics"]["training_macs_ratio"] for result in (first_round, second_round, third)]
     # 2,220 weights of the hidden layers and 100 of the output; a weight of a perceptron is a MAC.
     assert ratios == pytest.approx([1.0, (1110 + 100) / 2320, (555 + 100) / 2320])
-    assert "total_training_macs_ratio" not in first_round["metrics"]
-    assert second_round["metrics"]["total_training_macs_ratio"] == pytest.approx(sum(ratios[:2]))
-    assert third["metrics"]["total_training_macs_ratio"] == pytest.approx(sum(ratios))
+    macs = [result["metrics"]["training_macs"] for result in (first_round, second_round, third)]
+    for n, result in enumerate((first_round, second_round, third), start=1):
+        assert result["metrics"]["total_training_macs"] == sum(macs[:n]) == result["state"].training_macs
 
 
 def test_ticket_moves_to_other_classes_with_a_new_output(first_round, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     target = {"dataset": "glyphs:greek:5", "image_size": 8}
     found = execute(first_round, **TINY | STILL | target, method="static", start="ticket")["state"]
-    start, masks = first_round["state"]["start"], first_round["state"]["masks"]
-    assert torch.equal(found["masks"]["1"], masks["1"]) and is_near({"1": found["model"]["1.weight"]}, weights(start))
-    assert found["model"]["5.weight"].shape == (5, 10)
+    start, masks = first_round["state"].start, first_round["state"].masks
+    assert torch.equal(found.masks["1"], masks["1"]) and is_near({"1": found.model["1.weight"]}, weights(start))
+    assert found.model["5.weight"].shape == (5, 10)
 
 
 @pytest.mark.parametrize("path", ["line", "quadratic_sparse", "cubic_sparse", "quadratic_dense"])
@@ -386,17 +301,17 @@ def test_path_bends_between_its_parents_in_the_space_it_is_given(path, monkeypat
     options = TINY | MLP | {"n_train": 256, "density": 0.2, "update_every": 1}
     parents = [execute(**options, method=method) for method in ("static", "gmp")]
     fitted = []
-    fit_curve = rigl.landscape.fit_curve
+    fit_curve = setup.landscape.fit_curve
 
     def spy(*arguments, **named):
         fitted.extend(fit_curve(*arguments, **named))
         assert named["n_steps"] == 8  # two epochs of 256 images in batches of 64
         return fitted
 
-    monkeypatch.setattr(rigl.landscape, "fit_curve", spy)
+    monkeypatch.setattr(setup.landscape, "fit_curve", spy)
     result = execute(*parents, **options, method="dense", path=path)
     line = execute(*parents, **options, method="dense", path="line")
-    assert result["status"] == "finished" and result["state"] == {} and result["layers"] == []
+    assert result["status"] == "finished" and result["state"] is None and result["layers"] == []
     losses = result["curves"]["train_loss"]
     assert result["curves"]["position"] == pytest.approx([k / 20 for k in range(21)])
     assert result["metrics"]["loss_barrier"] == max(losses) - max(losses[0], losses[-1])
@@ -409,7 +324,7 @@ def test_path_bends_between_its_parents_in_the_space_it_is_given(path, monkeypat
     assert len(fitted) == {"line": 0, "cubic_sparse": 2}.get(path, 1)
     for control in fitted:
         outside = torch.cat([
-            control[f"{name}.weight"][~(mask | gmp["masks"][name])] for name, mask in static["masks"].items()
+            control[f"{name}.weight"][~(mask | gmp.masks[name])] for name, mask in static.masks.items()
         ])  # fmt: skip
         assert len(outside) and outside.any() == (path == "quadratic_dense")
 
@@ -478,7 +393,7 @@ def test_units_are_those_of_the_final_network(method, n_active):
         assert (found["n_weights"], found["n_bytes"]) == (2320, 4 * (2320 + 50) + 290)
         assert (result["metrics"]["input_share"], result["metrics"]["central_share"]) == (1.0, 0.25)
     else:
-        mask = result["state"]["masks"]["1"]
+        mask = result["state"].masks["1"]
         assert found["input_connections"] == [int(mask[:, pixel].sum()) for pixel in range(64)]
         assert found["n_weights"] <= n_active
         assert result["metrics"]["input_share"] == pytest.approx(float(mask.any(dim=0).float().mean()))
@@ -536,19 +451,18 @@ def test_starts_and_paths_on_a_gpu_take_states_from_the_cpu():
     options = TINY | MLP | {"n_train": 256, "density": 0.2}
 
     def on_gpu(*parents, **changes):
-        run = make_run("rigl", rigl.OPTIONS, seed=0, **options | changes)
-        return rigl.execute(run, device="cuda", parents=parents)
+        run = RIGL.run(seed=0, **options | changes)
+        return runner.execute(RIGL, run, device="cuda", parents=parents)
 
     static, gmp = (execute(**options, method=method)["state"] for method in ("static", "gmp"))
-    for start in set(rigl.STARTS) - {"fresh"}:
+    for start in set(STARTS) - {"fresh"}:
         assert on_gpu(static, method="rigl", start=start)["status"] == "finished"
     for path in ("line", "quadratic_sparse", "quadratic_dense"):
         assert on_gpu(static, gmp, method="dense", path=path)["status"] == "finished"
 
 
 def test_own_criterion_without_rigl_and_training_of_no_epoch_are_refused():
-    run = make_run("rigl", rigl.OPTIONS, seed=0, **TINY, method="set")
     with pytest.raises(ValueError, match="method 'set' does not grow by it"):
-        rigl.execute(run, device="cpu", grow_score=lambda weight, gradient: gradient.abs())
+        execute(method="set", grow_score=lambda weight, gradient: gradient.abs())
     with pytest.raises(ValueError, match=r"2 epochs times 0\.1 leave no training"):
         execute(train_multiplier=0.1)

@@ -27,8 +27,7 @@ import numpy as np
 import pandas as pd
 
 from prunelab import paths
-
-PROFILES = ("smoke", "small", "full", "paper")  # from the smallest to the largest
+from prunelab.runs import PROFILES
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"

@@ -6,11 +6,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prunelab import forecast
+    from prunelab.recipes import Recipe
 
 NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
 # By how much a count may move with the kind of processor, where weights decide: selection cut tiny networks 9 % apart.
@@ -95,20 +95,20 @@ def _seeds(text: str) -> list[int]:
     return [int(seed) for seed in text.split(",")]
 
 
-def _recipes(options: argparse.Namespace) -> list[ModuleType]:
+def _recipes(options: argparse.Namespace) -> "list[Recipe]":
     from prunelab import recipes
 
     names = [Path(name).stem for name in options.notebooks]  # notebooks/01_rigl.ipynb will do
-    names = names or sorted(recipe.NOTEBOOK for recipe in recipes.RECIPES.values())
+    names = names or sorted(recipe.notebook for recipe in recipes.RECIPES.values())
     return [recipes.for_notebook(name) for name in names]
 
 
-def _plans(options: argparse.Namespace) -> Iterable[tuple[ModuleType, str, list]]:
+def _plans(options: argparse.Namespace) -> "Iterable[tuple[Recipe, str, list]]":
     """Recipe, profile and runs, parents included, of each notebook and profile that was asked for."""
-    from prunelab import engine
+    from prunelab import engine, recipes
 
     for recipe in _recipes(options):
-        for profile in [options.profile] if options.profile else recipe.PROFILES:
+        for profile in [options.profile] if options.profile else recipes.PROFILES:
             yield recipe, profile, engine.with_parents(recipe.plan(profile, seeds=options.seeds))
 
 
@@ -127,7 +127,7 @@ def _plan(options: argparse.Namespace) -> None:
     for recipe, profile, plan, workloads in plans:
         done = engine.on_record(plan)
         left = [run for run in plan if run.id not in done]
-        row = {"notebook": recipe.NOTEBOOK, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
+        row = {"notebook": recipe.notebook, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
         row |= {"minutes afresh": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
         if pace and workloads:
             row["TMACs"] = f"{sum(workload.training_macs for workload in workloads.values()) / 1e12:,.2f}"
@@ -141,13 +141,15 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
 
 
-def _workloads(recipe: ModuleType, plan: list) -> "dict[str, forecast.Workload]":
+def _workloads(recipe: "Recipe", plan: list) -> "dict[str, forecast.Workload]":
     """What each run is for a machine, by id; none where the images are missing that decide it."""
+    from prunelab.recipes import runner
+
     alike: dict[frozenset, forecast.Workload] = {}  # runs that differ in their seed cost the same
     for run in plan:
         key = frozenset(run.options.items())
         try:
-            alike[key] = alike[key] if key in alike else recipe.forecast(run)
+            alike[key] = alike[key] if key in alike else runner.forecast(recipe, run)
         except OSError:
             return {}
     return {run.id: alike[frozenset(run.options.items())] for run in plan}
@@ -159,9 +161,9 @@ def _run(options: argparse.Namespace) -> None:
     for recipe, profile, plan in _plans(options):
         done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs)
         n_diverged = sum(record["status"] == "diverged" for record in done)
-        print(f"{recipe.NOTEBOOK} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
+        print(f"{recipe.notebook} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
         if options.ship:
-            print(f"{recipe.NOTEBOOK}: {records.ship(recipe.NOTEBOOK, done)} records ship now")
+            print(f"{recipe.notebook}: {records.ship(recipe.notebook, done)} records ship now")
 
 
 def _figures(options: argparse.Namespace) -> int:
@@ -223,16 +225,16 @@ def _differing_counts(pair: dict) -> list[str]:
     ]
 
 
-def _recorded_profile(recipe: ModuleType) -> str:
+def _recorded_profile(recipe: "Recipe") -> str:
     """The largest profile whose runs are all on record; the smallest one where there is none."""
-    from prunelab import engine
+    from prunelab import engine, recipes
 
     whole = [
         profile
-        for profile in recipe.PROFILES
+        for profile in recipes.PROFILES
         if len(engine.on_record(plan := recipe.plan(profile))) == len({run.id for run in plan})
     ]
-    return whole[-1] if whole else recipe.PROFILES[0]
+    return whole[-1] if whole else recipes.PROFILES[0]
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -242,11 +244,11 @@ def _status(options: argparse.Namespace) -> None:
     rows = []
     for recipe, profile, plan in _plans(options):
         ids = {run.id for run in plan}
-        shipped = {record["id"]: record for record in records.load(recipe.NOTEBOOK)}
+        shipped = {record["id"]: record for record in records.load(recipe.notebook)}
         known = mine | shipped
         rows.append(
             {
-                "notebook": recipe.NOTEBOOK,
+                "notebook": recipe.notebook,
                 "profile": profile,
                 "runs": len(ids),
                 "shipped": len(ids & shipped.keys()),

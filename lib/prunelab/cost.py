@@ -10,7 +10,7 @@ Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded 
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,25 @@ def matching_density(layers: list[dict], active_counts: Callable[[float], Mappin
     if not least <= macs <= most:
         raise ValueError(f"no density costs {macs:,} MACs: this network takes {least:,} to {most:,}")
     return nearest_step(macs, macs_with, least=len(dense), most=n_weights) / n_weights
+
+
+def mean_macs(layers: list[dict], active_counts: Sequence[tuple[int, Mapping[str, int]]], *, n_steps: int) -> float:
+    """Averages the MACs of a forward pass over a training in which layers lose weights now and then.
+
+    Args:
+        layers: Table of the dense network, from `layer_table`.
+        active_counts: From which step on how many weights of each masked layer were active; before that all were.
+        n_steps: Optimizer steps of the training.
+    """
+    n_positions = {layer["name"]: layer["macs"] / layer["n_weights"] for layer in layers}
+    sizes = {layer["name"]: layer["n_weights"] for layer in layers}
+    dense_macs = total(layers, "macs")
+    stops = [*(step for step, _ in active_counts), n_steps]
+    spent = dense_macs * stops[0]
+    for (step, counts), stop in zip(active_counts, stops[1:], strict=True):
+        saved = sum((sizes[name] - n) * n_positions[name] for name, n in counts.items())
+        spent += (dense_macs - saved) * (stop - step)
+    return spent / n_steps
 
 
 def nearest_step(wanted: float, size: Callable[[int], float], *, least: int = 1, most: int) -> int:

@@ -30,6 +30,8 @@ from tqdm import tqdm
 from prunelab import paths, recipes, records
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.files import atomic_write
+from prunelab.recipes import runner
+from prunelab.recipes.recipe import State
 from prunelab.runs import Run
 
 POLL_SECONDS = 0.5  # between two looks at the progress of running workers
@@ -66,7 +68,7 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
     wanted = {run.id: run for run in plan}
     found = {run_id: record for run_id in wanted if (record := records.find(run_id, store))}
     if not fresh:
-        notebooks = {recipes.get(run.recipe).NOTEBOOK for run in wanted.values()}
+        notebooks = {recipes.get(run.recipe).notebook for run in wanted.values()}
         shipped = {record["id"]: record for notebook in notebooks for record in records.load(notebook)}
         found |= {run_id: record for run_id, record in shipped.items() if run_id in wanted}
     return {run_id: _with_defaults(record) for run_id, record in found.items()}
@@ -74,7 +76,7 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
 
 def _with_defaults(record: dict) -> dict:
     """The record with the options that its recipe got since; a new option's default is what was done before it."""
-    return record | {"options": recipes.get(record["recipe"]).OPTIONS | record["options"]}
+    return record | {"options": recipes.get(record["recipe"]).defaults | record["options"]}
 
 
 def with_parents(plan: Iterable[Run]) -> list[Run]:
@@ -212,7 +214,7 @@ def execute(item: Run, *, store: Path, device: str, keep_state: bool = False) ->
                 half_written.unlink()
             trained, state = _train(item, store=store, device=device)
             if keep_state:
-                save_checkpoint(state, folder / "state")
+                save_checkpoint(vars(state), folder / "state")
             if record is None:
                 record = trained
                 records.save(record, store)
@@ -226,10 +228,11 @@ def execute(item: Run, *, store: Path, device: str, keep_state: bool = False) ->
 def _train(item: Run, *, store: Path, device: str) -> tuple[dict, dict]:
     provenance = records.provenance()  # before training: the commit may change under a long run
     recipe = recipes.get(item.recipe)
-    result = recipe.execute(
+    result = runner.execute(
+        recipe,
         item,
         device=device,
-        parents=[load_checkpoint(store / parent.id / "state") for parent in item.parents],
+        parents=[State(**load_checkpoint(store / parent.id / "state")) for parent in item.parents],
         checkpoint=store / item.id / "checkpoint",
         report=lambda share: atomic_write(store / item.id / "progress", f"{share:.4f}"),
     )
@@ -238,7 +241,7 @@ def _train(item: Run, *, store: Path, device: str) -> tuple[dict, dict]:
         "format": records.FORMAT,
         "id": item.id,
         "recipe": item.recipe,
-        "options": recipe.OPTIONS | dict(item.options),
+        "options": recipe.defaults | dict(item.options),
         "seed": item.seed,
         "parent": item.parent_ids,
         **_finite(result),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from prunelab import __version__, records
-from prunelab.claims import PROFILES
+from prunelab.runs import PROFILES
 
 _ALLOWED = {"profile": PROFILES, "device": ("auto", "cpu", "cuda")}
 _STARTED = datetime.now(UTC).replace(microsecond=0)  # records give whole seconds

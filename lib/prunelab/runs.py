@@ -1,11 +1,14 @@
 """A run is a value: what is trained, with which options, seed and parents. Its id is a hash of just that."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, get_args, get_type_hints
 
 Option = str | int | float | bool | None
+PROFILES = ("smoke", "small", "full", "paper")  # plans of growing size
 
 
 @dataclass(frozen=True)
@@ -57,27 +60,70 @@ class Run:
         return f"{self.recipe} {options} seed={self.seed} ({self.id})"
 
 
-def make_run(
-    recipe: str, defaults: Mapping[str, Option], *, seed: int, parents: tuple[Run, ...] = (), **options: Option
-) -> Run:
-    """A run whose options have been checked against a recipe's defaults and stripped of them.
+def option(help: str, default: Option = MISSING) -> Any:
+    """Gives a field of `Options` one line of help, and its default where all recipes share one."""
+    return field(default=default, metadata={"help": help})
 
-    Whole numbers given for a fractional option become fractions, so 1 and 1.0 are one run.
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What may be chosen of a recipe's runs: one typed field each, whose metadata has one line of help.
 
     Raises:
-        ValueError: An option the recipe does not have, one of another type, or a seed below 0.
+        ValueError: A value of another type than its field's. A whole number given for a fraction becomes one.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+
+    def __post_init__(self) -> None:
+        for name, allowed in _types(type(self)).items():
+            value = getattr(self, name)
+            if type(value) is int and float in allowed:  # so 1 and 1.0 are one run
+                object.__setattr__(self, name, float(value))
+            elif type(value) not in allowed:
+                raise ValueError(f"option {name} is {_in_words(allowed)}, got {value!r}")
+
+    @property
+    def changed(self) -> dict[str, Option]:
+        """Those that differ from their defaults, which a run's id is made of."""
+        own = ((each, getattr(self, each.name)) for each in fields(self))
+        return {each.name: value for each, value in own if value != each.default}
+
+
+@functools.cache
+def _types(kind: type[Options]) -> dict[str, tuple[type, ...]]:
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(kind).items()}
+
+
+def _in_words(allowed: Iterable[type]) -> str:
+    return " or ".join("None" if each is type(None) else each.__name__ for each in allowed)
+
+
+def describe(kind: type[Options]) -> dict[str, tuple[str, Option, str]]:
+    """Returns the type, the default and the help of each option, by its name."""
+    helps: dict[str, str] = {}
+    for base in reversed(kind.__mro__):  # a recipe's own default leaves the help as it was
+        declared = getattr(base, "__dataclass_fields__", {}).values()
+        helps |= {each.name: each.metadata["help"] for each in declared if each.metadata}
+    return {each.name: (_in_words(_types(kind)[each.name]), each.default, helps[each.name]) for each in fields(kind)}
+
+
+def build_options(recipe: str, kind: type[Options], options: Mapping[str, Option]) -> Options:
+    """Checks options by name and type.
+
+    Raises:
+        ValueError: One that the recipe does not have, or of another type.
+    """
+    known = [each.name for each in fields(kind)]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"{recipe} has no option {unknown[0]!r}; it has {', '.join(known)}")
+    return kind(**options)
+
+
+def make_run(recipe: str, kind: type[Options], *, seed: int, parents: tuple[Run, ...] = (), **options: Option) -> Run:
+    """Makes a run whose options are checked, and stripped of those that are the defaults.
+
+    Raises:
+        ValueError: An option that the recipe does not have, one of another type, or a seed below 0.
+    """
+    if type(seed) is not int or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
-    changed = {}
-    for name, value in options.items():
-        if name not in defaults:
-            raise ValueError(f"{recipe} has no option {name!r}; it has {', '.join(defaults)}")
-        default = defaults[name]
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if default is not None and type(value) is not type(default):
-            raise ValueError(f"option {name} of {recipe} is {type(default).__name__}, got {value!r}")
-        if value != default:
-            changed[name] = value
-    return Run(recipe, changed, seed, parents)
+    return Run(recipe, build_options(recipe, kind, options).changed, seed, parents)

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prunelab import batch, engine
-from prunelab.recipes import rigl
-from prunelab.runs import Run, make_run
+from prunelab import batch, engine, recipes
+from prunelab.runs import Run
 
 SMOKE = {"dataset": "digits", "model": "resnet8", "width": 0.5, "batch_size": 64}  # runs as `smoke` has them
 
@@ -76,7 +75,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def _plan(n_runs: int, runs: dict) -> list[Run]:
     options = {"method": "dense", "density": 1.0, "n_epochs": 1} | runs
-    return [make_run("rigl", rigl.OPTIONS, seed=seed, **options) for seed in range(n_runs)]
+    return [recipes.get("rigl").run(seed=seed, **options) for seed in range(n_runs)]
 
 
 def _train(plan: list[Run], *, jobs: int | None = None) -> None:

@@ -9,11 +9,10 @@ import torch
 
 from prunelab import cost, data, engine
 from prunelab.data.batches import TrainBatches
-from prunelab.methods import METHODS
-from prunelab.methods.static import initial_masks
 from prunelab.precision import PRECISIONS, best_precision
-from prunelab.recipes import rigl
-from prunelab.recipes.common import layers_of
+from prunelab.recipes.common import dataset_of, layers_of, network_of
+from prunelab.recipes.masking import build_method
+from prunelab.recipes.rigl.plan import RigLOptions
 from prunelab.steps import N_WARM_UP as STEPS_BEFORE_CAPTURE
 from prunelab.steps import Stepper, build_optimizer, own_stream
 
@@ -67,9 +66,9 @@ def share_of_limit(images: dict) -> float:
     def multiply(step: int) -> None:
         _ = float((factor @ factor)[0, 0])
 
-    options = rigl.OPTIONS | {"method": "dense"}
+    options = RigLOptions(method="dense")
     dataset = data.load(images["dataset"], n_train=images["n_train"])
-    macs = 3 * options["batch_size"] * cost.total(layers_of(options, dataset, 1.0), "macs")
+    macs = 3 * options.batch_size * cost.total(layers_of(options, dataset, 1.0), "macs")
     with _as_in_training():
         spent = _in_turn({"product": multiply, "step": _stepper(images, precision=precision)}, n_steps=N_STEPS)
     product, step = (statistics.median(seconds) for seconds in spent.values())
@@ -134,18 +133,14 @@ def _stepper(
 ) -> Callable[[int], None]:
     """A function that takes one optimizer step, preceded by a mask update where one is due, and waits for its end."""
     device = torch.device(_device())
-    options = dict(images)
-    dataset = data.load(options.pop("dataset"), **options, device=device)
+    options = RigLOptions(
+        **images, method=method, batch_size=batch_size, update_every=UPDATE_EVERY, decay="constant", stop_update=1.0
+    )
+    dataset = dataset_of(options, str(device))
     batches = TrainBatches(dataset, batch_size=batch_size, augment=True, generator=torch.Generator().manual_seed(0))
-    model = rigl.build(rigl.OPTIONS | {"method": method}, dataset).to(device, memory_format=layout).train()
+    model = network_of(options, dataset, width=1.0).to(device, memory_format=layout).train()
     optimizer = build_optimizer(model, momentum=0.9, weight_decay=5e-4)
-    masking = None
-    if method != "dense":
-        generator = torch.Generator().manual_seed(1)
-        masks = initial_masks(model, density=0.1, distribution="erk", generator=generator)
-        schedule = {"initial_drop_fraction": 0.3, "update_every": UPDATE_EVERY, "stop_update_step": 10**6}
-        options = schedule | {"decay": "constant", "generator": generator} if method == "rigl" else {}
-        masking = METHODS[method](model, masks, **options)
+    masking = build_method(options, model, None, dataset, n_epochs=1000, seed=0)
     if layout is torch.contiguous_format:
         batches.current = lambda current=batches.current: tuple(part.contiguous() for part in current())
     stepper = Stepper(model, optimizer, batches, method=masking, precision=precision)

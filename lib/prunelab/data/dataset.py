@@ -50,6 +50,14 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def n_train(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def n_test(self) -> int:
+        return len(self.test_labels)
+
+    @property
     def image_size(self) -> int:
         return self.train_images.shape[1]
 

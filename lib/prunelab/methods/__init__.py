@@ -4,13 +4,12 @@ from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining, SparseMom
 from prunelab.methods.gradual import GradualPruning
 from prunelab.methods.lottery import Ticket
 from prunelab.methods.snip import Snip
-from prunelab.methods.static import Static
+from prunelab.methods.static import Dense, SmallDense, SmallDenseMacs, Static
 
-# None: no mask. What makes `small_dense` small is its width, which the recipe chooses.
-METHODS: dict[str, type[Static] | None] = {
-    "dense": None,
-    "small_dense": None,
-    "small_dense_macs": None,
+METHODS: dict[str, type[Dense]] = {
+    "dense": Dense,
+    "small_dense": SmallDense,
+    "small_dense_macs": SmallDenseMacs,
     "static": Static,
     "snip": Snip,
     "set": SparseEvolutionaryTraining,

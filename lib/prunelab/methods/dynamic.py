@@ -22,6 +22,16 @@ from prunelab.schedules import check_decay, drop_fraction
 class Dynamic(Static):
     """Masks whose connections move; subclasses say when (a hook) and where to (`grow_score`)."""
 
+    @classmethod
+    def schedule(cls, options: Any, *, n_steps: int, generator: Callable[[str], torch.Generator]) -> dict[str, Any]:
+        return {
+            "initial_drop_fraction": options.drop_fraction,
+            "update_every": options.update_every,
+            "stop_update_step": round(options.stop_update * n_steps),
+            "decay": options.decay,
+            "generator": generator("moves"),
+        }
+
     def __init__(
         self,
         model: nn.Module,
@@ -125,6 +135,10 @@ class SparseMomentum(SparseEvolutionaryTraining):
     Differs: No weight moves to another layer, as in google-research/rigl; in the paper layers of larger momentum gain
         weights from the others. The average is never divided by 1 - momentum^t, which changes no order.
     """
+
+    @classmethod
+    def schedule(cls, options: Any, **more: Any) -> dict[str, Any]:
+        return super().schedule(options, **more) | {"gradient_momentum": options.gradient_momentum}
 
     def __init__(
         self, model: nn.Module, masks: Mapping[str, Tensor], *, gradient_momentum: float, **schedule: Any

@@ -3,7 +3,8 @@
 Source: Zhu & Gupta 2017, arXiv:1710.01878.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,20 @@ class GradualPruning(Static):
 
     Differs: A pruned weight stays pruned; in the authors' library it keeps its value, with which it may return.
     """
+
+    inherits = False
+
+    @classmethod
+    def build(
+        cls, model: nn.Module, options: Any, *, n_active: Callable[[], Mapping[str, int]], n_steps: int, **_: Any
+    ) -> "GradualPruning":
+        return cls(
+            model,
+            n_active(),
+            begin_step=round(options.begin_pruning * n_steps),
+            end_step=round(options.stop_update * n_steps),
+            update_every=options.update_every,
+        )
 
     def __init__(
         self, model: nn.Module, n_active: Mapping[str, int], *, begin_step: int, end_step: int, update_every: int
@@ -93,6 +108,10 @@ class GradualPruning(Static):
             counts.append(n_active)
         self.moves["step"].append(step)
         self.moves["n_active"].append(counts)
+
+    def active_counts_over_time(self) -> list[tuple[int, dict[str, int]]]:
+        counts = (dict(zip(self.weights, own, strict=True)) for own in self.moves["n_active"])
+        return list(zip(self.moves["step"], counts, strict=True))
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"moves": self.moves}

@@ -5,11 +5,29 @@ Two of them decide, in Python: `before_update` sees the dense gradients and may 
 arithmetic on tensors that stay the same, which a GPU replays without Python.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import Tensor
 from torch.optim import Optimizer
 
 
 class Hooks:
-    """A method that changes nothing. `step` is the number of optimizer steps done so far."""
+    """A method that changes nothing. `step` is the number of optimizer steps done so far.
+
+    Attributes:
+        masks: Bool, True where a weight is active, by layer name; of layers that are not in it all are.
+        n_dense_gradients: Batches so far that needed the gradients of inactive weights.
+        moves: What happened to the masks, and when; for the record.
+    """
+
+    masks: Mapping[str, Tensor] = MappingProxyType({})
+    n_dense_gradients: int = 0
+    moves: Mapping[str, list] = MappingProxyType({})
+
+    def active_counts_over_time(self) -> list[tuple[int, dict[str, int]]]:
+        """Lists from which step on how many weights of each layer were active, where that changed in training."""
+        return []
 
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
         """Sees the dense gradients; True where it takes the place of the optimizer step."""

@@ -10,6 +10,7 @@ in ResNets. A rewound network trains for the whole schedule; open_lth goes on fr
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,41 @@ def load_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 class Ticket(Static):
     """Trains under the mask of one round, and remembers the values to which later rounds rewind."""
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        options: Any,
+        *,
+        masks: Mapping[str, Tensor] | None,
+        n_epochs: int,
+        n_steps: int,
+        **_: Any,
+    ) -> "Ticket":
+        """Builds one round; the first is dense, and remembers the values that all later ones rewind to.
+
+        Raises:
+            ValueError: Rewinding past the end of training, or a first round that is not dense.
+        """
+        if not 0 <= options.rewind_epochs <= n_epochs:
+            raise ValueError(
+                f"cannot rewind to epoch {options.rewind_epochs:g}: training has {n_epochs};"
+                " rewind_epochs must lie between 0 and that"
+            )
+        if masks is not None:
+            return cls(model, masks, rewind_steps=0)
+        if options.density < 1.0:
+            raise ValueError("the first round of a lottery is dense: density 1.0; later rounds have a parent")
+        masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in ticket_layers(model).items()}
+        return cls(model, masks, rewind_steps=round(options.rewind_epochs * n_steps / n_epochs))
+
+    @classmethod
+    def inherit(
+        cls, masks: Mapping[str, Tensor], trained: Mapping[str, Tensor], *, density: float
+    ) -> dict[str, Tensor]:
+        """Returns what pruning leaves of a parent's masks."""
+        return keep_largest(trained, masks, density=density)
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], *, rewind_steps: int) -> None:
         """Args:

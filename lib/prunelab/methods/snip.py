@@ -4,7 +4,8 @@ Source: Lee et al. 2019, arXiv:1810.02340, Eq. 4-6; as in google-research/rigl.
 Differs: Each layer keeps its share of a given distribution, as in Evci et al. 2020; the paper ranks all layers at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,12 @@ from prunelab.methods.static import Static, full_masks
 
 class Snip(Static):
     """SNIP: after one batch each layer keeps the weights of largest |gradient * weight|; that batch is not stepped."""
+
+    inherits = False
+
+    @classmethod
+    def build(cls, model: nn.Module, options: Any, *, n_active: Callable[[], Mapping[str, int]], **_: Any) -> "Snip":
+        return cls(model, n_active())
 
     def __init__(self, model: nn.Module, n_active: Mapping[str, int]) -> None:
         """Leaves `model` dense until the first batch.

@@ -3,7 +3,8 @@
 Source: `scratch` in google-research/rigl; Evci et al. 2020, arXiv:1911.11134, Sec. 4 ("Static").
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,14 @@ def initial_masks(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Random masks for a fresh model, by layer name; arguments as for `active_counts`, `generator` on the CPU."""
-    weights = prunable_weights(model)
     counts = active_counts(model, density=density, distribution=distribution, first_layer=first_layer)
-    return {name: random_mask(weights[name].shape, n, generator=generator) for name, n in counts.items()}
+    return random_masks(model, counts, generator=generator)
+
+
+def random_masks(model: nn.Module, n_active: Mapping[str, int], *, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draws masks with given numbers of active weights, by layer name; `generator` on the CPU."""
+    weights = prunable_weights(model)
+    return {name: random_mask(weights[name].shape, n, generator=generator) for name, n in n_active.items()}
 
 
 def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tensor]:
@@ -75,12 +81,85 @@ def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tenso
     return {name: torch.ones(weights[name].shape, dtype=torch.bool) for name in n_active}
 
 
-class Static(Hooks):
+class Dense(Hooks):
+    """No mask at all: `build` gives no hooks.
+
+    Attributes:
+        inherits: Whether a run may take its mask from a parent; otherwise the method chooses its own.
+        matched: Column of the layer table in which a narrower dense network equals a masked one of the given density;
+            None leaves the network as wide as it is.
+    """
+
+    inherits = False
+    matched: str | None = None
+
+    @classmethod
+    def build(cls, model: nn.Module, options: Any, **_: Any) -> "Static | None":
+        """Builds the method around a model, as the options of a run say; see `Static.build`."""
+        return None
+
+
+class SmallDense(Dense):
+    """A narrower dense network with as many weights as a masked one."""
+
+    matched = "n_active"
+
+
+class SmallDenseMacs(Dense):
+    """A narrower dense network with as many MACs as a masked one."""
+
+    matched = "macs"
+
+
+class Static(Dense):
     """Holds the weights of a model to fixed masks.
 
     Inactive weights are stored as zeros, so the model runs unchanged and its gradients are those of all weights. A mask
     is changed by `set_mask`, in place: a GPU reads the same tensors at every step.
     """
+
+    inherits = True
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        options: Any,
+        *,
+        masks: Mapping[str, Tensor] | None,
+        n_active: Callable[[], Mapping[str, int]],
+        n_epochs: int,
+        n_steps: int,
+        generator: Callable[[str], torch.Generator],
+        **own: Any,
+    ) -> "Static":
+        """Builds the method around a model, as the options of a run say.
+
+        Args:
+            model: With the values to start from.
+            options: Has an attribute for each option that the method takes.
+            masks: Taken from a parent; None lets the method choose its own.
+            n_active: Gives the active weights of each layer to be sparse, for a method that chooses among them.
+            n_epochs: Epochs of the whole training.
+            n_steps: Its optimizer steps.
+            generator: Gives the generator of a random stream, by its name.
+            own: Keywords of the method that no option holds.
+        """
+        if masks is None:
+            masks = random_masks(model, n_active(), generator=generator("masks"))
+        return cls(model, masks, **cls.schedule(options, n_steps=n_steps, generator=generator), **own)
+
+    @classmethod
+    def schedule(cls, options: Any, *, n_steps: int, generator: Callable[[str], torch.Generator]) -> dict[str, Any]:
+        """Returns the keywords of the method that follow from a run's options; arguments as for `build`."""
+        return {}
+
+    @classmethod
+    def inherit(
+        cls, masks: Mapping[str, Tensor], trained: Mapping[str, Tensor], *, density: float
+    ) -> dict[str, Tensor]:
+        """Returns the masks to begin with, from those of a parent and its trained weights, by layer name."""
+        return dict(masks)
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         """Zeroes the inactive weights of `model`, which keeps running as it is.
@@ -101,7 +180,6 @@ class Static(Hooks):
         self._factors = {
             name: torch.empty_like(weight.detach()).copy_(self.masks[name]) for name, weight in self.weights.items()
         }
-        self.n_dense_gradients = 0  # batches so far that needed the gradient of every weight
         self.change_weights()
 
     @torch.no_grad()

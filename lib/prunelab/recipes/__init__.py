@@ -1,19 +1,21 @@
-"""Recipes: the only rooms that know methods, models and training together, one a notebook.
+"""Recipes: the only rooms that know methods, models and training together, one a paper.
 
-A recipe module has `NOTEBOOK`, `PROFILES`, `OPTIONS` (each option's default), `plan(profile, seeds=None)`, which lists
-runs, `execute(run, device=..., parents=..., checkpoint=..., report=...)`, which trains one from its parents' states and
-returns its result, and `forecast(run)`, the `forecast.Workload` that it is for a machine.
+Each has a folder: `plan` says what is run, one block a profile, and `setup` what a run is made of. `runner` executes
+any of them; `structures`, `starts` and `masking` are what they share.
 """
 
-from types import ModuleType
+from prunelab.recipes.recipe import Recipe
+from prunelab.recipes.rethinking import RETHINKING
+from prunelab.recipes.rigl import RIGL
+from prunelab.runs import PROFILES
 
-from prunelab.recipes import rethinking, rigl
+__all__ = ["PROFILES", "RECIPES", "Recipe", "for_notebook", "get"]
 
-RECIPES: dict[str, ModuleType] = {"rigl": rigl, "rethinking": rethinking}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RIGL, RETHINKING)}
 
 
-def get(name: str) -> ModuleType:
-    """The recipe called `name`.
+def get(name: str) -> Recipe:
+    """Returns the recipe of that name.
 
     Raises:
         ValueError: There is none.
@@ -23,13 +25,13 @@ def get(name: str) -> ModuleType:
     return RECIPES[name]
 
 
-def for_notebook(stem: str) -> ModuleType:
-    """The recipe behind a notebook.
+def for_notebook(stem: str) -> Recipe:
+    """Returns the recipe behind a notebook.
 
     Raises:
         ValueError: No recipe belongs to that notebook.
     """
-    by_notebook = {recipe.NOTEBOOK: recipe for recipe in RECIPES.values()}
+    by_notebook = {recipe.notebook: recipe for recipe in RECIPES.values()}
     if stem not in by_notebook:
         raise ValueError(f"unknown notebook {stem!r}; there are {', '.join(by_notebook)}")
     return by_notebook[stem]

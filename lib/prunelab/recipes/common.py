@@ -5,19 +5,20 @@ import zlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunelab import cost, data
+from prunelab.channels.surgery import without
 from prunelab.models import build_model
-from prunelab.runs import Option
+from prunelab.recipes.options import TrainingOptions
+from prunelab.recipes.recipe import State
 
 Masks = dict[str, Tensor]
-Options = dict[str, Option]
 
 
-def dataset_of(options: Options, device: str) -> data.Dataset:
-    """The images of a run, shared by the runs that a worker trains."""
-    return _load(*(options[name] for name in ("dataset", "image_size", "n_train", "in_colour")), device)
+def dataset_of(options: TrainingOptions, device: str) -> data.Dataset:
+    """Loads the images of a run, shared by the runs that a worker trains."""
+    return _load(options.dataset, options.image_size, options.n_train, options.in_colour, device)
 
 
 @functools.lru_cache(maxsize=4)
@@ -26,13 +27,36 @@ def _load(name: str, image_size: int | None, n_train: int | None, in_colour: boo
 
 
 def image_of(dataset: data.Dataset) -> dict[str, int]:
-    """Shape of an image, as `cost.layer_table` takes it."""
+    """Returns the shape of an image, as `cost.layer_table` takes it."""
     return {"in_channels": dataset.channels, "image_size": dataset.image_size}
 
 
-def layers_of(options: Options, dataset: data.Dataset, width: float) -> list[dict]:
-    """Layer table of a run's kind of network for its images, dense, at any width; to be read only, since it is kept."""
-    return _layers(options["model"], dataset.num_classes, dataset.channels, dataset.image_size, width)
+def network_of(
+    options: TrainingOptions,
+    dataset: data.Dataset,
+    *,
+    width: float,
+    like: State | None = None,
+    num_classes: int | None = None,
+) -> nn.Module:
+    """Builds a fresh network of a run's kind for its images, on the CPU.
+
+    Args:
+        options: Name the model.
+        dataset: Decides its inputs and outputs.
+        width: Factor on the channels of every layer.
+        like: What has the channels and blocks that it is to have; None leaves it whole.
+        num_classes: Outputs, where they are not those of the data set.
+    """
+    widths, removed = (like.widths, like.removed) if like else ({}, [])
+    num_classes = num_classes or dataset.num_classes
+    model = build_model(options.model, num_classes=num_classes, width=width, widths=widths, **image_of(dataset))
+    return without(model, removed)
+
+
+def layers_of(options: TrainingOptions, dataset: data.Dataset, width: float) -> list[dict]:
+    """Returns the layer table of the whole network, dense; to be read only, since it is kept."""
+    return _layers(options.model, dataset.num_classes, dataset.channels, dataset.image_size, width)
 
 
 @functools.cache
@@ -44,20 +68,20 @@ def _layers(model: str, num_classes: int, in_channels: int, image_size: int, wid
 
 
 def source_of(dataset: data.Dataset) -> dict[str, str]:
-    """Which images they are, as a record says it."""
+    """Says which images they are, as a record has it."""
     return {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256}
 
 
 def stream_seed(stream: str, seed: int) -> int:
-    """The seed of one random stream of a run; streams of one run must not be the same numbers."""
+    """Returns the seed of one random stream of a run; streams of one run must not be the same numbers."""
     return zlib.crc32(f"{stream} {seed}".encode())  # hash() differs between processes
 
 
 def generator_of(stream: str, seed: int) -> torch.Generator:
-    """A generator for one random stream of a run, on the CPU."""
+    """Returns a generator for one random stream of a run, on the CPU."""
     return torch.Generator().manual_seed(stream_seed(stream, seed))
 
 
 def copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they are now, whatever becomes of them."""
+    """Copies the tensors as they are now, whatever becomes of them."""
     return {name: value.clone() for name, value in state.items()}

@@ -1,0 +1,93 @@
+"""Which weights of a run's network are active: how many in each layer, and the method that decides which."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from prunelab import cost
+from prunelab.data import Dataset
+from prunelab.methods import METHODS
+from prunelab.methods.dynamic import CustomGrowth
+from prunelab.methods.static import Static, active_counts
+from prunelab.recipes.common import Masks, generator_of, image_of, layers_of, network_of
+from prunelab.recipes.options import MaskingOptions
+
+GrowScore = Callable[[Tensor, Tensor], Tensor]
+
+_WIDTH_STEPS = 256  # a small dense network's width is found to this fraction of the full one's
+
+
+def width_of(options: MaskingOptions, dataset: Dataset) -> float:
+    """Returns the width of a run's network: of a small dense one that at which it is as large as its rival."""
+    column = METHODS[options.method].matched
+    if column is None:
+        return options.width
+    with torch.device("meta"):
+        rival = network_of(options, dataset, width=options.width)
+    n_active = _counts(options, rival)
+    target = cost.total(cost.layer_table(rival, n_active=n_active, **image_of(dataset)), column)
+
+    def width(k: int) -> float:
+        return options.width * (k / _WIDTH_STEPS)
+
+    def size(k: int) -> int:
+        return cost.total(layers_of(options, dataset, width(k)), column)
+
+    return width(cost.nearest_step(target, size, most=_WIDTH_STEPS))
+
+
+def build_method(
+    options: MaskingOptions,
+    model: nn.Module,
+    masks: Masks | None,
+    dataset: Dataset,
+    *,
+    n_epochs: int,
+    seed: int,
+    grow_score: GrowScore | None = None,
+) -> Static | None:
+    """Builds the method of a run around its model; None where nothing is masked.
+
+    Args:
+        options: All of the run's.
+        model: With the values to start from.
+        masks: Taken from the parent; None lets the method choose its own.
+        dataset: Decides how many steps there are.
+        n_epochs: Length of the training.
+        seed: Of the random masks and moves.
+        grow_score: In place of RigL's.
+    Raises:
+        ValueError: See the methods.
+    """
+    method, own = METHODS[options.method], {}
+    if grow_score is not None:
+        method, own = CustomGrowth, {"score": grow_score}
+    return method.build(
+        model,
+        options,
+        masks=masks,
+        n_active=partial(_allocated, options, model, dataset),
+        n_epochs=n_epochs,
+        n_steps=n_epochs * (dataset.n_train // options.batch_size),
+        generator=partial(generator_of, seed=seed),
+        **own,
+    )
+
+
+def _allocated(options: MaskingOptions, model: nn.Module, dataset: Dataset) -> dict[str, int]:
+    """Active weights by layer: those of the density, or of that at which MACs are as many as with ERK."""
+    if options.equal == "weights":
+        return _counts(options, model)
+    layers = cost.layer_table(model, **image_of(dataset))
+    erk = cost.layer_table(model, n_active=_counts(options, model, distribution="erk"), **image_of(dataset))
+    density = cost.matching_density(
+        layers, lambda density: _counts(options, model, density=density), macs=cost.total(erk, "macs")
+    )
+    return _counts(options, model, density=density)
+
+
+def _counts(options: MaskingOptions, model: nn.Module, **changes: float | str) -> dict[str, int]:
+    allocation = {name: getattr(options, name) for name in ("density", "distribution", "first_layer")}
+    return active_counts(model, **allocation | changes)

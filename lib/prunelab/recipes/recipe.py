@@ -1,0 +1,151 @@
+"""What a recipe is: the options of its runs, the plan of each profile, and how a run is set up. It executes nothing."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+
+from torch import Tensor, nn
+
+from prunelab.data import Dataset
+from prunelab.methods.hooks import Hooks
+from prunelab.recipes.options import TrainingOptions
+from prunelab.runs import PROFILES, Option, Run, build_options, make_run
+from prunelab.training import Result
+
+@dataclass
+class State:
+    """What a run hands on to its children, whatever recipe they are of: any run's may be any other's parent.
+
+    Attributes:
+        model: State dict of the trained network.
+        start: The values that a ticket rewinds to: those before training, or early in it.
+        masks: Bool, True where a weight is active, by layer name; empty where nothing is masked.
+        widths: Channels of the layers that have others than `options` says; empty where none has.
+        removed: Names of the blocks that are gone.
+        factors: Of Sparse Structure Selection, by layer name; empty elsewhere.
+        num_classes: Outputs of the network.
+        options: All of the run's, by name; `width` is that of this network.
+        training_macs: Spent on the run and on all its ancestors.
+    """
+
+    model: dict[str, Tensor]
+    start: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    widths: dict[str, int]
+    removed: list[str]
+    factors: dict[str, Tensor]
+    num_classes: int
+    options: dict[str, Option]
+    training_macs: float
+
+
+@dataclass
+class Setup:
+    """What a recipe decides about a run before it is trained.
+
+    Attributes:
+        model: With the values to start from, on the data set's device.
+        reference: Layer table of the network that costs are relative to.
+        n_epochs: Length of the training.
+        ordinary_epochs: Length of the reference's training, whose MACs are the unit of `training_macs_ratio`.
+        training: Arguments of `training.train` besides the options of the same name, and in place of them.
+        method: Hooks of the training; None has none.
+        start: As for `State`; None takes the values of `model`.
+        structure: `widths`, `removed` and `width` of the network, as for `State`, where they are not the options'.
+        metrics: What is known before the training.
+        finish: Called with what training gave; returns the fields that only this recipe records. Their `metrics` join
+            the others, their `factors` go to the state.
+    """
+
+    model: nn.Module
+    reference: list[dict]
+    n_epochs: int
+    ordinary_epochs: int
+    training: Mapping[str, object] = field(default_factory=dict)
+    method: Hooks | None = None
+    start: dict[str, Tensor] | None = None
+    structure: Mapping[str, object] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    finish: Callable[[Result], dict] = lambda result: {}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """How large a run's network is and how long it trains, as far as can be told before its parents are trained.
+
+    Attributes:
+        width: Factor on the channels of every layer.
+        n_epochs: Passes over the training images.
+        n_evaluated: Images passed forward only, where that is not the test set after every `eval_every` epochs.
+    """
+
+    width: float
+    n_epochs: int
+    n_evaluated: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A paper's runs.
+
+    Attributes:
+        name: As records have it.
+        notebook: Stem of the notebook that shows its findings.
+        options: Class of its runs' options.
+        seeds: Those of each profile.
+        experiments_of: Lists, by name, the runs of each experiment of a profile with given seeds.
+        check: Raises ValueError where options, or a number of parents, do not go together.
+        outline: Foretells the cost of a run with given options on a data set.
+        setup: Sets a run up from options, images and the states of its parents; or, where no network is to be trained,
+            gives the fields of its record at once.
+    """
+
+    name: str
+    notebook: str
+    options: type[TrainingOptions]
+    seeds: Mapping[str, tuple[int, ...]]
+    experiments_of: Callable[[str, tuple[int, ...]], dict[str, list[Run]]]
+    check: Callable[..., None]
+    outline: Callable[[TrainingOptions, Dataset], Outline]
+    setup: Callable[..., Setup | dict]
+
+    @property
+    def defaults(self) -> dict[str, Option]:
+        """Of all options, by name."""
+        return asdict(self.options())
+
+    def options_of(self, run: Run) -> TrainingOptions:
+        """All options of a run.
+
+        Raises:
+            ValueError: One that the recipe does not have, or of another type.
+        """
+        return build_options(self.name, self.options, run.options)
+
+    def run(self, *, seed: int, parents: tuple[Run, ...] = (), **options: Option) -> Run:
+        """A run whose options are checked, and stripped of those that are the defaults.
+
+        Raises:
+            ValueError: An option that the recipe does not have, one of another type, or a seed below 0.
+        """
+        return make_run(self.name, self.options, seed=seed, parents=parents, **options)
+
+    def experiments(self, profile: str, *, seeds: Iterable[int] | None = None) -> dict[str, list[Run]]:
+        """Lists the runs of each experiment of the notebook, by its name; some runs belong to several.
+
+        Args:
+            profile: One of `PROFILES`.
+            seeds: Instead of the profile's own.
+        Raises:
+            ValueError: Unknown profile, no seed, or a seed twice.
+        """
+        if profile not in PROFILES:
+            raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
+        seeds = self.seeds[profile] if seeds is None else tuple(seeds)
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
+        return self.experiments_of(profile, seeds)
+
+    def plan(self, profile: str, *, seeds: Iterable[int] | None = None) -> list[Run]:
+        """Lists the runs behind the notebook's figures, each once; arguments and errors as for `experiments`."""
+        experiments = self.experiments(profile, seeds=seeds)
+        return list({run.id: run for runs in experiments.values() for run in runs}.values())

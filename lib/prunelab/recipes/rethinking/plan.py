@@ -1,0 +1,361 @@
+"""What `03_rethinking` trains: every experiment of the notebook as a list of runs, in four sizes.
+
+Sources: Liu et al. 2019, arXiv:1810.05270, and the authors' code; its CIFAR-10 protocol, shortened as profiles say.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from prunelab.recipes.options import PruningOptions
+from prunelab.runs import Option, Run, make_run, option
+
+Some = dict[str, Option]  # options that name a network or a target, and how it is trained where that is its own
+
+# How the network of a run is trained: the large one; the pruned one from what it inherits; or from scratch, for as many
+# epochs as the large one, or for as many MACs.
+TRAININGS = ("dense", "fine_tune", "scratch_e", "scratch_b")
+SCRATCH = TRAININGS[2:]
+STARTS = ("reinitialised", "ticket")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RethinkingOptions(PruningOptions):
+    """Options of the runs of `03_rethinking`; the defaults are the paper's on CIFAR-10."""
+
+    training: str = option("dense, fine_tune, scratch_e or scratch_b", "dense")
+    model: str = "vgg16"
+    n_epochs: int = 160  # of the large network, and of scratch_e
+    fine_tune_epochs: int = option("passes over the training images of fine-tuning", 40)
+    fine_tune_rate: float = option("constant learning rate of fine-tuning", 1e-3)
+    max_epochs: int | None = option("bound on scratch_b's; the paper has 180 on ImageNet, none on CIFAR", None)
+    batch_size: int = 64
+    optimizer: str = "plain_sgd"
+    schedule: str = "halves"
+    weight_decay: float = 1e-4
+
+
+class Predefined(NamedTuple):
+    """A family of networks with given targets, and by which methods filters are chosen for them."""
+
+    network: Some
+    targets: tuple[Some, ...]
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One size of the notebook. Families are networks by name; the shares are those of channels or weights that stay.
+
+    Attributes:
+        seeds: Of all experiments.
+        base: What all runs share. Training is shorter than the paper's, by one factor in all of its ways.
+        predefined: Families with predefined targets.
+        slimmed: Families that are slimmed, and the shares. The penalty grows as training gets shorter: its sum over all
+            steps, each times its learning rate, is what pulls a gamma from where it starts towards zero.
+        selected: Families whose blocks, groups or channels are selected by factors under a penalty.
+        unstructured: Families whose single weights are pruned, and the shares.
+        guided: What changes where a VGG's design is carried over: the network, or the images.
+        tickets: Networks in which tickets are looked for.
+        compares_designs: Whether structures that pruning found are compared with uniform ones.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    base: Some
+    predefined: dict[str, Predefined]
+    slimmed: dict[str, tuple[Some, tuple[float, ...]]]
+    selected: dict[str, Some]
+    unstructured: dict[str, tuple[Some, tuple[float, ...]]]
+    guided: dict[str, Some] = field(default_factory=dict)
+    tickets: tuple[Some, ...] = ()
+    compares_designs: bool = True
+
+
+_CHOICES = ("l1", "thinet", "regression", "random")
+_GUIDED_CHANNELS, _GUIDED_WEIGHTS = 0.4, 0.2  # shares that stay
+_RATES = (0.1, 0.01)
+_TICKET_DENSITIES = (0.2, 0.05)
+_ROUND_DENSITIES = (0.5, 0.25, 0.125)
+
+_VGG: Some = {"model": "vgg11", "width": 0.125}
+SMOKE = Profile(
+    seeds=(0,),
+    base={"dataset": "digits", "n_epochs": 4, "fine_tune_epochs": 1},
+    predefined={
+        "vgg": Predefined(_VGG, ({"target": "vgg16_a"}, {"density": 0.5}), _CHOICES),
+        "resnet": Predefined({"model": "resnet8", "width": 0.5}, ({"density": 0.5},), ("l1",)),
+    },
+    slimmed={"vgg": (_VGG | {"penalty": 0.015}, (0.5,))},
+    selected={"vgg": _VGG | {"penalty": 0.03}},
+    unstructured={"vgg": (_VGG, (0.2,))},
+    guided={"network": {"model": "vgg16"}, "images": {"dataset": "glyphs", "image_size": 8}},
+    tickets=(_VGG,),
+)
+
+_THIN_VGG: Some = {"model": "vgg11", "width": 0.25}
+_THIN_PRERESNET: Some = {"model": "preresnet20", "width": 0.25}
+_THIN_DENSENET: Some = {"model": "densenet22", "width": 0.34}
+SMALL = Profile(
+    base={
+        "image_size": 16,
+        "n_train": 3_200,
+        "n_epochs": 12,
+        "fine_tune_epochs": 3,
+        "max_epochs": 60,
+        "eval_every": 12,
+    },
+    predefined={
+        "vgg": Predefined(_THIN_VGG, ({"target": "vgg16_a"}, {"density": 0.5}), _CHOICES),
+        "resnet": Predefined(
+            {"model": "resnet20", "width": 0.5}, ({"target": "resnet56_b"}, {"density": 0.5}), _CHOICES
+        ),
+    },
+    slimmed={
+        "vgg": (_THIN_VGG | {"penalty": 0.002}, (0.7, 0.5, 0.3)),
+        "preresnet": (_THIN_PRERESNET | {"penalty": 0.002}, (0.6, 0.4)),
+        "densenet": (_THIN_DENSENET | {"penalty": 0.002}, (0.6, 0.4)),
+    },
+    selected={"vgg": _THIN_VGG | {"penalty": 0.005}, "preresnet": _THIN_PRERESNET | {"penalty": 0.015}},
+    unstructured={
+        "vgg": (_THIN_VGG, (0.7, 0.2, 0.05)),
+        "preresnet": (_THIN_PRERESNET, (0.2, 0.05)),
+        "densenet": (_THIN_DENSENET, (0.2,)),
+    },
+    guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 6_000}},
+    tickets=(_THIN_VGG,),
+)
+
+FULL = Profile(
+    base={"n_epochs": 20, "fine_tune_epochs": 5, "max_epochs": 100},
+    predefined={
+        "vgg": Predefined({"model": "vgg16"}, ({"target": "vgg16_a"}, {"density": 0.5}), _CHOICES),
+        "resnet": Predefined({"model": "resnet56"}, ({"target": "resnet56_b"}, {"density": 0.5}), _CHOICES),
+        "resnet110": Predefined(
+            {"model": "resnet110"}, ({"target": "resnet110_a"}, {"target": "resnet110_b"}), ("l1",)
+        ),
+    },
+    slimmed={
+        "vgg": ({"model": "vgg19", "penalty": 8e-5}, (0.7, 0.5, 0.3)),
+        "preresnet": ({"model": "preresnet164", "penalty": 8e-5}, (0.6, 0.4)),
+        "densenet": ({"model": "densenet40", "penalty": 8e-5}, (0.6, 0.4)),
+    },
+    selected={
+        "vgg": {"model": "vgg16", "penalty": 2e-4},
+        "preresnet": {"model": "preresnet164", "penalty": 6e-4},
+        "resnext": {"model": "resnext20", "penalty": 2e-4},
+    },
+    unstructured={
+        "vgg": ({"model": "vgg19"}, (0.7, 0.2, 0.05)),
+        "preresnet": ({"model": "preresnet110"}, (0.7, 0.2, 0.05)),
+        "densenet": ({"model": "densenet100_bc"}, (0.7, 0.2, 0.05)),
+    },
+    guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px"}},
+    tickets=({"model": "vgg16"},),
+)
+
+# The paper's experiments on designs and on tickets are on CIFAR, and belong to `full`.
+PAPER = Profile(
+    base={
+        "dataset": "imagenet",
+        "n_epochs": 90,
+        "fine_tune_epochs": 20,
+        "max_epochs": 180,
+        "batch_size": 256,
+        "schedule": "thirds",
+    },
+    predefined={
+        "resnet": Predefined({"model": "resnet34"}, ({"target": "resnet34_a"}, {"target": "resnet34_b"}), ("l1",)),
+        "vgg": Predefined(
+            {"model": "vgg16_bn", "learning_rate": 0.01}, ({"target": "vgg16_thinet"},), ("thinet", "regression")
+        ),
+        "resnet50": Predefined(
+            {"model": "resnet50"}, ({"density": 0.3}, {"density": 0.5}, {"density": 0.7}), ("thinet", "regression")
+        ),
+    },
+    slimmed={"vgg": ({"model": "vgg11_bn", "penalty": 1e-5, "fine_tune_epochs": 5, "max_epochs": None}, (0.5,))},
+    selected={"resnet50": {"model": "resnet50", "n_epochs": 100, "penalty": 1e-3, "max_epochs": None}},
+    unstructured={
+        "vgg": ({"model": "vgg16_bn", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
+        "resnet50": ({"model": "resnet50", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
+    },
+    compares_designs=False,
+)
+
+PROFILES = {"smoke": SMOKE, "small": SMALL, "full": FULL, "paper": PAPER}
+
+
+def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
+    """Lists the runs of each experiment; most have the name of a family of networks behind theirs, `predefined_vgg`."""
+    size = PROFILES[profile]
+    found: dict[str, list[Run]] = {}
+    for seed in seeds:
+        run = partial(_run, size, seed)
+        for build in (_predefined, _controls, _discovered, _unstructured, _efficiency, _guided, _lottery):
+            for name, runs in build(size, run).items():
+                found.setdefault(name, []).extend(runs)
+    return found
+
+
+def _run(size: Profile, seed: int, network: Some, *parents: Run, **options: Option) -> Run:
+    return make_run("rethinking", RethinkingOptions, seed=seed, parents=parents, **size.base | network | options)
+
+
+def _predefined(size: Profile, run: partial) -> dict[str, list[Run]]:
+    """A structure given beforehand: what several methods keep, fine-tuned, and the same structure from scratch."""
+    return {
+        f"predefined_{family}": [
+            run(network),
+            *(
+                run(network, run(network), training="fine_tune", pruning=choice, **target)
+                for target in targets
+                for choice in choices
+            ),
+            *(
+                run(network, training=training, pruning="predefined", **target)
+                for target in targets
+                for training in SCRATCH
+            ),
+        ]
+        for family, (network, targets, choices) in size.predefined.items()
+    }
+
+
+def _controls(size: Profile, run: partial) -> dict[str, list[Run]]:
+    """Fine-tuning as long as training, at a larger rate; and after soft filter pruning, which prunes all along.
+
+    The paper's soft networks are not fine-tuned. Removing their filters takes away what normalisation makes of zeros,
+    though, so that here they are, like all others.
+    """
+    found = {}
+    for family, (network, targets, choices) in size.predefined.items():
+        if "l1" in choices:
+            soft = run(network, pruning="soft", **targets[-1])
+            fine_tuned = partial(run, network, run(network), training="fine_tune", pruning="l1", **targets[-1])
+            found[f"controls_{family}"] = [
+                soft,
+                fine_tuned(),
+                fine_tuned(fine_tune_epochs=run(network).options["n_epochs"], fine_tune_rate=0.01),
+                run(network, soft, training="fine_tune", pruning="soft", **targets[-1]),
+                *(run(network, training=training, pruning="predefined", **targets[-1]) for training in SCRATCH),
+            ]
+    return found
+
+
+def _discovered(size: Profile, run: partial) -> dict[str, list[Run]]:
+    """A structure that training finds: slimming's channels; selection's blocks, groups or channels."""
+    slimmed = {
+        f"slimmed_{family}": _pruned(run, network, run(network, pruning="slimming"), "slimming", densities)
+        for family, (network, densities) in size.slimmed.items()
+    }
+    selected = {
+        f"selected_{family}": _pruned(run, network, run(network, pruning="selection"), "selection", (1.0,))
+        for family, network in size.selected.items()
+    }
+    return slimmed | selected
+
+
+def _unstructured(size: Profile, run: partial) -> dict[str, list[Run]]:
+    """Single weights, by magnitude over all convolutions at once; and layer by layer, fine-tuned."""
+    return {
+        f"unstructured_{family}": [
+            *_pruned(run, network, run(network), "magnitude", densities),
+            *(
+                run(network, run(network), training="fine_tune", pruning="magnitude_layerwise", density=density)
+                for density in densities
+            ),
+        ]
+        for family, (network, densities) in size.unstructured.items()
+    }
+
+
+def _pruned(run: partial, network: Some, large: Run, pruning: str, densities: Iterable[float]) -> list[Run]:
+    """A large network, and what pruning leaves of it, trained in all three ways."""
+    return [
+        large,
+        *(
+            run(network, large, training=training, pruning=pruning, density=density)
+            for density in densities
+            for training in TRAININGS[1:]
+        ),
+    ]
+
+
+def _efficiency(size: Profile, run: partial) -> dict[str, list[Run]]:
+    """Structures that pruning found beside uniform ones with as many weights, all from scratch."""
+    if not size.compares_designs:
+        return {}
+    channels = {
+        f"channels_{family}": _designs(run, network, "slimming", ("slimming", "uniform"), densities)
+        for family, (network, densities) in size.slimmed.items()
+    }
+    weights = {
+        f"weights_{family}": _designs(run, network, None, ("magnitude", "uniform_weights"), densities)
+        for family, (network, densities) in size.unstructured.items()
+    }
+    return channels | weights
+
+
+def _guided(size: Profile, run: partial) -> dict[str, list[Run]]:
+    """A VGG's design carried to another network or to other images, beside the one found there and a uniform one."""
+    found = {}
+    for name, change in size.guided.items():
+        slimmed, plain = size.slimmed["vgg"][0], size.unstructured["vgg"][0]
+        found[f"guided_{name}"] = [
+            run(slimmed | change, pruning="slimming"),
+            run(plain | change),
+            *_designs(run, slimmed | change, "slimming", ("slimming", "uniform"), (_GUIDED_CHANNELS,)),
+            *_designs(
+                run,
+                slimmed | change,
+                "slimming",
+                ("guided",),
+                (_GUIDED_CHANNELS,),
+                source=run(slimmed, pruning="slimming"),
+            ),
+            *_designs(run, plain | change, None, ("magnitude", "uniform_weights"), (_GUIDED_WEIGHTS,)),
+            *_designs(run, plain | change, None, ("guided_weights",), (_GUIDED_WEIGHTS,), source=run(plain)),
+        ]
+    return found
+
+
+def _designs(
+    run: partial,
+    network: Some,
+    preparation: str | None,
+    prunings: Iterable[str],
+    densities: Iterable[float],
+    *,
+    source: Run | None = None,
+) -> list[Run]:
+    """Structures, each trained from scratch; all of a density are as large as what pruning this network leaves."""
+    parents = [run(network, pruning=preparation), *([source] if source else [])]
+    return [
+        run(network, *parents, training="scratch_e", pruning=pruning, density=density)
+        for density in densities
+        for pruning in prunings
+    ]
+
+
+def _lottery(size: Profile, run: partial) -> dict[str, list[Run]]:
+    """What is kept, from its values before training and from new ones, at a large and at a small learning rate.
+
+    Weights are pruned in one shot, or in rounds, each of which prunes what the one before has trained; filters in one.
+    """
+    found: dict[str, list[Run]] = {}
+    for network in size.tickets:
+        for rate in _RATES:
+            slow = network | {"learning_rate": rate}
+            large = run(slow)
+            scratch = partial(run, slow, training="scratch_e", pruning="magnitude")
+            found.setdefault("tickets", []).append(large)
+            for density in _TICKET_DENSITIES:
+                found["tickets"] += [scratch(large, density=density, start=start) for start in STARTS]
+            filters = partial(run, slow, large, training="scratch_e", pruning="l1", density=0.5)
+            found.setdefault("filter_tickets", []).extend(filters(start=start) for start in STARTS)
+            rounds = [large]
+            for density in _ROUND_DENSITIES:
+                rounds.append(scratch(rounds[-1], density=density, start="ticket"))
+            control = scratch(rounds[-2], density=_ROUND_DENSITIES[-1])
+            found.setdefault("rounds", []).extend([*rounds[1:], control])
+    return found

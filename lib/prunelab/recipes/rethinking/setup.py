@@ -1,0 +1,128 @@
+"""Rethinking the value of pruning: what a run is made of. A large network, or a pruned one, trained in three ways."""
+
+import statistics
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from prunelab import cost
+from prunelab.channels.filters import TARGETS
+from prunelab.channels.selection import Selection
+from prunelab.channels.trace import trace
+from prunelab.data import Dataset
+from prunelab.density import check_density
+from prunelab.latency import n_bytes
+from prunelab.methods.static import Static
+from prunelab.models import TORCHVISION_MODELS
+from prunelab.precision import best_precision
+from prunelab.recipes.common import copy_of, image_of, layers_of, stream_seed
+from prunelab.recipes.prunings import PREPARATIONS, PRUNINGS, WEIGHT_PRUNINGS, patterns_of
+from prunelab.recipes.recipe import Outline, Setup, State
+from prunelab.recipes.rethinking.plan import SCRATCH, STARTS, TRAININGS, RethinkingOptions
+from prunelab.recipes.structures import Structure, from_scratch, original_of
+from prunelab.training import Result, evaluate
+
+
+def check(options: RethinkingOptions, *, n_parents: int) -> None:
+    """Raises ValueError unless the options of a run go together."""
+    check_density(options.density)
+    is_large = options.training == "dense"
+    prunings = (None, *PREPARATIONS) if is_large else tuple(PRUNINGS)
+    for name, allowed in (("training", TRAININGS), ("start", STARTS), ("pruning", prunings)):
+        if getattr(options, name) not in allowed:
+            raise ValueError(f"unknown {name} {getattr(options, name)!r}; there are {', '.join(map(str, allowed))}")
+    if options.target is not None and options.target not in TARGETS:
+        raise ValueError(f"unknown target {options.target!r}; there are {', '.join(TARGETS)}")
+    wanted = 0 if is_large or options.pruning == "predefined" else 1 + options.pruning.startswith("guided")
+    if n_parents != wanted:
+        raise ValueError(
+            f"training={options.training} pruning={options.pruning} needs {wanted} parents, got {n_parents}"
+        )
+    if options.start == "ticket" and options.training not in SCRATCH:
+        raise ValueError(f"a ticket is trained from scratch: {', '.join(SCRATCH)}; got training={options.training}")
+    if options.pruning == "predefined" and (options.training == "fine_tune" or options.start == "ticket"):
+        raise ValueError("a predefined structure has no values to inherit; prune a trained network, by l1 for example")
+
+
+def outline(options: RethinkingOptions, dataset: Dataset) -> Outline:
+    """Foretells the width of a run's network, by its density where training finds it, and the length of its training."""
+    is_narrower = options.training != "dense" and options.pruning not in WEIGHT_PRUNINGS
+    share = 1.0
+    if is_narrower:
+        share = statistics.mean(TARGETS[options.target].densities) if options.target else options.density
+    width = options.width * (1.0 if options.model in TORCHVISION_MODELS else share)
+    macs, full_macs = (cost.total(layers_of(options, dataset, at), "macs") for at in (width, options.width))
+    return Outline(width, _n_epochs(options, macs / full_macs if is_narrower else options.density))
+
+
+def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State], *, seed: int) -> Setup:
+    """Sets up a large network; or what pruning leaves of one, with the values it inherits or with fresh ones.
+
+    Args:
+        options: All of the run's.
+        dataset: On the device where to train.
+        parents: The network that is pruned; of a guided design also the one that the design is taken from.
+        seed: Of every random stream.
+    Raises:
+        ValueError: A parent that does not fit.
+    """
+    torch.manual_seed(seed)
+    original = original_of(options, dataset, parents, seed=seed)
+    pruned, model, metrics = Structure(original.model), original.model, {}
+    is_large, inherits = (options.training == training for training in ("dense", "fine_tune"))
+    if not is_large:
+        pruned = PRUNINGS[options.pruning](original)
+        torch.manual_seed(stream_seed("scratch", seed))  # the same values, whatever was drawn to find the structure
+        model = pruned.shrunken(pruned.model, dataset) if inherits else from_scratch(pruned, original)
+    widths, removed = original.reduced_to(model, pruned)
+    reference = layers_of(options, dataset, options.width)
+    n_active = {name: int(mask.sum()) for name, mask in pruned.masks.items()}
+    macs = cost.total(cost.layer_table(model, n_active=n_active, **image_of(dataset)), "macs")
+    n_epochs = _n_epochs(options, macs / cost.total(reference, "macs"))
+    start = parents[0].start if options.start == "ticket" else copy_of(model.state_dict())
+    method = Static(model, pruned.masks) if pruned.masks else None
+    if options.pruning in PREPARATIONS and is_large:
+        method = PREPARATIONS[options.pruning](original, dataset.n_train // options.batch_size)
+    if inherits:
+        _, metrics["inherited_accuracy"] = evaluate(model, dataset)
+    training = {"warmup_epochs": 0, "label_smoothing": 0.0}
+    if inherits:
+        training |= {"learning_rate": options.fine_tune_rate, "schedule": "constant"}
+    if isinstance(method, Selection) and best_precision(dataset.train_labels.device.type, options.model) == "fp16":
+        training["precision"] = "fp32"  # its factors cannot be trained in fp16
+
+    def finish(result: Result) -> dict:
+        factors = {}
+        if isinstance(method, Selection):
+            method.fold()
+            factors = copy_of(method.factors)
+        return {
+            "widths": trace(model, **image_of(dataset)).widths,
+            "removed": removed,
+            "image": image_of(dataset) | {"num_classes": dataset.num_classes},
+            "patterns": patterns_of(original, pruned.masks) if pruned.masks else {},
+            "metrics": metrics | {"n_bytes": n_bytes(model), "n_epochs_trained": n_epochs},
+            "factors": factors,
+        }
+
+    return Setup(
+        model,
+        reference=reference,
+        n_epochs=n_epochs,
+        ordinary_epochs=options.n_epochs,
+        training=training,
+        method=method,
+        start=start,
+        structure={"widths": widths, "removed": removed},
+        finish=finish,
+    )
+
+
+def _n_epochs(options: RethinkingOptions, macs_ratio: float) -> int:
+    """Epochs of a training; from scratch with the budget of the large network's, as many more as they are cheaper."""
+    if options.training == "fine_tune":
+        return options.fine_tune_epochs
+    if options.training == "scratch_b":
+        return min(int(options.n_epochs / macs_ratio), options.max_epochs or sys.maxsize)
+    return options.n_epochs

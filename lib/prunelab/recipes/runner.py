@@ -1,0 +1,168 @@
+"""How one run of any recipe is executed: set up as the recipe says, trained, and accounted for."""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from prunelab import cost
+from prunelab.data import Dataset
+from prunelab.forecast import Workload
+from prunelab.methods.hooks import Hooks
+from prunelab.precision import best_precision
+from prunelab.recipes.common import copy_of, dataset_of, generator_of, image_of, layers_of, source_of
+from prunelab.recipes.options import TrainingOptions
+from prunelab.recipes.recipe import Recipe, Setup, State
+from prunelab.runs import Run
+from prunelab.training import Result, train
+
+# Options that `train` takes by the same name.
+_TRAINING = (
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "momentum",
+    "weight_decay",
+    "augment",
+    "eval_every",
+)
+
+
+def execute(recipe: Recipe, run: Run, **about: object) -> dict:
+    """Executes a run to its end; arguments, result and errors as for `executing`."""
+    turns = executing(recipe, run, **about)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value
+
+
+def executing(
+    recipe: Recipe,
+    run: Run,
+    *,
+    device: str,
+    parents: Sequence[State] = (),
+    checkpoint: Path | None = None,
+    report: Callable[[float], None] = lambda share: None,
+    **own: object,
+) -> Generator[None, None, dict]:
+    """Executes a run step by step, so that several may take turns.
+
+    Args:
+        recipe: That of the run.
+        run: One of a plan's.
+        device: Where to train, "cpu" or "cuda".
+        parents: What each of the run's parents hands on.
+        checkpoint: File for the state of the unfinished run.
+        report: Called now and then with the share of training done.
+        own: What the recipe's `setup` takes besides, such as a reader's `grow_score`.
+    Returns:
+        The record's `status`, `metrics`, `curves`, `layers`, `moves` and what the recipe adds; its `seconds`,
+        `precision` and `dataset`; and `state`, a `State`, or None where no network was trained.
+    Raises:
+        ValueError: An option that names nothing, options that do not go together, or a parent that does not fit.
+    """
+    options = recipe.options_of(run)
+    recipe.check(options, n_parents=len(parents))
+    dataset = dataset_of(options, device)
+    setup = recipe.setup(options, dataset, parents, seed=run.seed, **own)
+    if isinstance(setup, dict):
+        return setup | {"dataset": source_of(dataset), "state": None}
+    start = setup.start or copy_of(setup.model.state_dict())
+    precision = best_precision(device, options.model)
+    arguments = {name: getattr(options, name) for name in _TRAINING} | {"precision": precision} | dict(setup.training)
+    yield
+    result = train(
+        setup.model,
+        dataset,
+        method=setup.method,
+        n_epochs=setup.n_epochs,
+        generator=generator_of("images", run.seed),
+        checkpoint=checkpoint,
+        report=report,
+        **arguments,
+    )
+    fields = setup.finish(result)
+    method = setup.method or Hooks()
+    n_active = {name: int(mask.sum()) for name, mask in method.masks.items()}
+    layers = cost.layer_table(setup.model, n_active=n_active, **image_of(dataset))
+    metrics = _account(options, dataset, setup, result, layers)
+    metrics["total_training_macs"] = metrics["training_macs"] + sum(parent.training_macs for parent in parents)
+    structure = {"widths": {}, "removed": [], "width": options.width} | dict(setup.structure)
+    state = State(
+        model=copy_of(setup.model.state_dict()),
+        start=fields.pop("start", start),
+        masks=dict(method.masks),
+        widths=structure["widths"],
+        removed=structure["removed"],
+        factors=fields.pop("factors", {}),
+        num_classes=dataset.num_classes,
+        options=asdict(options) | {"width": structure["width"]},
+        training_macs=metrics["total_training_macs"],
+    )
+    return {
+        "status": "diverged" if result.diverged else "finished",
+        "metrics": metrics | dict(setup.metrics) | fields.pop("metrics", {}),
+        "curves": result.curves,
+        "layers": layers,
+        "moves": dict(method.moves),
+        **fields,
+        "seconds": result.seconds,
+        "precision": arguments["precision"],
+        "dataset": source_of(dataset),
+        "state": state,
+    }
+
+
+def _account(options: TrainingOptions, dataset: Dataset, setup: Setup, result: Result, layers: list[dict]) -> dict:
+    """Metrics that every run has, measured on the final network."""
+    macs, reference_macs = (cost.total(table, "macs") for table in (layers, setup.reference))
+    n_active, n_reference = cost.total(layers, "n_active"), cost.total(setup.reference, "n_weights")
+    dense, method = cost.layer_table(setup.model, **image_of(dataset)), setup.method or Hooks()
+    counts = method.active_counts_over_time()
+    training_macs = cost.training_macs(
+        cost.total(dense, "macs"),
+        cost.mean_macs(dense, counts, n_steps=result.n_steps) if counts else macs,
+        n_samples=result.n_batches * options.batch_size,
+        n_dense_gradient_samples=method.n_dense_gradients * options.batch_size,
+    )
+    # Longer training is measured against the reference's training of ordinary length.
+    n_ordinary = setup.ordinary_epochs * (dataset.n_train // options.batch_size) * options.batch_size
+    ordinary_macs = cost.training_macs(reference_macs, reference_macs, n_samples=n_ordinary)
+    return {
+        **{name: result.curves[name][-1] for name in ("test_accuracy", "test_loss", "train_loss")},
+        "n_stored_weights": cost.total(layers, "n_weights"),
+        "n_reference_weights": n_reference,
+        "n_active": n_active,
+        "measured_density": n_active / n_reference,
+        "macs": macs,
+        "macs_ratio": macs / reference_macs,
+        "training_macs": training_macs,
+        "training_macs_ratio": training_macs / ordinary_macs,
+        "n_steps": result.n_steps,
+        "n_batches": result.n_batches,
+    }
+
+
+def forecast(recipe: Recipe, run: Run) -> Workload:
+    """Says what a machine will do for a run, by the outline that its setup follows too."""
+    options = recipe.options_of(run)
+    dataset = dataset_of(options, "cpu")
+    outline = recipe.outline(options, dataset)
+    n_evaluated = outline.n_evaluated
+    if n_evaluated is None:
+        n_evaluated = dataset.n_test * math.ceil(outline.n_epochs / options.eval_every)
+    return Workload(
+        model=options.model,
+        width=outline.width,
+        num_classes=dataset.num_classes,
+        optimizer=options.optimizer,
+        batch_size=options.batch_size,
+        macs=cost.total(layers_of(options, dataset, outline.width), "macs"),
+        n_steps=outline.n_epochs * (dataset.n_train // options.batch_size),
+        n_evaluated=n_evaluated,
+        **image_of(dataset),
+    )

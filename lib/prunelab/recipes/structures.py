@@ -1,0 +1,154 @@
+"""Structures of networks: the one that is to be pruned, what pruning leaves of it, and networks built like that."""
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.channels import filters
+from prunelab.channels.surgery import shrink, without
+from prunelab.channels.trace import Trace, trace
+from prunelab.data import Dataset
+from prunelab.methods.magnitude import rescaled_init_
+from prunelab.models import build_model
+from prunelab.models.layers import Select
+from prunelab.recipes.common import Masks, generator_of, image_of, network_of
+from prunelab.recipes.options import PruningOptions
+from prunelab.recipes.recipe import State
+
+
+@dataclass
+class Structure:
+    """What pruning leaves of a network.
+
+    Attributes:
+        model: The original network with the weights that the pruned one inherits.
+        kept: Indices of the channels that stay, by layer name; of layers that are not named all do.
+        removed: Names of the blocks that go as a whole.
+        masks: Of single weights, by layer name; empty where whole channels are pruned.
+    """
+
+    model: nn.Module
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+    masks: Masks = field(default_factory=dict)
+
+    def shrunken(self, model: nn.Module, dataset: Dataset) -> nn.Module:
+        """Gives a network of the same kind this structure; copies it where nothing is removed."""
+        if self.removed:
+            model = without(model, self.removed)
+        return shrink(model, self.kept, **image_of(dataset)) if self.kept else copy.deepcopy(model)
+
+
+@dataclass
+class Original:
+    """The network to prune, and all that a way of pruning may look at.
+
+    Attributes:
+        model: With the structure and the values of the first parent where there is one, else fresh.
+        traced: Its channels.
+        parents: The states of the run's parents.
+    """
+
+    options: PruningOptions
+    dataset: Dataset
+    model: nn.Module
+    traced: Trace
+    parents: Sequence[State]
+    seed: int
+
+    def reduced_to(self, smaller: nn.Module, pruned: Structure) -> tuple[dict[str, int], list[str]]:
+        """Says which channels and blocks of the full network a smaller one has: `widths` and `removed` of its state."""
+        earlier = self.parents[0] if self.parents else None
+        widths = changed(trace(smaller, **image_of(self.dataset)).widths, self.traced.widths)
+        return (
+            (earlier.widths | widths, [*earlier.removed, *pruned.removed]) if earlier else (widths, [*pruned.removed])
+        )
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each convolution and selection that may lose some, is normalised by itself, and has one reader.
+
+        The stem of torchvision's ResNet-50, which two layers read, stays whole, as in the papers.
+        """
+        return {
+            name: n
+            for name, n in self.traced.widths.items()
+            if self.traced.norm(name)
+            and len(self.traced.readers(name)) == 1
+            and not isinstance(self.traced.layers[name].module, nn.Linear)
+        }
+
+    @property
+    def filter_widths(self) -> dict[str, int]:
+        """Of those the convolutions, whose filters can be ranked."""
+        return {name: n for name, n in self.widths.items() if isinstance(self.model.get_submodule(name), nn.Conv2d)}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many filters of each convolution stay by the target, or density, of the run."""
+        if self.options.target:
+            return filters.predefined_counts(self.options.target, self.filter_widths)
+        return filters.uniform_counts(self.filter_widths, density=self.options.density)
+
+
+def original_of(options: PruningOptions, dataset: Dataset, parents: Sequence[State], *, seed: int) -> Original:
+    """Builds the network that is to be pruned, on the data set's device; fresh values are the global generator's.
+
+    Raises:
+        ValueError: The first parent is another network.
+    """
+    model = _trained(options, dataset, parents[0]) if parents else network_of(options, dataset, width=options.width)
+    traced = trace(model, **image_of(dataset))
+    model.to(dataset.train_labels.device, memory_format=torch.channels_last)
+    return Original(options, dataset, model, traced, parents, seed)
+
+
+def _trained(options: PruningOptions, dataset: Dataset, parent: State) -> nn.Module:
+    """Builds a parent's network, with its values and its classes: a design may come from other images."""
+    try:
+        model = network_of(options, dataset, width=options.width, like=parent, num_classes=parent.num_classes)
+        model.load_state_dict(parent.model)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the parent is no {options.model} of width {options.width:g}: {error}") from error
+    return model
+
+
+def from_scratch(pruned: Structure, original: Original) -> nn.Module:
+    """Builds a network in the structure of a pruned one, with values as before any training.
+
+    These are new random ones, from torch's global generator, or those that the original network started from.
+    """
+    options, dataset = original.options, original.dataset
+    if options.start == "ticket":
+        ticket = copy.deepcopy(original.model)
+        ticket.load_state_dict(original.parents[0].start)
+        return pruned.shrunken(ticket, dataset)
+    smaller = pruned.shrunken(pruned.model, dataset)
+    widths, removed = original.reduced_to(smaller, pruned)
+    image = image_of(dataset)
+    fresh = build_model(options.model, num_classes=dataset.num_classes, width=options.width, widths=widths, **image)
+    fresh = without(fresh, removed)
+    for name, module in smaller.named_modules():
+        if isinstance(module, Select):  # which channels are read belongs to the structure
+            fresh.get_submodule(name).indices.copy_(module.indices)
+    if pruned.masks:
+        rescaled_init_(fresh, pruned.masks, generator=generator_of("masked values", original.seed))
+    return fresh.to(dataset.train_labels.device, memory_format=torch.channels_last)
+
+
+def changed(widths: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """Returns the widths that differ from those before; not every layer can be built at another width."""
+    return {name: n for name, n in widths.items() if n != before.get(name, n)}
+
+
+def rebuild(record: Mapping) -> nn.Module:
+    """Builds the network of a record, with other values: to be timed, or looked at."""
+    options, image = record["options"], dict(record["image"])
+    build = functools.partial(build_model, options["model"], width=options["width"], **image)
+    del image["num_classes"]
+    # A block that was removed has no widths, and is built only to be removed again.
+    return without(build(widths=changed(record["widths"], trace(build(), **image).widths)), record["removed"])
