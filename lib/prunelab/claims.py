@@ -283,16 +283,14 @@ def compared(claim: Claim, planned: pd.DataFrame) -> pd.DataFrame:
 
 def _by_seed(claim: Claim, cell: Cell, planned: pd.DataFrame) -> pd.Series:
     """The ids of the runs in a cell of one value a column, one a seed."""
-    chosen = pd.Series(True, index=planned.index)
-    for column, (value,) in cell.items():
-        chosen &= _equals(planned[column], value)
-    runs = planned.loc[chosen, ["seed", "id"]]
-    if runs["seed"].duplicated().any():
+    chosen = np.logical_and.reduce([_equals(planned[column], value) for column, (value,) in cell.items()])
+    runs = pd.Series(planned["id"].to_numpy()[chosen], planned["seed"].to_numpy()[chosen])
+    if runs.index.has_duplicates:
         raise ValueError(
             f"claim {claim.id} part {claim.part}: {_text(cell)} matches several runs of a seed;"
             " hand in the runs of one profile only, or add conditions"
         )
-    return runs.set_index("seed")["id"]
+    return runs
 
 
 def _differences(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame) -> np.ndarray:
@@ -312,14 +310,13 @@ def _no_column(claim: Claim, missing: Iterable[str], frame: pd.DataFrame) -> Val
     )
 
 
-def _equals(column: pd.Series, value: str) -> pd.Series:
+def _equals(column: pd.Series, value: str) -> np.ndarray:
     """Compares numbers where `value` is one, so that 1, 1.0 and 1e0 are the same density."""
     try:
         number = float(value)
     except ValueError:
-        return column.astype(str) == value
-    numbers = pd.to_numeric(column, errors="coerce")
-    return pd.Series(np.isclose(numbers, number, rtol=1e-9, atol=0), column.index)
+        return (column.astype(str) == value).to_numpy()
+    return np.isclose(pd.to_numeric(column, errors="coerce"), number, rtol=1e-9, atol=0)
 
 
 def _text(cell: Cell) -> str:
