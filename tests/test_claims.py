@@ -36,7 +36,9 @@ def claim(**changes):
 def frame(accuracies, **common):
     """Stand-in records: `accuracies` maps (method, density) to one value a seed."""
     rows = [
-        {"method": method, "density": density, "seed": seed, "test_accuracy": value, "status": "finished"} | common
+        {"id": f"{method} {density} {seed}", "method": method, "density": density, "seed": seed}
+        | {"test_accuracy": value, "status": "finished"}
+        | common
         for (method, density), values in accuracies.items()
         for seed, value in enumerate(values)
     ]
@@ -182,7 +184,9 @@ def test_numbers_match_as_numbers_and_words_as_words():
 
 
 def test_unknown_column_is_named_with_the_claim_and_the_known_ones():
-    with pytest.raises(ValueError, match=r"claim RigL-C1 part a: .* no column distibution; they have method, density"):
+    with pytest.raises(
+        ValueError, match=r"claim RigL-C1 part a: .* no column distibution; they have id, method, density"
+    ):
         claims.judge(claim(where="distibution=erk"), TWO_METHODS)
     with pytest.raises(ValueError, match="no column top1"):
         claims.judge(claim(metric="top1"), TWO_METHODS)
@@ -299,6 +303,102 @@ def test_table_judges_every_part_and_summary_every_claim():
     assert whole == [{"claim": "RigL-C1", "n_parts": 8, "n_judged": 6, "verdict": "not reproduced"}]
 
 
+PLANNED = frame(
+    {(method, density): [math.nan] * 3 for method in ("rigl", "set") for density in (0.1, 0.05)}, recipe="rigl"
+).drop(columns=["test_accuracy", "status"])
+
+
+def test_claim_without_all_its_planned_runs_says_how_many_are_missing():
+    at_both = claim(where="density=0.1|0.05")
+    recorded = frame({("rigl", 0.1): [0.8, 0.8, 0.8], ("set", 0.1): [0.7, 0.7, 0.7], ("rigl", 0.05): [0.7]})
+    verdict = claims.judge(at_both, recorded, planned=PLANNED, profile="small")
+    assert (verdict.verdict, verdict.reason) == ("not judged", "5 of 12 runs not recorded")
+    assert math.isnan(verdict.difference) and verdict.n_pairs == 0
+    assert claims.judge(claim(), recorded, planned=PLANNED) == claims.judge(claim(), recorded)
+    assert claims.judge(at_both, pd.DataFrame(), planned=PLANNED).reason == "12 of 12 runs not recorded"
+
+
+def test_a_planned_seed_that_is_missing_is_not_left_out_in_silence():
+    planned = pd.concat([PLANNED, PLANNED.assign(seed=PLANNED["seed"] + 3, id=PLANNED["id"] + "+3")])
+    assert claims.judge(claim(), TWO_METHODS, planned=planned).reason == "6 of 12 runs not recorded"
+
+
+def test_runs_are_found_by_what_is_planned_and_not_by_what_is_on_record():
+    planned = PLANNED.assign(parent_dataset=["mnist", "cifar10"] * 6)
+    recorded = TWO_METHODS.drop(columns="density")
+    on_mnist = claim(where="density=0.1 parent_dataset=mnist")
+    assert claims.judge(on_mnist, recorded, planned=planned).n_pairs == 2  # seeds 0 and 2
+    assert claims.judge(on_mnist, pd.DataFrame(), planned=planned).reason == "4 of 4 runs not recorded"
+
+
+def test_only_a_metric_of_recorded_runs_is_known_to_be_none():
+    at_large = claim(where="density=0.05", metric="loss_barrier")
+    assert claims.judge(at_large, TWO_METHODS, planned=PLANNED).reason == "6 of 6 runs not recorded"
+    with pytest.raises(ValueError, match="RigL-C1 part a: the runs have no column loss_barrier; they have id, method"):
+        claims.judge(claim(metric="loss_barrier"), TWO_METHODS, planned=PLANNED)
+
+
+def test_nothing_planned_is_told_from_nothing_recorded():
+    assert (
+        claims.judge(claim(better="method=snip"), TWO_METHODS, planned=PLANNED).reason == "needs runs of profile small"
+    )
+    with pytest.raises(ValueError, match="RigL-C1 part a: the runs have no column distibution"):
+        claims.judge(claim(where="distibution=erk"), TWO_METHODS.assign(distibution="erk"), planned=PLANNED)
+
+
+def partial_table():
+    """All four densities are planned, 0.1 is recorded whole and 0.05 but for a run."""
+    common = {"recipe": "rigl", "experiment": "main", "distribution": "erk"}
+    values = {"rigl": 0.80, "set": 0.79, "static": 0.81}
+    planned = frame({(m, d): [values[m]] * 3 for m in values for d in (0.2, 0.1, 0.05, 0.02)}, **common)
+    recorded = planned[planned["density"].isin([0.1, 0.05]) & (planned["id"] != "rigl 0.05 2")]
+    planned = planned.drop(columns=["test_accuracy", "status"])
+    return claims.table(recorded, "RigL-C1", planned=planned, profile="small")
+
+
+def test_a_part_recorded_in_part_is_judged_at_each_listed_value():
+    judged = partial_table()
+    rows = judged[judged["part"] == "a"]
+    assert rows[["at", "verdict", "reason"]].to_numpy().tolist() == [
+        ["", "not judged", "13 of 24 runs not recorded"],
+        ["density=0.2", "not judged", "6 of 6 runs not recorded"],
+        ["density=0.1", "reproduced", ""],
+        ["density=0.05", "not judged", "1 of 6 runs not recorded"],
+        ["density=0.02", "not judged", "6 of 6 runs not recorded"],
+    ]
+    assert rows["difference"].iloc[2] == pytest.approx(0.01)
+    # Nothing to say of c, whose runs are not planned, nor of e, which lists nothing.
+    assert judged["part"].value_counts().to_dict() == {"a": 5, "b": 5} | dict.fromkeys("cdefgh", 1)
+
+
+def test_listed_values_are_told_and_never_counted():
+    judged = partial_table()
+    assert claims.tally(judged) == (
+        "of 8 comparisons 0 are reproduced, 0 are not reproduced, 0 are inconclusive, 8 are not judged"
+    )
+    assert claims.summary(judged).to_dict("records") == [
+        {"claim": "RigL-C1", "n_parts": 8, "n_judged": 0, "verdict": "not judged"}
+    ]
+    assert len(claims.markdown(judged).splitlines()) == 2  # no more than the head
+    told = claims.report(judged).splitlines()
+    assert told[1].split(maxsplit=1) == [
+        "RigL-C1a", "not judged      13 of 24 runs not recorded RigL is more accurate than SET at equal density."
+    ]  # fmt: skip
+    assert told[3] == "           reproduced      +1.0 [+1.0, +1.0]           at density=0.1"
+    assert told[8] == "           not reproduced  -2.0 [-2.0, -2.0]           at density=0.1"
+    assert told[11:14] == [
+        "",
+        "not judged, needs runs of profile small:",
+        "RigL-C1c, RigL-C1d, RigL-C1f, RigL-C1g, RigL-C1h",
+    ]
+
+
+def test_a_whole_part_has_one_row_whatever_it_pools():
+    both = frame({(m, d): [0.8] * 3 for m in ("rigl", "set") for d in (0.2, 0.1, 0.05, 0.02)}, distribution="erk")
+    judged = claims.table(both.assign(experiment="main"), "RigL-C1")
+    assert (judged["at"] == "").all() and len(judged) == 8
+
+
 def test_first_claim_is_not_the_prefix_of_the_tenth():
     assert set(claims.table(TWO_METHODS.assign(distribution="erk", experiment="main"), "RigL-C1")["claim"]) == {
         "RigL-C1"
@@ -313,11 +413,11 @@ def test_unknown_prefix_lists_the_claims():
 
 
 def test_markdown_tells_what_was_judged_and_leaves_the_rest_out():
-    columns = ["claim", "part", "statement", "metric", "difference", "low", "high", "paper", "verdict", "reason"]
+    columns = ["claim", "part", "at", "statement", "metric", "difference", "low", "high", "paper", "verdict", "reason"]
     rows = [
-        ["RigL-C1", "a", "RigL wins.", "test_accuracy", 0.0312, 0.01, 0.05, 0.024, claims.REPRODUCED, ""],
-        ["RigL-C10", "a", "A hill.", "loss_barrier", 0.0312, 0.01, 0.5, math.nan, claims.INCONCLUSIVE, ""],
-        ["RigL-C2", "a", "Later.", "test_accuracy", math.nan, math.nan, math.nan, 0.1, claims.NOT_JUDGED, "needs time"],
+        ["RigL-C1", "a", "", "RigL wins.", "test_accuracy", 0.0312, 0.01, 0.05, 0.024, claims.REPRODUCED, ""],
+        ["RigL-C10", "a", "", "A hill.", "loss_barrier", 0.0312, 0.01, 0.5, math.nan, claims.INCONCLUSIVE, ""],
+        ["RigL-C2", "a", "", "Later.", "test_accuracy", *[math.nan] * 3, 0.1, claims.NOT_JUDGED, "needs time"],
     ]
     judged = pd.DataFrame(rows, columns=columns)
     assert claims.markdown(judged).splitlines()[2:] == [

@@ -1,9 +1,11 @@
 """The shipped numbers and rules: every row can be read, and says what the papers' files say."""
 
+import functools
+
 import pandas as pd
 import pytest
 
-from prunelab import claims, papers, paths, recipes, records
+from prunelab import claims, engine, papers, paths, recipes, records
 
 CLAIMS = claims.load()
 IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1"]
@@ -17,6 +19,13 @@ METRICS = (
     "input_share",
     "central_share",
 )
+OPTIONS = {name: recipe.OPTIONS for name, recipe in recipes.RECIPES.items()}
+
+
+@functools.cache
+def planned(recipe, profile):
+    experiments = recipes.get(recipe).experiments(profile, seeds=range(claims.MIN_SEEDS))
+    return records.planned(experiments, OPTIONS)
 
 
 def test_every_claim_is_there_with_parts_a_b_c():
@@ -40,24 +49,34 @@ def test_row_is_complete(claim):
     "claim", [claim for claim in CLAIMS if not claim.needs], ids=lambda claim: f"{claim.id}{claim.part}"
 )
 def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(claim):
-    recipe, seeds, metrics = recipes.get(claim.recipe), range(claims.MIN_SEEDS), dict.fromkeys(METRICS, 0.5)
-    made = [
-        {
-            "id": run.id,
-            "recipe": run.recipe,
-            "seed": run.seed,
-            "status": "finished",
-            "options": recipe.OPTIONS | dict(run.options),
-            "parent": run.parent_ids,
-            "metrics": metrics,
-            "provenance": {},
-        }
-        for run in recipe.plan(claim.profile, seeds=seeds)
-    ]
-    experiments = recipe.experiments(claim.profile, seeds=seeds)
-    experiments = {name: [run.id for run in runs] for name, runs in experiments.items()}
-    verdict = claims.judge(claim, records.frame(made, experiments), profile=claim.profile)
+    made = planned(claim.recipe, claim.profile).assign(**dict.fromkeys(METRICS, 0.5))
+    verdict = claims.judge(claim, made, profile=claim.profile)
     assert verdict.n_seeds >= claims.MIN_SEEDS, verdict.reason
+
+
+@pytest.mark.parametrize("profile", ["full", "paper"])
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_without_records_every_claim_says_what_it_waits_for(recipe, profile):
+    judged = claims.table(pd.DataFrame(), planned=planned(recipe, profile), profile=profile)
+    assert set(judged["verdict"]) == {claims.NOT_JUDGED} and set(judged["at"]) == {""}
+    assert judged["reason"].str.fullmatch(r"needs .+|(\d+) of \1 runs not recorded").all()
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
+def test_of_a_profile_that_ships_whole_the_plan_adds_nothing_to_the_records(recipe, tmp_path):
+    experiments = recipe.experiments("small")
+    ids = {name: [run.id for run in runs] for name, runs in experiments.items()}
+    frame = records.frame(engine.on_record(recipe.plan("small"), store=tmp_path).values(), ids)
+    everything = records.planned(experiments, OPTIONS)
+    assert set(everything["id"]) == set(frame["id"])
+    pd.testing.assert_frame_equal(frame[everything.columns], everything, check_dtype=False)
+    whole = claims.table(frame, profile="small")
+    pd.testing.assert_frame_equal(claims.table(frame, planned=everything, profile="small"), whole, check_exact=True)
+
+
+@functools.cache
+def read(file):
+    return pd.read_csv(paths.PAPER / f"{file}.csv")
 
 
 def published(rows, *, metric):
@@ -77,7 +96,7 @@ def published(rows, *, metric):
 )
 def test_paper_values_stand_in_the_file_and_source_named(claim):
     file, *source_ids = claim.paper_source.partition(":")[0].replace(",", "").split()
-    rows = pd.read_csv(paths.PAPER / f"{file}.csv")
+    rows = read(file)
     rows = rows[rows["source_id"].isin(source_ids) & ~rows["note"].fillna("").str.startswith("SUSPECT")]
     assert set(rows["source_id"]) == set(source_ids)
     for cells, value in [(claim.better, claim.paper_better), (claim.worse, claim.paper_worse)]:

@@ -308,6 +308,7 @@ def judged():
     columns = [
         "claim",
         "part",
+        "at",
         "statement",
         "metric",
         "paper",
@@ -318,10 +319,11 @@ def judged():
         "verdict",
     ]
     rows = [
-        ["RigL-C1", "a", "RigL wins.", "test_accuracy", 0.024, 0.0, 0.03, 0.01, 0.04, claims.REPRODUCED],
+        ["RigL-C1", "a", "", "RigL wins.", "test_accuracy", 0.024, 0.0, 0.03, 0.01, 0.04, claims.REPRODUCED],
         [
             "RigL-C1",
             "b",
+            "",
             "SET wins.",
             "test_accuracy",
             np.nan,
@@ -331,9 +333,10 @@ def judged():
             -0.01,
             claims.NOT_REPRODUCED,
         ],
-        ["RigL-C4", "e", "ERK costs more.", "macs_ratio", 0.11, 0.0, 0.2, 0.2, 0.2, claims.REPRODUCED],
-        ["RigL-C9", "a", "Wait.", "test_accuracy", 0.006, 0.0, np.nan, np.nan, np.nan, claims.NOT_JUDGED],
-        ["RigL-C5", "b", "Useful.", "test_accuracy", 0.0, -0.1, -0.1, -0.12, -0.09, claims.INCONCLUSIVE],
+        ["RigL-C4", "e", "", "ERK costs more.", "macs_ratio", 0.11, 0.0, 0.2, 0.2, 0.2, claims.REPRODUCED],
+        ["RigL-C9", "a", "", "Wait.", "test_accuracy", 0.006, 0.0, np.nan, np.nan, np.nan, claims.NOT_JUDGED],
+        ["RigL-C9", "a", "density=0.1", "Wait.", "test_accuracy", 0.006, 0.0, 0.1, 0.1, 0.1, claims.REPRODUCED],
+        ["RigL-C5", "b", "", "Useful.", "test_accuracy", 0.0, -0.1, -0.1, -0.12, -0.09, claims.INCONCLUSIVE],
     ]
     return pd.DataFrame(rows, columns=columns)
 
@@ -341,6 +344,7 @@ def judged():
 def test_forest_shows_judged_claims_about_one_metric_with_interval_paper_and_margin(ax):
     rows = figures.forest(judged(), ax=ax)
     assert rows["part"].tolist() == ["a", "b", "b"]
+    assert "at" not in rows  # one row a claim, so the figure's numbers need not say so
     assert labels(ax.yaxis) == ["RigL-C1a  RigL wins.", "RigL-C1b  SET wins.", "RigL-C5b  Useful."]
     assert {(0.03, 0), (-0.02, 1), (-0.1, 2), (0.024, 0)} <= points(ax)
     bars = [segment[:, 0] for bar in ax.collections for segment in bar.get_segments()]

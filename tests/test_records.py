@@ -5,6 +5,7 @@ import json
 import pytest
 
 from prunelab import paths, records
+from prunelab.runs import Run
 
 
 def a_record(run_id="aaaa", **changes):
@@ -118,6 +119,23 @@ def test_options_of_the_one_parent_become_columns():
     listed = records.frame([child, parent], {"main": ["bbbb"]})
     assert listed[["id", "parent_method"]].to_numpy().tolist() == [["bbbb", "lottery"]]
     assert not any(name.startswith("parent_") for name in records.frame([orphan, between, parent]).columns)
+
+
+def test_plan_has_the_columns_of_the_frame_that_are_known_beforehand():
+    defaults = {"rigl": {"method": "rigl", "density": 0.1}, "other": {"width": 1.0}}
+    dense = Run("rigl", {"density": 1.0})
+    child = Run("other", {}, 3, parents=(dense,))
+    path = Run("other", {"width": 2.0}, 3, parents=(dense, child))
+    table = records.planned({"main": [child], "both": iter([child, path, dense]), "empty": []}, defaults)
+    assert table[["experiment", "id", "recipe", "seed"]].to_numpy().tolist() == [
+        ["main", child.id, "other", 3],
+        ["both", child.id, "other", 3],
+        ["both", path.id, "other", 3],
+        ["both", dense.id, "rigl", 0],
+    ]
+    assert table["width"].fillna(0).tolist() == [1, 1, 2, 0] and table.loc[3, "method"] == "rigl"
+    assert table["parent_method"].notna().tolist() == [True, True, False, False]  # of one parent only
+    assert table["parent_density"].iloc[0] == 1.0 and "parent_width" not in table
 
 
 def test_not_a_number_never_enters_a_record():

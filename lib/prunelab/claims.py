@@ -12,13 +12,15 @@ Comparisons are written in columns of `records.frame`:
 The rule: the difference metric(better) - metric(worse) is taken within each seed, at each listed value. A
 bootstrap over seeds gives the 95 % interval of its mean. The claim is `reproduced` if the interval lies above
 the margin, `not reproduced` if it lies below, else `inconclusive`; so it is with fewer than three seeds at a
-listed value. Diverged runs count with the accuracy they have.
+listed value. Diverged runs count with the accuracy they have. Which runs are compared is read off the plan: while
+one of them is not on record the claim is `not judged`, and each listed value is judged by itself.
 """
 
 import math
 import textwrap
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -176,31 +178,37 @@ def _listed(cells: Iterable[Cell]) -> Cell:
     return listed
 
 
-def judge(claim: Claim, frame: pd.DataFrame, *, profile: str | None = None) -> Verdict:
+def judge(
+    claim: Claim, frame: pd.DataFrame, *, planned: pd.DataFrame | None = None, profile: str | None = None
+) -> Verdict:
     """Applies the rule to one claim.
 
     Args:
         claim: From `load`.
         frame: `records.frame` of the runs of one profile.
+        planned: `records.planned` of the same profile; None where `frame` has all that is planned.
         profile: That profile; a claim is not judged on a smaller one than its own. None judges what there is.
     Raises:
-        ValueError: An unknown profile, a column that the records do not have, or a cell that matches several
+        ValueError: An unknown profile, a column that the runs do not have, or a cell that matches several
             runs of a seed.
     """
     if profile is not None and profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
+    planned = frame if planned is None else planned
     too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
-    pairs = {} if too_small or frame.empty else _pairs(claim, frame)
-    differences = pd.concat([*pairs.values(), pd.Series(dtype=float)])
-    if differences.empty:
-        reason = f"needs {claim.needs or f'runs of profile {claim.profile}'}"
-        return Verdict(math.nan, math.nan, math.nan, 0, 0, NOT_JUDGED, reason)
+    pairs = pd.DataFrame() if too_small or planned.empty else compared(claim, planned)
+    if pairs.empty:
+        return _not_judged(f"needs {claim.needs or f'runs of profile {claim.profile}'}")
+    ids = set(pairs.drop(columns="at").to_numpy().flat)
+    if missing := ids.difference(frame.get("id", ())):
+        return _not_judged(f"{len(missing)} of {len(ids)} runs not recorded")
 
-    low, high = interval(differences, differences.index)
-    fewest = min(pairs, key=lambda at: len(pairs[at]))
-    n_seeds = len(pairs[fewest])
+    differences = _differences(claim, pairs, frame)
+    low, high = interval(differences, pairs.index)
+    counts = pairs["at"].value_counts().reindex(list(levels(claim)), fill_value=0)
+    fewest, n_seeds = counts.idxmin(), int(counts.min())
     verdict, reason = INCONCLUSIVE, ""
-    if differences.isna().any():
+    if np.isnan(differences).any():
         reason = f"a diverged run has no {claim.metric}"
     elif n_seeds < MIN_SEEDS:
         reason = f"{n_seeds} of {MIN_SEEDS} seeds" + (f" at {fewest}" if fewest else "")
@@ -208,7 +216,11 @@ def judge(claim: Claim, frame: pd.DataFrame, *, profile: str | None = None) -> V
         verdict = REPRODUCED
     elif high < claim.margin:
         verdict = NOT_REPRODUCED
-    return Verdict(float(differences.mean(skipna=False)), low, high, n_seeds, len(differences), verdict, reason)
+    return Verdict(float(differences.mean()), low, high, n_seeds, len(differences), verdict, reason)
+
+
+def _not_judged(reason: str) -> Verdict:
+    return Verdict(math.nan, math.nan, math.nan, 0, 0, NOT_JUDGED, reason)
 
 
 def interval(differences: Iterable[float], seeds: Iterable[int]) -> tuple[float, float]:
@@ -231,54 +243,83 @@ def interval(differences: Iterable[float], seeds: Iterable[int]) -> tuple[float,
     return float(low), float(high)
 
 
-def _pairs(claim: Claim, frame: pd.DataFrame) -> dict[str, pd.Series]:
-    """The differences by seed at each combination of listed values; empty where the records lack a run."""
-    cells = claim.better + claim.worse
-    missing = sorted({claim.metric, "seed"}.union(*cells) - set(frame.columns))
-    if missing and claim.needs:
-        return {}
-    if missing:
-        raise ValueError(
-            f"claim {claim.id} part {claim.part}: the records have no column {', '.join(missing)};"
-            f" they have {', '.join(frame.columns)}"
-        )
-    # better - worse, where each may itself be the difference of two cells
-    signs = np.array([1, -1][: len(claim.better)] + [-1, 1][: len(claim.worse)])
-    pairs = {}
+def levels(claim: Claim) -> dict[str, Claim]:
+    """Returns the claim at each combination of its listed values, such as "density=0.1"; at "" where none is listed."""
+    found = {}
     for values in product(*claim.listed.values()):
-        at = dict(zip(claim.listed, values, strict=True))
-        fixed = [{column: at.get(column, *cell[column][:1]) for column in cell} for cell in cells]
-        sides = pd.concat([_by_seed(claim, cell, frame) for cell in fixed], axis=1, join="inner")
-        pairs[_text(at)] = pd.Series(sides.to_numpy(float) @ signs, sides.index)
-    return pairs
+        at = {column: (value,) for column, value in zip(claim.listed, values, strict=True)}
+        better, worse = (
+            tuple(cell | {column: at[column] for column in cell.keys() & at.keys()} for cell in cells)
+            for cells in (claim.better, claim.worse)
+        )
+        found[_text(at)] = replace(claim, better=better, worse=worse, listed={})
+    return found
 
 
-def _by_seed(claim: Claim, cell: dict[str, str], frame: pd.DataFrame) -> pd.Series:
-    """The metric of the runs in a cell, one a seed."""
-    chosen = pd.Series(True, index=frame.index)
-    for column, value in cell.items():
-        chosen &= _equals(frame[column], value)
-    runs = frame[chosen]
-    if runs["seed"].duplicated().any():
+def compared(claim: Claim, planned: pd.DataFrame) -> pd.DataFrame:
+    """Finds the runs that a claim compares.
+
+    Args:
+        claim: From `load`.
+        planned: `records.planned`, or `records.frame` of all that is planned.
+    Returns:
+        One row a pair, with its seed as index: the id of the run in each cell of `better`, then of `worse`, and
+        `at`, the listed values. No rows where the plan has no pair.
+    Raises:
+        ValueError: A column that the runs do not have, unless the claim waits for something, or a cell that
+            matches several runs of a seed.
+    """
+    if missing := sorted({"id", "seed"}.union(*claim.better, *claim.worse) - set(planned.columns)):
+        if claim.needs:
+            return pd.DataFrame()
+        raise _no_column(claim, missing, planned)
+    pairs = []
+    for at, level in levels(claim).items():
+        cells = [_by_seed(claim, cell, planned) for cell in level.better + level.worse]
+        pairs.append(pd.concat(cells, axis=1, join="inner", ignore_index=True).assign(at=at))
+    return pd.concat(pairs)
+
+
+def _by_seed(claim: Claim, cell: Cell, planned: pd.DataFrame) -> pd.Series:
+    """The ids of the runs in a cell of one value a column, one a seed."""
+    chosen = np.logical_and.reduce([_equals(planned[column], value) for column, (value,) in cell.items()])
+    runs = pd.Series(planned["id"].to_numpy()[chosen], planned["seed"].to_numpy()[chosen])
+    if runs.index.has_duplicates:
         raise ValueError(
             f"claim {claim.id} part {claim.part}: {_text(cell)} matches several runs of a seed;"
             " hand in the runs of one profile only, or add conditions"
         )
-    return runs.set_index("seed")[claim.metric]
+    return runs
 
 
-def _equals(column: pd.Series, value: str) -> pd.Series:
+def _differences(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame) -> np.ndarray:
+    """better - worse of each pair, where each may itself be the difference of two cells."""
+    if claim.metric not in frame:
+        raise _no_column(claim, [claim.metric], frame)
+    metric = frame[["id", claim.metric]].drop_duplicates("id").set_index("id")[claim.metric]
+    sides = pairs.drop(columns="at").apply(lambda ids: ids.map(metric))
+    signs = [1, -1][: len(claim.better)] + [-1, 1][: len(claim.worse)]
+    return sides.to_numpy(float) @ np.array(signs)
+
+
+def _no_column(claim: Claim, missing: Iterable[str], frame: pd.DataFrame) -> ValueError:
+    return ValueError(
+        f"claim {claim.id} part {claim.part}: the runs have no column {', '.join(missing)};"
+        f" they have {', '.join(frame.columns)}"
+    )
+
+
+def _equals(column: pd.Series, value: str) -> np.ndarray:
     """Compares numbers where `value` is one, so that 1, 1.0 and 1e0 are the same density."""
     try:
         number = float(value)
     except ValueError:
-        return column.astype(str) == value
-    numbers = pd.to_numeric(column, errors="coerce")
-    return pd.Series(np.isclose(numbers, number, rtol=1e-9, atol=0), column.index)
+        return (column.astype(str) == value).to_numpy()
+    return np.isclose(pd.to_numeric(column, errors="coerce"), number, rtol=1e-9, atol=0)
 
 
-def _text(cell: dict[str, str]) -> str:
-    return " ".join(f"{column}={value}" for column, value in cell.items())
+def _text(cell: Cell) -> str:
+    return " ".join(f"{column}={value}" for column, (value,) in cell.items())
 
 
 def overall(verdicts: Iterable[str]) -> str:
@@ -291,17 +332,22 @@ def overall(verdicts: Iterable[str]) -> str:
     return REPRODUCED if judged == {REPRODUCED} else INCONCLUSIVE
 
 
-def table(frame: pd.DataFrame, prefix: str = "", *, profile: str | None = None) -> pd.DataFrame:
-    """Judges the claims about the recipes in a frame, or those of one paper, or one claim, one row a part.
+def table(
+    frame: pd.DataFrame, prefix: str = "", *, planned: pd.DataFrame | None = None, profile: str | None = None
+) -> pd.DataFrame:
+    """Judges the claims about the recipes in a plan, or those of one paper, or one claim, one row a part.
+
+    A part that pools listed values and cannot be judged, while one of these can, has a row for each of them too.
 
     Args:
-        frame: `records.frame` of the runs of one profile; where it is empty, all claims are listed.
+        frame: `records.frame` of the runs of one profile.
         prefix: A claim's id, such as "RigL-C1", or what stands before its number, "RigL"; "" is all
             of them.
+        planned: See `judge`; where it is empty, all claims are listed.
         profile: See `judge`.
     Returns:
-        `claim`, `part`, `statement`, `metric`, `paper` (the difference found there), `margin`, and the fields
-        of `Verdict`.
+        `claim`, `part`, `at` (the listed value, "" for the part as a whole), `statement`, `metric`, `paper` (the
+        difference found there), `margin`, and the fields of `Verdict`.
     Raises:
         ValueError: There are no such claims; also see `judge`.
     """
@@ -310,25 +356,42 @@ def table(frame: pd.DataFrame, prefix: str = "", *, profile: str | None = None) 
     if not chosen:
         known = ", ".join(dict.fromkeys(claim.id for claim in claims))
         raise ValueError(f"no claims {prefix!r}; there are {known}")
-    if "recipe" in frame:
-        chosen = [claim for claim in chosen if claim.recipe in set(frame["recipe"])]
+    planned = frame if planned is None else planned
+    if "recipe" in planned:
+        chosen = [claim for claim in chosen if claim.recipe in set(planned["recipe"])]
+    judged = partial(judge, frame=frame, planned=planned, profile=profile)
     return pd.DataFrame(
         {
             "claim": claim.id,
             "part": claim.part,
+            "at": at,
             "statement": claim.statement,
             "metric": claim.metric,
             "paper": claim.paper_better - claim.paper_worse,
             "margin": claim.margin,
         }
-        | asdict(judge(claim, frame, profile=profile))
+        | asdict(verdict)
         for claim in chosen
+        for at, verdict in _whole_and_levels(claim, judged).items()
     )
+
+
+def _whole_and_levels(claim: Claim, judged: Callable[[Claim], Verdict]) -> dict[str, Verdict]:
+    whole = {"": judged(claim)}
+    if whole[""].verdict != NOT_JUDGED:
+        return whole
+    at_levels = {at: judged(level) for at, level in levels(claim).items()}
+    return whole | at_levels if any(verdict.verdict != NOT_JUDGED for verdict in at_levels.values()) else whole
+
+
+def pooled(judged: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `table` that count: the parts as wholes, without those on single listed values."""
+    return judged[judged["at"] == ""].drop(columns="at")
 
 
 def summary(judged: pd.DataFrame) -> pd.DataFrame:
     """One row a claim of what `table` gave: its parts, those judged, and the verdict on the whole."""
-    by_claim = judged.groupby("claim", sort=False)["verdict"]
+    by_claim = pooled(judged).groupby("claim", sort=False)["verdict"]
     return by_claim.agg(
         n_parts="size",
         n_judged=lambda verdicts: (verdicts != NOT_JUDGED).sum(),
@@ -337,28 +400,32 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def tally(judged: pd.DataFrame) -> str:
-    """How many rows of `table` have which verdict, in words."""
-    counts = judged["verdict"].value_counts()
+    """How many parts in `table` have which verdict, in words."""
+    verdicts = pooled(judged)["verdict"]
+    counts = verdicts.value_counts()
     words = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_JUDGED)
-    return f"of {len(judged)} comparisons " + ", ".join(f"{counts.get(word, 0)} are {word}" for word in words)
+    return f"of {len(verdicts)} comparisons " + ", ".join(f"{counts.get(word, 0)} are {word}" for word in words)
 
 
 def report(judged: pd.DataFrame) -> str:
     """The judged rows of `table` as plain text, one line a comparison, and below what the others wait for."""
-    is_judged = judged["verdict"] != NOT_JUDGED
+    names = judged["claim"] + judged["part"]
+    has_levels = names.isin(names[judged["at"] != ""])
+    is_told = (judged["verdict"] != NOT_JUDGED) | has_levels
     lines = [f"{'claim':10} {'verdict':15} {'difference, 95 %':25} statement"]
-    for row in judged[is_judged].itertuples():
-        lines.append(f"{row.claim + row.part:10} {row.verdict:15} {_difference(row):25} {row.statement}")
-    for reason, waiting in judged[~is_judged].groupby("reason", sort=False):
-        names = ", ".join(waiting["claim"] + waiting["part"])
-        lines += ["", f"{NOT_JUDGED}, {reason}:", textwrap.fill(names, 100)]
+    for row in judged[is_told].itertuples():
+        name, statement = ("", f"  at {row.at}") if row.at else (row.claim + row.part, row.statement)
+        found = row.reason if row.verdict == NOT_JUDGED else _difference(row)
+        lines.append(f"{name:10} {row.verdict:15} {found:25} {statement}")
+    for reason, waiting in names[~is_told].groupby(judged["reason"], sort=False):
+        lines += ["", f"{NOT_JUDGED}, {reason}:", textwrap.fill(", ".join(waiting), 100)]
     return "\n".join(lines)
 
 
 def markdown(judged: pd.DataFrame) -> str:
     """The judged rows of `table` for a page of text, one line a comparison."""
     lines = ["| claim | comparison | difference, 95 % interval | paper | verdict |", "|---|---|---|---|---|"]
-    for row in judged[judged["verdict"] != NOT_JUDGED].itertuples():
+    for row in pooled(judged).query("verdict != @NOT_JUDGED").itertuples():
         paper = "" if math.isnan(row.paper) else _written(row.paper, row.metric)
         lines.append(f"| {row.claim}{row.part} | {row.statement} | {_difference(row)} | {paper} | {row.verdict} |")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from prunelab import __version__, paths
 from prunelab.files import atomic_write
+from prunelab.runs import Option, Run
 
 FORMAT = 1
 _KEYS = {"format", "id", "recipe", "options", "seed", "parent", "status", "metrics", "curves", "layers", "provenance"}
@@ -120,7 +121,7 @@ def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | No
         | record["options"]
         | record["metrics"]
         | {key: value for key, value in record["provenance"].items() if key != "dataset"}
-        | {f"parent_{name}": value for name, value in _options(by_id, record["parent"]).items()}
+        | _of_parent(_options(by_id, record["parent"]))
         for run_id, record in by_id.items()
     }
     if experiments is None:
@@ -128,6 +129,33 @@ def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | No
     return pd.DataFrame(
         {"experiment": name} | rows[run_id] for name, ids in experiments.items() for run_id in ids if run_id in rows
     )
+
+
+def planned(experiments: Mapping[str, Iterable[Run]], defaults: Mapping[str, Mapping[str, Option]]) -> pd.DataFrame:
+    """Lists what is to be trained, in those columns of `frame` that are known beforehand.
+
+    Args:
+        experiments: The runs of each experiment.
+        defaults: By recipe, the options that a run has unless it says otherwise.
+    Returns:
+        One row for each run and experiment it belongs to: `experiment`, `id`, `recipe`, `seed`, all options, and
+        those of the one parent as `parent_...`.
+    """
+
+    def options(run: Run) -> dict:
+        return {**defaults[run.recipe], **run.options}
+
+    return pd.DataFrame(
+        {"experiment": name, "id": run.id, "recipe": run.recipe, "seed": run.seed}
+        | options(run)
+        | _of_parent(options(run.parents[0]) if len(run.parents) == 1 else {})
+        for name, runs in experiments.items()
+        for run in runs
+    )
+
+
+def _of_parent(options: Mapping[str, Option]) -> dict[str, Option]:
+    return {f"parent_{name}": value for name, value in options.items()}
 
 
 def _options(by_id: Mapping[str, dict], parent: str | list[str] | None) -> dict:
