@@ -33,7 +33,7 @@ def record(run: Run, **changes) -> dict:
         "format": records.FORMAT,
         "id": run.id,
         "recipe": "toy",
-        "options": {"model": "m"},
+        "options": {"model": "m"} | dict(run.options),
         "seed": run.seed,
     }
     made |= {"parent": None, "status": "finished", "curves": {}, "layers": [], "moves": {}}
