@@ -72,7 +72,7 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
     for record in known:
         run = wanted.get(record["id"])
         if run and _is_of(record, run):
-            found[run.id] = _with_defaults(record)
+            found[record["id"]] = _with_defaults(record)
         elif run:
             warnings.warn(f"record {run.id} is not of {run}, from which its id follows; it is left aside", stacklevel=2)
     return found
