@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from prunelab import claims, engine, papers, paths, recipes, records
+from prunelab.files import sha256
 
 CLAIMS = claims.load()
 IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1"]
@@ -19,13 +20,22 @@ METRICS = (
     "input_share",
     "central_share",
 )
-OPTIONS = {name: recipe.OPTIONS for name, recipe in recipes.RECIPES.items()}
+OPTIONS = {name: recipe.defaults for name, recipe in recipes.RECIPES.items()}
 
 
 @functools.cache
 def planned(recipe, profile):
     experiments = recipes.get(recipe).experiments(profile, seeds=range(claims.MIN_SEEDS))
     return records.planned(experiments, OPTIONS)
+
+
+def test_rules_and_papers_numbers_are_those_of_the_manifest():
+    lines = (paths.PAPER / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, name in map(str.split, lines)}
+    found = {path.name: sha256(path) for path in paths.PAPER.glob("*.csv")}
+    differing = ", ".join(sorted({name for name, _ in listed.items() ^ found.items()}))
+    renew = "(cd data/paper && LC_ALL=C sha256sum *.csv > SHA256SUMS)"
+    assert not differing, f"not as in data/paper/SHA256SUMS: {differing}; a change that is meant needs: {renew}"
 
 
 def test_every_claim_is_there_with_parts_a_b_c():

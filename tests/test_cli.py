@@ -33,7 +33,7 @@ def record(run: Run, **changes) -> dict:
         "format": records.FORMAT,
         "id": run.id,
         "recipe": "toy",
-        "options": {"model": "m"},
+        "options": {"model": "m"} | dict(run.options),
         "seed": run.seed,
     }
     made |= {"parent": None, "status": "finished", "curves": {}, "layers": [], "moves": {}}
@@ -242,6 +242,22 @@ def test_damaged_record_is_a_line_of_warning(capsys):
     (paths.RECORDS / "01_toy.jsonl").write_text('{"form')
     assert cli.main(["status"]) == 0
     assert "prunelab: warning: 01_toy.jsonl line 1 is damaged" in capsys.readouterr().err
+
+
+def test_records_that_are_no_text_foreign_or_without_options_stop_no_command(capsys):
+    records.ship("01_toy", [record(PLAN[0])])
+    records.save(record(PLAN[0], recipe="foreign"))
+    path = paths.RECORDS / "01_toy.jsonl"
+    path.write_bytes(path.read_bytes() + b"\xff\n" + path.read_bytes().replace(b'{"model":"m"}', b"null"))
+    assert cli.main(["status"]) == 0
+    printed = capsys.readouterr()
+    assert cells(printed.out)[1][:4] == ["01_toy", "smoke", "2", "1"]
+    assert "01_toy.jsonl line 2 is damaged ('utf-8' codec" in printed.err
+    assert "01_toy.jsonl line 3 is damaged" in printed.err
+    assert cli.main(["plan", "--profile", "smoke", "--device", "cpu", "--jobs", "1"]) == 0
+    printed = capsys.readouterr()
+    assert cells(printed.out)[1][-3:-1] == ["1", "1"]
+    assert f"record {PLAN[0].id} is not of {PLAN[0]}" in printed.err
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["figures", "--seeds", "a"], ["train"]])

@@ -109,9 +109,9 @@ def test_full_disk_is_an_error_that_leaves_no_record(store, monkeypatch):
 
 def test_shipped_records_come_first_unless_fresh(store):
     mine = engine.execute(tiny(), store=store, device="cpu")
-    records.ship("01_rigl", [mine | {"seed": 77}])
-    assert engine.run([tiny()], progress=False)[0]["seed"] == 77
-    assert engine.run([tiny()], fresh=True, progress=False)[0]["seed"] == 0
+    records.ship("01_rigl", [mine | {"metrics": {"test_accuracy": 0.77}}])
+    assert engine.run([tiny()], progress=False)[0]["metrics"] == {"test_accuracy": 0.77}
+    assert engine.run([tiny()], fresh=True, progress=False) == [mine]
 
 
 def test_parents_come_before_children_and_once():
@@ -333,9 +333,56 @@ def test_older_record_gets_the_options_that_came_since_with_their_defaults(store
         keep()
         assert engine.on_record([tiny()]) == {tiny().id: record}
         assert engine.run([tiny()], progress=False) == [record]
-    # A value that was recorded is not replaced by today's default.
-    records.ship("01_rigl", [older | {"options": older["options"] | {"drop_fraction": 0.123}}])
-    assert engine.on_record([tiny()])[tiny().id]["options"]["drop_fraction"] == 0.123
+
+
+def untrained(run):
+    """A record of the run without any number."""
+    record = {"format": records.FORMAT, "id": run.id, "recipe": run.recipe, "options": rigl.OPTIONS | dict(run.options)}
+    record |= {"seed": run.seed, "parent": run.parent_ids, "status": "finished", "layers": []}
+    return record | {"metrics": {}, "curves": {}, "provenance": {}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": "foreign"},
+        {"recipe": "rethinking"},
+        {"seed": 1},
+        {"parent": "a" * 16},
+        {"parent": ["a" * 16, "b" * 16]},
+        {"options": {"drop_fraction": 0.123}},  # recorded, so today's default does not replace it
+        {"options": {"density": 0.123}},
+        {"options": {"unheard_of": 1}},
+    ],
+)
+def test_record_whose_id_does_not_follow_from_it_is_named_and_left_aside(changes, store):
+    made = untrained(tiny())
+    wrong = made | changes | {"options": made["options"] | changes.get("options", {})}
+    records.save(made, store)
+    records.ship("01_rigl", [wrong])
+    with pytest.warns(UserWarning, match=f"record {tiny().id} is not of rigl .*left aside"):
+        assert engine.on_record([tiny()]) == {tiny().id: made}  # the right one is found beside it
+    records.save(wrong, store)
+    with pytest.warns(UserWarning, match=f"record {tiny().id} is not of rigl .*left aside"):
+        assert engine.on_record([tiny()], fresh=True) == {}
+
+
+def test_run_is_trained_again_where_its_record_is_of_another(store):
+    record = engine.execute(tiny(), store=store, device="cpu")
+    records.save(record | {"seed": 1, "metrics": {}}, store)
+    with pytest.warns(UserWarning, match="left aside"):
+        again = engine.execute(tiny(), store=store, device="cpu")
+    assert again["metrics"] == record["metrics"] and records.find(tiny().id, store) == again
+
+
+def test_list_of_parents_is_held_by_the_order_of_their_ids(store):
+    child = make_child(tiny(0), tiny(1), method="dense", path="line")
+    made = untrained(child)
+    records.save(made, store)
+    assert engine.on_record([child]) == {child.id: made}
+    records.save(made | {"parent": child.parent_ids[::-1]}, store)
+    with pytest.warns(UserWarning, match="left aside"):
+        assert engine.on_record([child]) == {}
 
 
 def test_child_without_its_parents_state_is_an_error_that_leaves_no_record(store):

@@ -66,12 +66,25 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
         store: Folder of this machine's runs.
     """
     wanted = {run.id: run for run in plan}
-    found = {run_id: record for run_id in wanted if (record := records.find(run_id, store))}
+    known = records.local(store, wanted)
     if not fresh:
         notebooks = {recipes.get(run.recipe).notebook for run in wanted.values()}
-        shipped = {record["id"]: record for notebook in notebooks for record in records.load(notebook)}
-        found |= {run_id: record for run_id, record in shipped.items() if run_id in wanted}
-    return {run_id: _with_defaults(record) for run_id, record in found.items()}
+        known += [record for notebook in notebooks for record in records.load(notebook)]
+    found = {}
+    for record in known:
+        run = wanted.get(record["id"])
+        if run and _is_of(record, run):
+            found[record["id"]] = _with_defaults(record)
+        elif run:
+            warnings.warn(f"record {run.id} is not of {run}, from which its id follows; it is left aside", stacklevel=2)
+    return found
+
+
+def _is_of(record: dict, run: Run) -> bool:
+    """Whether a record with the run's id has all that this id follows from, defaults included."""
+    if (record["recipe"], record["seed"], record["parent"]) != (run.recipe, run.seed, run.parent_ids):
+        return False
+    return _with_defaults(record)["options"] == recipes.get(run.recipe).defaults | dict(run.options)
 
 
 def _with_defaults(record: dict) -> dict:
@@ -207,7 +220,7 @@ def execute(item: Run, *, store: Path, device: str, keep_state: bool = False) ->
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):  # let go by the system when its holder dies
-            record = records.find(item.id, store)
+            record = on_record([item], fresh=True, store=store).get(item.id)
             if record and not (keep_state and not _has_state(item, store)):
                 return record
             for half_written in folder.glob(".*"):  # left by a process killed in the middle of a write

@@ -1,105 +1,199 @@
 """Records: what runs gave. One JSON object a run, whole or not at all.
 
 `data/runs/<id>/record.json` holds what this machine trained; `data/records/<notebook>.jsonl` what ships, one line a
-run, sorted by id. A record that is damaged, half-written or of another format is named in a warning and left alone:
-its run counts as not yet trained.
+run, sorted by id. Each carries the SHA-256 of its other content. A record that is damaged, half-written or of another
+format is named in a warning and left alone: its run counts as not yet trained.
 """
 
+import contextlib
 import functools
 import json
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 
 import pandas as pd
 
 from prunelab import __version__, paths
-from prunelab.files import atomic_write
+from prunelab.files import atomic_write, sha256
 from prunelab.runs import Option, Run
 
-FORMAT = 1
-_KEYS = {"format", "id", "recipe", "options", "seed", "parent", "status", "metrics", "curves", "layers", "provenance"}
+FORMAT = 2
+_EARLIER = 1  # without a SHA-256; shipped records were converted, a machine's own are adopted
 
 
 class BadRecord(ValueError):
-    """Text that is no record of this format."""
+    """Content that is no record of this format."""
 
 
-def parse(text: str, *, where: str) -> dict:
-    """One record from its JSON text.
-
-    Raises:
-        BadRecord: Half-written or damaged text, or another format; names `where` it stands and what to do.
-    """
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise BadRecord(f"{where} is damaged ({error}); its run will be trained again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else None
-        raise BadRecord(
-            f"{where} has record format {found}, this version reads {FORMAT}; its run will be trained again"
-        )
-    if missing := _KEYS - record.keys():
-        raise BadRecord(f"{where} lacks {', '.join(sorted(missing))}; its run will be trained again")
-    return record
+def _is_id(value) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
 
 
-def _dump(record: dict) -> str:
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _maps_to(*kinds: type):
+    return lambda value: isinstance(value, dict) and all(isinstance(item, kinds) for item in value.values())
+
+
+_PLAIN = (str, int, float, bool, NoneType)
+_HOLDS = {  # what must hold for the value of each key that every record has
+    "format": _is_whole,
+    "id": _is_id,
+    "recipe": lambda value: isinstance(value, str),
+    "options": _maps_to(*_PLAIN),
+    "seed": lambda value: _is_whole(value) and value >= 0,
+    "parent": lambda value: value is None or all(map(_is_id, value if isinstance(value, list) else [value])),
+    "status": lambda value: value in ("finished", "diverged"),
+    "metrics": _maps_to(*_PLAIN),
+    "curves": _maps_to(list),
+    "layers": lambda value: isinstance(value, list) and all(isinstance(layer, dict) for layer in value),
+    "provenance": _maps_to(*_PLAIN, dict),
+}
+
+
+def _check(record: dict) -> None:
+    if missing := _HOLDS.keys() - record.keys():
+        raise BadRecord(f"it lacks {', '.join(sorted(missing))}")
+    if wrong := [key for key, holds in _HOLDS.items() if not holds(record[key])]:
+        raise BadRecord(f"it has {wrong[0]} {record[wrong[0]]!r:.80}")
+
+
+def _canonical(record: dict) -> str:
     return json.dumps(record, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
+def _text(record: dict) -> str:
+    """A record's text in today's format, with its SHA-256."""
+    record = json.loads(_canonical(record | {"format": FORMAT}))  # as it will be read: all keys are text
+    record.pop("sha256", None)
+    _check(record)
+    return _canonical(record | {"sha256": sha256(_canonical(record).encode())})
+
+
+def parse(content: bytes, *, where: str, adopt: bool = False) -> dict:
+    """Reads one record.
+
+    Args:
+        content: Its JSON, in UTF-8.
+        where: What an error calls it.
+        adopt: Accepts a record of the earlier format too, which has no SHA-256.
+    Returns:
+        The record without its SHA-256, which belongs to the text.
+    Raises:
+        BadRecord: Half-written or damaged content, or another format; names `where` it stands and what to do.
+    """
+    try:
+        record = json.loads(content.decode())
+        if not isinstance(record, dict):
+            raise BadRecord("it is no JSON object")
+        adopted = adopt and record.get("format") == _EARLIER and "sha256" not in record
+        if not adopted and record.get("format") != FORMAT:
+            raise BadRecord(f"it has record format {record.get('format')!r:.80}, this version reads {FORMAT}")
+        digest = record.pop("sha256", None)
+        text = _canonical(record)
+        if not adopted and sha256(text.encode()) != digest:
+            raise BadRecord("its SHA-256 is not the one it was written with")
+        _check(record)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"{where} is damaged ({error}); its run will be trained again") from error
+    return record
+
+
+def _read(path: Path) -> bytes | None:
+    """A file's content; None where there is no file, or, with a warning, where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        warnings.warn(f"{path} cannot be read ({error.strerror or error})", stacklevel=3)
+        return None
+
+
 def load(notebook: str) -> list[dict]:
-    """The records that ship with a notebook, good ones only; bad lines are named in warnings.
+    """Reads the records that ship with a notebook, good ones only; bad lines are named in warnings.
 
     Args:
         notebook: Its stem, such as "01_rigl".
     """
     path = paths.RECORDS / f"{notebook}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return _good((line, f"{path.name} line {number}") for number, line in enumerate(lines, start=1))
+    good = []
+    for number, line in enumerate((_read(path) or b"").splitlines(), start=1):
+        try:
+            good.append(parse(line, where=f"{path.name} line {number}"))
+        except BadRecord as error:
+            warnings.warn(str(error), stacklevel=2)
+    return good
 
 
-def local(store: Path | None = None) -> list[dict]:
-    """The records of all runs that this machine finished."""
-    files = sorted((store or paths.RUNS).glob("*/record.json"))
-    return _good((path.read_text(errors="replace"), str(path)) for path in files)
+def local(store: Path | None = None, ids: Iterable[str] | None = None) -> list[dict]:
+    """Reads the records of what this machine finished, good ones only; bad ones are named in warnings.
+
+    Those of the earlier format are rewritten in today's, with one warning for all.
+
+    Args:
+        store: Folder of this machine's runs.
+        ids: Of the runs that are looked for; all unless given.
+    """
+    store = store or paths.RUNS
+    files = sorted(store.glob("*/record.json")) if ids is None else [store / run_id / "record.json" for run_id in ids]
+    good, n_adopted = [], 0
+    for path in files:
+        if (content := _read(path)) is None:
+            continue
+        try:
+            record = parse(content, where=str(path), adopt=True)
+            if record["id"] != path.parent.name:
+                raise BadRecord(f"{path} is of another run, {record['id']}; its run will be trained again")
+            if record["format"] == _EARLIER:
+                record["format"] = FORMAT
+                with contextlib.suppress(OSError):  # a store that is only read: adopted again next time
+                    save(record, store)
+                n_adopted += 1
+            good.append(record)
+        except BadRecord as error:
+            warnings.warn(str(error), stacklevel=2)
+    if n_adopted:
+        warnings.warn(f"records of an earlier version, without a SHA-256, adopted: {n_adopted}", stacklevel=2)
+    return good
 
 
 def find(run_id: str, store: Path | None = None) -> dict | None:
-    """This machine's record of one run, or None."""
-    path = (store or paths.RUNS) / run_id / "record.json"
-    good = _good([(path.read_text(errors="replace"), str(path))]) if path.exists() else []
-    return good[0] if good else None
-
-
-def _good(texts: Iterable[tuple[str, str]]) -> list[dict]:
-    records = []
-    for text, where in texts:
-        try:
-            records.append(parse(text, where=where))
-        except BadRecord as error:
-            warnings.warn(str(error), stacklevel=3)
-    return records
+    """Reads this machine's record of one run, or returns None."""
+    return next(iter(local(store, [run_id])), None)
 
 
 def save(record: dict, store: Path | None = None) -> None:
-    """Puts a record into this machine's store."""
-    atomic_write((store or paths.RUNS) / record["id"] / "record.json", _dump(record))
+    """Puts a record into this machine's store.
+
+    Raises:
+        BadRecord: A value of a type that no record has.
+    """
+    atomic_write((store or paths.RUNS) / record["id"] / "record.json", _text(record))
 
 
 def ship(notebook: str, records: Iterable[dict]) -> int:
     """Merges records into those that ship with a notebook; a run's newer record replaces its older one.
 
+    Args:
+        notebook: Its stem.
+        records: Of today's format or the earlier one.
     Returns:
         How many records ship now.
+    Raises:
+        BadRecord: A value of a type that no record has.
     """
     merged = {record["id"]: record for record in [*load(notebook), *records]}
-    lines = [_dump(merged[run_id]) + "\n" for run_id in sorted(merged)]
+    lines = [_text(merged[run_id]) + "\n" for run_id in sorted(merged)]
     atomic_write(paths.RECORDS / f"{notebook}.jsonl", "".join(lines))
     return len(lines)
 
