@@ -76,7 +76,7 @@ def train_step(model, optimizer, images, labels, step, **options):
     """One step on a batch in hand: its loss, and whether the optimizer stepped. Options as for `Stepper`."""
     batches = SimpleNamespace(advance=lambda: None, current=lambda: (images, labels))
     stepper = Stepper(model, optimizer, batches, **options)
-    stepped = stepper.take(step)
+    stepped = stepper.step(step)
     return stepper.loss_sum, stepped
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from prunelab import precision, steps, training
 from prunelab.methods import METHODS
 from prunelab.models import MODELS, build_model
-from prunelab.steps import build_optimizer, set_learning_rate
+from prunelab.steps import build_optimizer, cross_entropy, set_learning_rate
 from prunelab.training import train
 
 
@@ -65,7 +65,8 @@ def run(name, digits, *, model_name="resnet8", optimizer="sgd", device="cpu", **
     generator = torch.Generator().manual_seed(0)
     method = build_method(name, model, density=0.3, generator=generator, update_every=3, stop_step=9)
     settings = {"n_epochs": 3, "batch_size": 64, "learning_rate": 0.05, "schedule": "cosine", "warmup_epochs": 1}
-    settings |= {"momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": 0.1, "augment": True, "eval_every": 1}
+    settings |= {"momentum": 0.9, "weight_decay": 5e-4, "augment": True, "eval_every": 1}
+    settings["objective"] = partial(cross_entropy, label_smoothing=0.1)
     generator = torch.Generator().manual_seed(1)
     result = train(model, digits, method=method, generator=generator, optimizer=optimizer, **settings | changes)
     return model, method, result
@@ -77,7 +78,6 @@ def captured(monkeypatch):
     names = []
     monkeypatch.setattr(steps, "can_capture", lambda device: True)  # the optimizers, too, are those of a GPU
     monkeypatch.setattr(steps, "capture", lambda work: recorded(work, names))
-    monkeypatch.setattr(training, "own_stream", nullcontext)
     return names
 
 

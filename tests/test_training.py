@@ -1,6 +1,7 @@
 """The loop: learns, resumes bit for bit, keeps its books, survives damage."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import Dynamic
 from prunelab.models import build_model
-from prunelab.steps import build_optimizer, set_learning_rate
+from prunelab.steps import build_optimizer, cross_entropy, set_learning_rate
 from prunelab.training import evaluate, train
 
 SETTINGS = {
@@ -23,7 +24,6 @@ SETTINGS = {
     "warmup_epochs": 0,
     "momentum": 0.9,
     "weight_decay": 5e-4,
-    "label_smoothing": 0.0,
     "augment": True,
     "eval_every": 1,
 }
@@ -180,7 +180,8 @@ def test_label_smoothing_by_hand():
     model = nn.Linear(1, 2, bias=False)
     model.weight.data = torch.tensor([[3.0], [1.0]]).log()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss, stepped = train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, label_smoothing=0.2)
+    objective = partial(cross_entropy, label_smoothing=0.2)
+    loss, stepped = train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, objective=objective)
     # Probabilities 3/4 and 1/4, targets 0.8 + 0.2 / 2 and 0.2 / 2.
     assert loss.item() == pytest.approx(-(0.9 * math.log(0.75) + 0.1 * math.log(0.25)))
     assert stepped

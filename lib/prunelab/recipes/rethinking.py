@@ -110,7 +110,6 @@ def execute(
         learning_rate=options["fine_tune_rate" if inherits else "learning_rate"],
         schedule="constant" if inherits else options["schedule"],
         warmup_epochs=0,
-        label_smoothing=0.0,
         generator=generator_of("images", run.seed),
         checkpoint=checkpoint,
         report=report,

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from prunelab.recipes.plans import PROFILES
 from prunelab.recipes.rigl_build import STARTS, build, build_method, n_epochs, n_steps, width_of
 from prunelab.recipes.rigl_plan import NOTEBOOK, OPTIONS, PATHS, SEEDS, experiments, plan
 from prunelab.runs import Run
+from prunelab.steps import cross_entropy
 from prunelab.training import Result, train
 
 __all__ = ["NOTEBOOK", "OPTIONS", "PROFILES", "SEEDS", "build", "execute", "experiments", "forecast", "plan"]
@@ -88,6 +90,7 @@ def execute(
         precision=precision,
         n_epochs=n_epochs(options),
         warmup_epochs=round(options["warmup_epochs"] * options["train_multiplier"]),
+        objective=partial(cross_entropy, label_smoothing=options["label_smoothing"]),
         generator=generator_of("images", run.seed),
         checkpoint=checkpoint,
         report=report,
@@ -149,7 +152,6 @@ _TRAINING_OPTIONS = (
     "schedule",
     "momentum",
     "weight_decay",
-    "label_smoothing",
     "augment",
     "eval_every",
 )
