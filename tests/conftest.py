@@ -9,12 +9,9 @@ from torch import nn
 from prunelab import data
 from prunelab.channels.trace import NORMS
 from prunelab.methods import METHODS
-from prunelab.methods.dynamic import Dynamic, SparseMomentum
-from prunelab.methods.gradual import GradualPruning
-from prunelab.methods.lottery import Ticket
-from prunelab.methods.snip import Snip
-from prunelab.methods.static import active_counts, initial_masks
+from prunelab.methods.static import active_counts
 from prunelab.models import build_model
+from prunelab.recipes.options import MaskingOptions
 from prunelab.steps import Stepper
 
 torch.set_num_threads(1)  # small networks are fastest so, and two threads beside a busy process crawl
@@ -44,21 +41,25 @@ def small_resnet(seed=0):
 
 
 def build_method(name, model, *, density, generator, update_every, stop_step):
-    """A method of any name, with ERK masks or counts; None for those without a mask."""
+    """A method of any name, with ERK masks or counts; None for those without a mask. A lottery's first round is dense."""
     kind = METHODS[name]
-    if kind is None:
-        return None
-    if kind in (Snip, GradualPruning):
-        steps = {"begin_step": 1, "end_step": stop_step, "update_every": update_every} if kind is GradualPruning else {}
-        return kind(model, active_counts(model, density=density, distribution="erk"), **steps)
-    masks = initial_masks(model, density=density, distribution="erk", generator=generator)
-    options = {"rewind_steps": 3} if kind is Ticket else {}
-    if issubclass(kind, Dynamic):
-        options = {"initial_drop_fraction": 0.3, "decay": "cosine", "generator": generator}
-        options |= {"update_every": update_every, "stop_update_step": stop_step}
-    if kind is SparseMomentum:
-        options["gradient_momentum"] = 0.9
-    return kind(model, masks, **options)
+    options = MaskingOptions(
+        **{"model": "", "n_epochs": stop_step, "batch_size": 1, "optimizer": "", "schedule": "", "weight_decay": 0.0},
+        density=1.0 if name == "lottery" else density,
+        update_every=update_every,
+        stop_update=1.0,
+        begin_pruning=1 / stop_step,
+        rewind_epochs=3.0,
+    )
+    return kind.build(
+        model,
+        options,
+        masks=None,
+        n_active=lambda: active_counts(model, density=density, distribution="erk"),
+        n_epochs=stop_step,
+        n_steps=stop_step,
+        generator=lambda stream: generator,
+    )
 
 
 def with_statistics(model):
@@ -76,7 +77,7 @@ def train_step(model, optimizer, images, labels, step, **options):
     """One step on a batch in hand: its loss, and whether the optimizer stepped. Options as for `Stepper`."""
     batches = SimpleNamespace(advance=lambda: None, current=lambda: (images, labels))
     stepper = Stepper(model, optimizer, batches, **options)
-    stepped = stepper.take(step)
+    stepped = stepper.step(step)
     return stepper.loss_sum, stepped
 
 

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
+from prunelab.recipes.rethinking_build import PRUNINGS
+from prunelab.recipes.rethinking_plan import TRAININGS
 
 from prunelab import claims, figures, papers, paths
 from prunelab.methods import METHODS
-from prunelab.recipes.rethinking_build import PRUNINGS
-from prunelab.recipes.rethinking_plan import TRAININGS
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 

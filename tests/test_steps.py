@@ -2,19 +2,22 @@
 
 import copy
 import math
-from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from conftest import build_method, train_step
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunelab import precision, steps, training
+from prunelab.channels.slimming import Slimming
 from prunelab.methods import METHODS
+from prunelab.methods.static import Static
 from prunelab.models import MODELS, build_model
-from prunelab.steps import build_optimizer, set_learning_rate
+from prunelab.steps import build_optimizer, cross_entropy, set_learning_rate
 from prunelab.training import train
 
 
@@ -57,15 +60,61 @@ def recorded(work, captured):
     return torch.no_grad()(recorder.replay)
 
 
-def run(name, digits, *, model_name="resnet8", optimizer="sgd", device="cpu", **changes):
+class TwoWidths(nn.Module):
+    """A network of which all hidden units compute, or the first half of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.norm, self.head = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
+        self.share = 1.0
+
+    def forward(self, images):
+        n = int(self.share * 16)
+        units = F.linear(images.flatten(1), self.hidden.weight[:n], self.hidden.bias[:n])
+        units = self.norm(F.pad(units, (0, 16 - n)))[:, :n]
+        return F.linear(units.relu(), self.head.weight[:, :n], self.head.bias)
+
+
+def sandwich(model, images, labels):
+    """Two widths, the narrow one taught by the wide one."""
+    wide = model(images)
+    yield F.cross_entropy(wide, labels)
+    model.share = 0.5
+    yield F.kl_div(model(images).log_softmax(1), wide.detach().softmax(1), reduction="batchmean")
+    model.share = 1.0
+
+
+def head_alone(model, images, labels):
+    """A backbone whose statistics are frozen too."""
+    model.norm.eval()
+    yield F.cross_entropy(model(images), labels)
+
+
+OBJECTIVES = {"smoothed": partial(cross_entropy, label_smoothing=0.1), "sandwich": sandwich, "head_alone": head_alone}
+
+
+def build_two_widths(objective):
+    model = TwoWidths()
+    if objective == "head_alone":
+        model.requires_grad_(False).head.requires_grad_(True)
+    return model
+
+
+def run(
+    name, digits, *, model_name="resnet8", objective="smoothed", density=0.3, optimizer="sgd", device="cpu", **changes
+):
     """Trains 12 steps, 4 an epoch, with mask updates at every third."""
     torch.manual_seed(0)
-    model = build_model(model_name, num_classes=10, in_channels=1, image_size=8, width=0.25)
+    if model_name == "two_widths":
+        model = build_two_widths(objective)
+    else:
+        model = build_model(model_name, num_classes=10, in_channels=1, image_size=8, width=0.25)
     model = model.to(device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(0)
-    method = build_method(name, model, density=0.3, generator=generator, update_every=3, stop_step=9)
+    method = build_method(name, model, density=density, generator=generator, update_every=3, stop_step=9)
     settings = {"n_epochs": 3, "batch_size": 64, "learning_rate": 0.05, "schedule": "cosine", "warmup_epochs": 1}
-    settings |= {"momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": 0.1, "augment": True, "eval_every": 1}
+    settings |= {"momentum": 0.9, "weight_decay": 5e-4, "augment": True, "eval_every": 1}
+    settings["objective"] = OBJECTIVES[objective]
     generator = torch.Generator().manual_seed(1)
     result = train(model, digits, method=method, generator=generator, optimizer=optimizer, **settings | changes)
     return model, method, result
@@ -77,7 +126,6 @@ def captured(monkeypatch):
     names = []
     monkeypatch.setattr(steps, "can_capture", lambda device: True)  # the optimizers, too, are those of a GPU
     monkeypatch.setattr(steps, "capture", lambda work: recorded(work, names))
-    monkeypatch.setattr(training, "own_stream", nullcontext)
     return names
 
 
@@ -97,7 +145,9 @@ def assert_equal(one, other):
     + [(name, {"optimizer": "adam"}) for name in ("dense", "rigl", "set")]
     + [(name, {"precision": p}) for name in ("dense", "rigl", "snfs") for p in ("bf16", "fp16")]
     + [("rigl", {"model_name": m}) for m in ("lenet_300_100", "mobilenet_v1", "wrn22_2")]  # the last has dropout
-    + [("rigl", {"augment": False}), ("rigl", {"warmup_epochs": 0, "momentum": 0.0})],
+    + [("rigl", {"augment": False}), ("rigl", {"warmup_epochs": 0, "momentum": 0.0})]
+    + [(name, {"model_name": "two_widths", "objective": o}) for name in ("dense", "snfs", "rigl") for o in OBJECTIVES]
+    + [("rigl", {"model_name": "two_widths", "objective": "sandwich", "precision": "fp16"})],
 )
 def test_replayed_steps_are_those_that_python_would_take(name, changes, digits, captured, monkeypatch):
     replayed = run(name, digits, **changes)
@@ -115,14 +165,99 @@ def kill(share):
     raise Killed
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_captured_training_goes_on_from_its_checkpoint(optimizer, digits, captured, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": name} for name in ("sgd", "adam")]
+    + [{"model_name": "two_widths", "objective": name} for name in OBJECTIVES],
+)
+def test_captured_training_goes_on_from_its_checkpoint(changes, digits, captured, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Killed):
-        run("rigl", digits, optimizer=optimizer, checkpoint=tmp_path / "state", report=kill)
-    resumed = run("rigl", digits, optimizer=optimizer, checkpoint=tmp_path / "state")
+        run("rigl", digits, checkpoint=tmp_path / "state", report=kill, **changes)
+    resumed = run("rigl", digits, checkpoint=tmp_path / "state", **changes)
     assert len(captured) == 4
-    assert_equal(resumed, run("rigl", digits, optimizer=optimizer))
+    assert_equal(resumed, run("rigl", digits, **changes))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_masks_of_ones_give_the_numbers_of_dense_training(objective, digits):
+    dense, masked = (
+        run(name, digits, model_name="two_widths", objective=objective, density=1.0) for name in ("dense", "static")
+    )
+    assert all(mask.all() for mask in masked[1].masks.values())
+    assert_equal((masked[0], None, masked[2]), dense)
+
+
+def test_gradients_of_several_losses_are_those_of_their_sum():
+    torch.manual_seed(0)
+    model = TwoWidths()
+    images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
+    loss = sum(sandwich(model, images, labels))
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    loss_sum, _ = train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), images, labels, 0, objective=sandwich)
+    assert loss_sum.item() == pytest.approx(loss.item())
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_losses_are_worked_out_in_half_precision_and_backpropagated_outside_it():
+    seen = []
+
+    class Layer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            seen.append(("backward", torch.is_autocast_enabled("cpu")))
+            return gradient
+
+    def two(model, images, labels):
+        for _ in range(2):
+            seen.append(("forward", torch.is_autocast_enabled("cpu")))
+            yield Layer.apply(model(images)).float().mean()
+
+    model = nn.Linear(1, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, objective=two, precision="bf16")
+    assert seen == [("forward", True), ("backward", False)] * 2
+
+
+@pytest.mark.parametrize(
+    "name, optimizer",
+    [(name, "sgd") for name in ("dense", "static", "snip", "set", "snfs", "rigl")]
+    + [("static", "plain_sgd"), ("static", "adam")],
+)
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_a_frozen_layer_keeps_its_weights_and_its_mask(name, optimizer, is_captured, digits, request):
+    if is_captured:
+        request.getfixturevalue("captured")  # with it, the optimizers are fused
+    torch.manual_seed(0)
+    before = TwoWidths().state_dict()
+    changes = {"model_name": "two_widths", "objective": "head_alone", "weight_decay": 0.1}
+    model, method, _ = run(name, digits, optimizer=optimizer, **changes)
+    if method is not None:
+        generator = torch.Generator().manual_seed(0)
+        first = build_method(name, TwoWidths(), density=0.3, generator=generator, update_every=3, stop_step=9)
+        assert torch.equal(method.masks["hidden"], first.masks["hidden"])
+        before["hidden.weight"] *= first.masks["hidden"]
+        assert not model.head.weight[~method.masks["head"]].any()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]) == (not key.startswith("head")), key
+
+
+def test_masks_of_frozen_layers_alone_do_not_end_training():
+    model = build_two_widths("head_alone")
+    mask = torch.ones(16, 64).tril() > 0
+    optimizer = build_optimizer(model, momentum=0.9, weight_decay=0.1)
+    set_learning_rate(optimizer, 0.1)
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    for method in (Static(model, {"hidden": mask}), Slimming(model, ["norm"], penalty=0.1)):
+        before = model.head.weight.clone()
+        train_step(model, optimizer, images, labels, 0, method=method, objective=head_alone)
+        assert not model.hidden.weight[~mask].any() and (model.norm.weight == 1).all()
+        assert not torch.equal(model.head.weight, before)
 
 
 @pytest.mark.parametrize("n_good", [0, 1])

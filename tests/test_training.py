@@ -1,6 +1,7 @@
 """The loop: learns, resumes bit for bit, keeps its books, survives damage."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import Dynamic
 from prunelab.models import build_model
-from prunelab.steps import build_optimizer, set_learning_rate
-from prunelab.training import evaluate, train
+from prunelab.steps import build_optimizer, cross_entropy, set_learning_rate
+from prunelab.training import evaluate, mean_per_class, top_1, train
 
 SETTINGS = {
     "n_epochs": 3,
@@ -23,7 +24,6 @@ SETTINGS = {
     "warmup_epochs": 0,
     "momentum": 0.9,
     "weight_decay": 5e-4,
-    "label_smoothing": 0.0,
     "augment": True,
     "eval_every": 1,
 }
@@ -166,6 +166,33 @@ def test_accuracy_counts_every_test_image_once(digits, monkeypatch):
         assert loss == pytest.approx(torch.log(torch.e + torch.tensor(9.0)).item() - share_of_threes, rel=1e-5)
 
 
+def test_metrics_by_hand():
+    n_correct, n_images = torch.tensor([3, 1, 0, 0]), torch.tensor([4, 2, 1, 0])
+    assert top_1(n_correct, n_images) == 4 / 7
+    assert mean_per_class(n_correct, n_images) == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)  # no image of the last class
+
+
+def test_the_metric_is_given_what_was_counted_of_each_class(digits, monkeypatch):
+    monkeypatch.setitem(training.EVALUATION_PIXELS, "cpu", 64 * 7)  # in many batches
+    model, _ = build("dense")
+    model.eval()
+    with torch.no_grad():
+        images = torch.cat([images for images, _ in training.test_batches(digits, batch_size=7)])
+        is_right = model(images).argmax(dim=1) == digits.test_labels
+    counted = []
+    _, accuracy = evaluate(model, digits, metric=lambda *counts: counted.extend(counts) or 0.25)
+    assert accuracy == 0.25
+    n_correct, n_images = counted
+    assert n_images.tolist() == [int((digits.test_labels == label).sum()) for label in range(10)]
+    assert n_correct.tolist() == [int(is_right[digits.test_labels == label].sum()) for label in range(10)]
+
+
+def test_training_tests_by_the_metric_that_it_is_given(digits):
+    model, _, result = run("dense", digits, metric=mean_per_class)
+    assert result.curves["test_accuracy"][-1] == evaluate(model, digits, metric=mean_per_class)[1]
+    assert result.curves["test_accuracy"] != run("dense", digits)[2].curves["test_accuracy"]
+
+
 def test_evaluation_leaves_the_model_in_its_mode_and_its_statistics(digits):
     model, _ = build("dense")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -180,7 +207,8 @@ def test_label_smoothing_by_hand():
     model = nn.Linear(1, 2, bias=False)
     model.weight.data = torch.tensor([[3.0], [1.0]]).log()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss, stepped = train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, label_smoothing=0.2)
+    objective = partial(cross_entropy, label_smoothing=0.2)
+    loss, stepped = train_step(model, optimizer, torch.ones(1, 1), torch.tensor([0]), 0, objective=objective)
     # Probabilities 3/4 and 1/4, targets 0.8 + 0.2 / 2 and 0.2 / 2.
     assert loss.item() == pytest.approx(-(0.9 * math.log(0.75) + 0.1 * math.log(0.25)))
     assert stepped

@@ -20,8 +20,9 @@ from prunelab.data.dataset import Dataset
 from prunelab.models import build_model
 from prunelab.precision import best_precision
 from prunelab.runs import Run
-from prunelab.steps import N_WARM_UP, Stepper, build_optimizer, can_capture, own_stream
+from prunelab.steps import N_WARM_UP, Stepper, build_optimizer, can_capture
 from prunelab.training import evaluate
+from prunelab.turns import own_stream
 
 SECONDS = 10.0  # of measurement, shared among the networks
 
@@ -143,7 +144,7 @@ def _measure(networks: Sequence[Workload], device: str, seconds: float) -> tuple
     began = time.time()
     if device == "cpu":
         torch.set_num_threads(1)
-    with own_stream(torch.device(device)):
+    with own_stream(torch.device(device)) as stream, stream:
         return began, [_time(network, torch.device(device), seconds) for network in networks]
 
 
@@ -166,7 +167,7 @@ def _time(network: Workload, device: torch.device, seconds: float) -> Timing:
         """Seconds that steps take, the last one's end awaited."""
         started = time.perf_counter()
         for step in range(n_steps):
-            stepper.take(step)
+            stepper.step(step)
         float(stepper.loss_sum)
         return time.perf_counter() - started
 

@@ -7,7 +7,6 @@ from step to step (images, learning rate, masks) is written into the tensors tha
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,9 @@ from prunelab.data.batches import TrainBatches
 from prunelab.masks import layer_weights
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import PRECISIONS, autocast
+
+# A generator called with a model in training mode, images and labels: the losses of a step, one or several.
+Objective = Callable[[nn.Module, Tensor, Tensor], Iterator[Tensor]]
 
 N_WARM_UP = 3  # optimizer steps before capture: momentum and workspaces must exist by then
 
@@ -36,7 +38,7 @@ def _adam(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
 
 
 @dataclass(frozen=True)
-class Rule:
+class OptimizerKind:
     """How weights are updated, and whether weight decay takes hold of every parameter or of layers' weights only."""
 
     build: Callable[[list[dict], float, bool], Optimizer]
@@ -44,9 +46,9 @@ class Rule:
 
 
 OPTIMIZERS = {
-    "sgd": Rule(_sgd, decays_all=False),  # Nesterov momentum; as in RigL's code
-    "plain_sgd": Rule(_plain_sgd, decays_all=True),  # as in the code of Rethinking the Value of Network Pruning
-    "adam": Rule(_adam, decays_all=False),
+    "sgd": OptimizerKind(_sgd, decays_all=False),  # Nesterov momentum; as in RigL's code
+    "plain_sgd": OptimizerKind(_plain_sgd, decays_all=True),  # as in the code of Liu et al. 2019
+    "adam": OptimizerKind(_adam, decays_all=False),
 }
 
 
@@ -54,7 +56,7 @@ def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float
     """An optimizer by name. On a GPU it is fused and can be captured; its learning rate is 0 until `set_learning_rate`.
 
     Args:
-        model: Its parameters are optimized.
+        model: Its parameters are optimized; those without a gradient in a step, as frozen ones, keep their values.
         optimizer: A key of `OPTIMIZERS`.
         momentum: Of SGD; beta_1 in Adam, whose beta_2 is 0.999.
         weight_decay: Added to the gradient, times the weight; in Adam too, where it is not decoupled.
@@ -65,13 +67,13 @@ def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float
         raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
     device = next(model.parameters()).device
     capturable = can_capture(device)
-    rule = OPTIMIZERS[optimizer]
-    decayed = list(model.parameters() if rule.decays_all else layer_weights(model).values())
+    kind = OPTIMIZERS[optimizer]
+    decayed = list(model.parameters() if kind.decays_all else layer_weights(model).values())
     ids = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group | {"lr": torch.zeros((), device=device) if capturable else 0.0} for group in groups]
-    return rule.build([group for group in groups if group["params"]], momentum, capturable)
+    return kind.build([group for group in groups if group["params"]], momentum, capturable)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
@@ -83,11 +85,25 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
+def cross_entropy(
+    model: nn.Module, images: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
+) -> Iterator[Tensor]:
+    """Yields the mean cross-entropy of a batch, the objective of ordinary training.
+
+    Args:
+        model: In training mode.
+        images: (b, c, h, h).
+        labels: int64 (b,).
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+    """
+    yield F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+
+
 class Stepper:
     """Takes step after step of one training.
 
     Attributes:
-        loss_sum: Of the batches since it was last set to zero, 0-d, on the model's device.
+        loss_sum: Of all losses of the batches since it was last set to zero, 0-d, on the model's device.
         n_until_capture: Optimizer steps before capture; below 0, all further steps are as they are.
     """
 
@@ -98,7 +114,7 @@ class Stepper:
         batches: TrainBatches,
         *,
         method: Hooks | None = None,
-        label_smoothing: float = 0.0,
+        objective: Objective = cross_entropy,
         precision: str = "fp32",
     ) -> None:
         """Args:
@@ -106,17 +122,18 @@ class Stepper:
         optimizer: Over the model's parameters.
         batches: Where images and labels come from.
         method: Has its hooks called; None has none.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        objective: Gives the losses of a step.
         precision: A key of `precision.PRECISIONS`.
         """
         self.model, self.optimizer, self.batches, self.method = model, optimizer, batches, method
-        self.label_smoothing, self.precision = label_smoothing, precision
+        self.objective, self.precision = objective, precision
         self.device = next(model.parameters()).device
+        self._autocast = autocast(self.device, precision)
         self.loss_sum = torch.zeros((), device=self.device)
         self._compute, self._update = self._compute_gradients, self._update_weights
         self.n_until_capture = N_WARM_UP if can_capture(self.device) else -1
 
-    def take(self, step: int) -> bool:
+    def step(self, step: int) -> bool:
         """Processes the next batch, at the learning rate that the optimizer has.
 
         Args:
@@ -141,17 +158,21 @@ class Stepper:
         return True
 
     def _compute_gradients(self) -> None:
-        """Adds the batch's mean loss to the sum, which is not read: that would stall a GPU."""
-        images, labels = self.batches.current()
+        """Backpropagates each loss as it comes, and adds it to the sum, which is not read: that would stall a GPU."""
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.precision):
-            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+        losses = self.objective(self.model, *self.batches.current())
         _, loss_scale = PRECISIONS[self.precision]
-        (loss * loss_scale).backward()
+        while (loss := self._next_of(losses)) is not None:
+            (loss * loss_scale).backward()
+            self.loss_sum += loss.detach()
         if loss_scale != 1.0:  # a power of two, so nothing is rounded
             gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
             torch._foreach_mul_(gradients, 1.0 / loss_scale)
-        self.loss_sum += loss.detach()
+
+    def _next_of(self, losses: Iterator[Tensor]) -> Tensor | None:
+        """The next loss, worked out in this training's precision; None after the last."""
+        with self._autocast:
+            return next(losses, None)
 
     def _update_weights(self) -> None:
         if self.method:
@@ -169,19 +190,7 @@ def can_capture(device: torch.device) -> bool:
 def capture(work: Callable[[], None]) -> Callable[[], None]:
     """Records what `work` launches on the GPU, without running it; returns what runs it, again and again."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+    # Threads that load another training's images may allocate meanwhile.
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
         work()
     return graph.replay
-
-
-@contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """Puts the work inside onto a stream of its own where it is to be captured, which the default stream cannot be."""
-    if not can_capture(device):
-        yield
-        return
-    outside, inside = torch.cuda.current_stream(), torch.cuda.Stream()
-    inside.wait_stream(outside)
-    with torch.cuda.stream(inside):
-        yield
-    outside.wait_stream(inside)

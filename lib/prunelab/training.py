@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -19,12 +20,16 @@ from prunelab.data.dataset import Dataset
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import autocast
 from prunelab.schedules import learning_rate as learning_rate_at
-from prunelab.steps import Stepper, build_optimizer, own_stream, set_learning_rate
+from prunelab.steps import Objective, Stepper, build_optimizer, cross_entropy, set_learning_rate
+from prunelab.turns import Turns, exhaust, in_turns, until_done
 
 # Of each channel at a time: activations that still fit into a processor's cache; enough work for a whole GPU.
 EVALUATION_PIXELS = {"cpu": 128_000, "cuda": 4_000_000}
 CHECKPOINT_FORMAT = 2  # counts up when what a state holds changes
 CHECKPOINT_SECONDS = 10.0  # at most this much training is lost when a run is killed, evaluations permitting
+
+# Called with how many images of each class were classified correctly and how many there are, int64 (classes,); a share.
+Metric = Callable[[Tensor, Tensor], float]
 
 
 @dataclass
@@ -32,10 +37,11 @@ class Result:
     """What training gives.
 
     Attributes:
-        curves: One entry an evaluation: `epoch`, `train_loss` (mean since the last one), `test_loss`, `test_accuracy`.
+        curves: One entry an evaluation: `epoch`, `train_loss` (mean since the last one), `test_loss`, `test_accuracy`
+            (what the metric makes of it).
         n_steps: Optimizer steps done.
         n_batches: Batches processed; more than `n_steps` where mask updates took the place of steps.
-        seconds: Time spent, earlier attempts of a resumed run included.
+        seconds: Time spent, earlier attempts of a resumed run included, and others' turns.
         diverged: The loss stopped being finite, and training with it.
     """
 
@@ -48,34 +54,65 @@ class Result:
     diverged: bool = False
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, *, precision: str = "fp32") -> tuple[float, float]:
-    """Mean loss and accuracy over the whole test set.
+def top_1(n_correct: Tensor, n_images: Tensor) -> float:
+    """Returns the share of all images that are classified correctly; arguments as for `Metric`."""
+    return int(n_correct.sum()) / int(n_images.sum())
+
+
+def mean_per_class(n_correct: Tensor, n_images: Tensor) -> float:
+    """Returns the share of correct images averaged over the classes that have any; arguments as for `Metric`."""
+    has_images = n_images > 0
+    return float((n_correct[has_images].double() / n_images[has_images]).mean())
+
+
+def evaluate(
+    model: nn.Module, dataset: Dataset, *, precision: str = "fp32", metric: Metric = top_1
+) -> tuple[float, float]:
+    """Tests a model on the whole test set.
 
     Args:
         model: On the data set's device; left in the mode it was in.
         dataset: Its test images are used, in order.
         precision: A key of `precision.PRECISIONS`.
+        metric: Makes one number of the images classified correctly.
     Returns:
         loss: Mean cross-entropy, without label smoothing.
-        accuracy: Share of test images classified correctly, in [0, 1].
+        accuracy: What the metric gives, the share of test images classified correctly by default, in [0, 1].
     """
+    return _read(_test(model, dataset, precision=precision), metric)
+
+
+@torch.no_grad()
+def _test(model: nn.Module, dataset: Dataset, *, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the losses, 0-d, and images of each class, those classified correctly and all; nothing is read yet."""
     was_training = model.training
     model.eval()
     device = dataset.test_labels.device
-    loss_sum, n_correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    loss_sum = torch.zeros((), device=device)
+    n_correct, n_images = torch.zeros(2, dataset.num_classes, dtype=torch.int64, device=device)
     batch_size = max(1, EVALUATION_PIXELS[device.type] // dataset.image_size**2)
     for images, labels in test_batches(dataset, batch_size=batch_size):
         with autocast(device, precision):
             outputs = model(images).float()
         loss_sum += F.cross_entropy(outputs, labels, reduction="sum")
-        n_correct += (outputs.argmax(dim=1) == labels).sum()
+        n_correct.scatter_add_(0, labels, (outputs.argmax(dim=1) == labels).long())
+        n_images.scatter_add_(0, labels, torch.ones_like(labels))
     model.train(was_training)
-    n_images = len(dataset.test_labels)
-    return float(loss_sum) / n_images, float(n_correct) / n_images
+    return loss_sum, n_correct, n_images
 
 
-def train(
+def _read(totals: tuple[Tensor, Tensor, Tensor], metric: Metric) -> tuple[float, float]:
+    loss_sum, n_correct, n_images = (total.cpu() for total in totals)
+    return float(loss_sum) / int(n_images.sum()), metric(n_correct, n_images)
+
+
+def train(model: nn.Module, dataset: Dataset, **options: Any) -> Result:
+    """Trains a model from beginning to end: all turns of `training`, whose arguments and errors these are."""
+    return exhaust(training(model, dataset, **options))
+
+
+@in_turns
+def training(
     model: nn.Module,
     dataset: Dataset,
     *,
@@ -87,16 +124,19 @@ def train(
     warmup_epochs: int,
     momentum: float,
     weight_decay: float,
-    label_smoothing: float,
     augment: bool,
     eval_every: int,
     generator: torch.Generator,
     method: Hooks | None = None,
+    objective: Objective = cross_entropy,
+    metric: Metric = top_1,
     precision: str = "fp32",
     checkpoint: Path | None = None,
     report: Callable[[float], None] = lambda share: None,
-) -> Result:
+) -> Turns[Result]:
     """Trains a model, method or none, and evaluates it now and then, after the last step above all.
+
+    A turn ends after a step; several trainings may take turns in one thread, see `turns`.
 
     An epoch is `len(train set) // batch_size` optimizer steps. Killed at any moment, a call with the same arguments
     and `checkpoint` goes on from the last evaluation saved there and gives, on a CPU, bit for bit the uninterrupted
@@ -113,14 +153,17 @@ def train(
         warmup_epochs: Length of the linear rise of the learning rate.
         momentum: As for `build_optimizer`.
         weight_decay: As for `build_optimizer`.
-        label_smoothing: In [0, 1).
         augment: Random crops, and flips where the data set allows them.
         eval_every: Epochs between two evaluations.
         generator: Orders and augments the images, on the CPU.
         method: Has its hooks called; None has none.
+        objective: Gives the losses of a step.
+        metric: Makes `test_accuracy` of the images classified correctly.
         precision: A key of `precision.PRECISIONS`.
         checkpoint: File for the state; None keeps none.
         report: Called after each evaluation with the share of training done, in (0, 1].
+    Returns:
+        In the end, the result.
     Raises:
         ValueError: A batch larger than the training set, an impossible schedule, or an unknown optimizer or
             precision.
@@ -130,43 +173,45 @@ def train(
         raise ValueError(f"batch_size {batch_size} exceeds the {len(dataset.train_labels)} training images")
     n_steps, warmup_steps = n_epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     model = model.to(memory_format=torch.channels_last)
-    rule = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
+    optim = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
     batches = TrainBatches(dataset, batch_size=batch_size, augment=augment, generator=generator)
-    stepper = Stepper(model, rule, batches, method=method, label_smoothing=label_smoothing, precision=precision)
+    stepper = Stepper(model, optim, batches, method=method, objective=objective, precision=precision)
     result = Result()
     if checkpoint is not None:
-        result = _restore(checkpoint, model, rule, batches, method) or result
+        result = _restore(checkpoint, model, optim, batches, method) or result
 
     rate_at = partial(
         learning_rate_at, peak=learning_rate, n_steps=n_steps, warmup_steps=warmup_steps, schedule=schedule
     )
     started, saved = time.monotonic() - result.seconds, time.monotonic()
-    with own_stream(stepper.device):
-        while result.n_steps < n_steps and not result.diverged:
-            model.train()
-            stepper.loss_sum.zero_()
-            n_batches_before = result.n_batches
-            stop = min(n_steps, result.n_steps + eval_every * steps_per_epoch)
-            while result.n_steps < stop:
-                set_learning_rate(rule, rate_at(result.n_steps))
-                result.n_steps += stepper.take(result.n_steps)
-                result.n_batches += 1
+    while result.n_steps < n_steps and not result.diverged:
+        model.train()
+        stepper.loss_sum.zero_()
+        n_batches_before = result.n_batches
+        stop = min(n_steps, result.n_steps + eval_every * steps_per_epoch)
+        while result.n_steps < stop:
+            set_learning_rate(optim, rate_at(result.n_steps))
+            result.n_steps += stepper.step(result.n_steps)
+            result.n_batches += 1
+            yield
 
-            train_loss = float(stepper.loss_sum) / (result.n_batches - n_batches_before)
-            test_loss, test_accuracy = evaluate(model, dataset, precision=precision)
-            result.diverged = not math.isfinite(train_loss)
-            for key, value in (
-                ("epoch", result.n_steps // steps_per_epoch),
-                ("train_loss", train_loss),
-                ("test_loss", test_loss),
-                ("test_accuracy", test_accuracy),
-            ):
-                result.curves[key].append(value)
-            result.seconds = time.monotonic() - started
-            if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(_state(result, model, rule, batches, method), checkpoint)
-                saved = time.monotonic()
-            report(result.n_steps / n_steps)
+        totals = _test(model, dataset, precision=precision)
+        yield from until_done(stepper.device)
+        train_loss = float(stepper.loss_sum) / (result.n_batches - n_batches_before)
+        test_loss, test_accuracy = _read(totals, metric)
+        result.diverged = not math.isfinite(train_loss)
+        for key, value in (
+            ("epoch", result.n_steps // steps_per_epoch),
+            ("train_loss", train_loss),
+            ("test_loss", test_loss),
+            ("test_accuracy", test_accuracy),
+        ):
+            result.curves[key].append(value)
+        result.seconds = time.monotonic() - started
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(_state(result, model, optim, batches, method), checkpoint)
+            saved = time.monotonic()
+        report(result.n_steps / n_steps)
     return result
 
 
@@ -197,7 +242,7 @@ def _restore(
     except FileNotFoundError:
         return None
     except CorruptCheckpoint as error:
-        warnings.warn(f"{error}; this run starts again from its beginning", stacklevel=3)
+        warnings.warn(f"{error}; this run starts again from its beginning", stacklevel=2)
         return None
     model.load_state_dict(state["model"])
     # Its groups stay, and with them the tensor of the learning rate, where the graphs of a GPU read it.

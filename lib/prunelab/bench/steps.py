@@ -14,7 +14,8 @@ from prunelab.recipes.common import dataset_of, layers_of, network_of
 from prunelab.recipes.masking import build_method
 from prunelab.recipes.rigl.plan import RigLOptions
 from prunelab.steps import N_WARM_UP as STEPS_BEFORE_CAPTURE
-from prunelab.steps import Stepper, build_optimizer, own_stream
+from prunelab.steps import Stepper, build_optimizer
+from prunelab.turns import own_stream
 
 UPDATE_EVERY = 100  # steps between two mask updates; one round has one
 N_WARM_UP = STEPS_BEFORE_CAPTURE + 1
@@ -148,7 +149,7 @@ def _stepper(
         stepper.n_until_capture = -1
 
     def take_step(step: int) -> None:
-        while not stepper.take(step):
+        while not stepper.step(step):
             pass
         float(stepper.loss_sum)  # waits for a GPU
 
@@ -161,7 +162,7 @@ def _as_in_training() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with own_stream(torch.device(_device())):
+        with own_stream(torch.device(_device())) as stream, stream:
             yield
     finally:
         torch.set_num_threads(before)

@@ -64,4 +64,5 @@ class Slimming(Hooks):
     @torch.no_grad()
     def change_gradients(self) -> None:
         """Adds the subgradient of the penalty, 0 where gamma is 0."""
-        torch._foreach_add_([gamma.grad for gamma in self.gammas], torch._foreach_sign(self.gammas), alpha=self.penalty)
+        if gammas := [gamma for gamma in self.gammas if gamma.grad is not None]:  # frozen ones have none
+            torch._foreach_add_([gamma.grad for gamma in gammas], torch._foreach_sign(gammas), alpha=self.penalty)

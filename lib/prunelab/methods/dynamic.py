@@ -85,17 +85,19 @@ class Dynamic(Static):
     def move_connections(self, step: int, optimizer: Optimizer) -> None:
         """Updates every mask; dropped and new weights start from zero, and so does their momentum.
 
-        A connection dropped and grown in the same update never left: it keeps its value and its momentum.
+        A connection dropped and grown in the same update never left: it keeps its value and its momentum. The
+        connections of a frozen layer, of which there is no gradient, stay where they are.
         """
         share = drop_fraction(
             step, initial=self.initial_drop_fraction, stop_update_step=self.stop_update_step, decay=self.decay
         )
         survival = []
         for name, weight in self.weights.items():
-            mask, newborn = drop_and_grow(weight, self.grow_score(weight), self.masks[name], drop_fraction=share)
-            self._keep_only(mask & ~newborn, weight, optimizer)
-            self.set_mask(name, mask)
-            survival.append((mask & self.initial_masks[name]).sum() / mask.sum())
+            if weight.grad is not None:
+                mask, newborn = drop_and_grow(weight, self.grow_score(weight), self.masks[name], drop_fraction=share)
+                self._keep_only(mask & ~newborn, weight, optimizer)
+                self.set_mask(name, mask)
+            survival.append((self.masks[name] & self.initial_masks[name]).sum() / self.masks[name].sum())
         self.moves["step"].append(step)
         self.moves["drop_fraction"].append(share)
         self.moves["survival"].append(torch.stack(survival).tolist())
@@ -158,8 +160,9 @@ class SparseMomentum(SparseEvolutionaryTraining):
         self.averages = {name: torch.zeros_like(weight.detach()) for name, weight in self.weights.items()}
 
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
-        gradients = [weight.grad for weight in self.weights.values()]
-        torch._foreach_lerp_(list(self.averages.values()), gradients, 1.0 - self.gradient_momentum)
+        if gradients := self._gradients():
+            averages = [self.averages[name] for name in gradients]
+            torch._foreach_lerp_(averages, list(gradients.values()), 1.0 - self.gradient_momentum)
         self.n_dense_gradients += 1
         return False
 

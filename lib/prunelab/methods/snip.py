@@ -16,7 +16,10 @@ from prunelab.methods.static import Static, full_masks
 
 
 class Snip(Static):
-    """SNIP: after one batch each layer keeps the weights of largest |gradient * weight|; that batch is not stepped."""
+    """SNIP: after one batch each layer keeps the weights of largest |gradient * weight|; that batch is not stepped.
+
+    A frozen layer, of which there is no gradient, stays dense.
+    """
 
     inherits = False
 
@@ -40,9 +43,9 @@ class Snip(Static):
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
         if self.n_dense_gradients:  # the one it needs; saved with the masks, so a resumed run does not prune again
             return False
-        for name, weight in self.weights.items():
+        for name, gradient in self._gradients().items():
             # The gradient is that of the whole batch: the magnitude of a sum over images, not a sum of magnitudes.
-            self.set_mask(name, largest((weight.grad * weight).abs(), self.n_active[name]))
+            self.set_mask(name, largest((gradient * self.weights[name]).abs(), self.n_active[name]))
         self.change_weights()
         self.n_dense_gradients += 1
         return True

@@ -185,7 +185,8 @@ class Static(Dense):
     @torch.no_grad()
     def change_gradients(self) -> None:
         """Removes the gradients of inactive weights, so that no momentum gathers there."""
-        torch._foreach_mul_([weight.grad for weight in self.weights.values()], list(self._factors.values()))
+        if gradients := self._gradients():
+            torch._foreach_mul_(list(gradients.values()), [self._factors[name] for name in gradients])
 
     @torch.no_grad()
     def change_weights(self) -> None:
@@ -196,6 +197,10 @@ class Static(Dense):
         """Puts new values into the mask of a layer, in place; its weights are left to the caller."""
         self.masks[name].copy_(mask)
         self._factors[name].copy_(mask)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """Gradients of the masked layers by name; a frozen one has none."""
+        return {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
 
     @torch.no_grad()
     def _keep_only(self, kept: Tensor, weight: nn.Parameter, optimizer: Optimizer) -> None:

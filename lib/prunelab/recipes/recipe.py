@@ -11,6 +11,7 @@ from prunelab.recipes.options import TrainingOptions
 from prunelab.runs import PROFILES, Option, Run, build_options, make_run
 from prunelab.training import Result
 
+
 @dataclass
 class State:
     """What a run hands on to its children, whatever recipe they are of: any run's may be any other's parent.
@@ -47,7 +48,7 @@ class Setup:
         reference: Layer table of the network that costs are relative to.
         n_epochs: Length of the training.
         ordinary_epochs: Length of the reference's training, whose MACs are the unit of `training_macs_ratio`.
-        training: Arguments of `training.train` besides the options of the same name, and in place of them.
+        training: Arguments of `training.training` besides the options of the same name, and in place of them.
         method: Hooks of the training; None has none.
         start: As for `State`; None takes the values of `model`.
         structure: `widths`, `removed` and `width` of the network, as for `State`, where they are not the options'.

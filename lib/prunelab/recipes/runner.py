@@ -1,7 +1,7 @@
 """How one run of any recipe is executed: set up as the recipe says, trained, and accounted for."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from prunelab.recipes.common import copy_of, dataset_of, generator_of, image_of,
 from prunelab.recipes.options import TrainingOptions
 from prunelab.recipes.recipe import Recipe, Setup, State
 from prunelab.runs import Run
-from prunelab.training import Result, train
+from prunelab.training import Result, training
+from prunelab.turns import Turns, exhaust
 
-# Options that `train` takes by the same name.
+# Options that `training` takes by the same name.
 _TRAINING = (
     "batch_size",
     "optimizer",
@@ -31,12 +32,7 @@ _TRAINING = (
 
 def execute(recipe: Recipe, run: Run, **about: object) -> dict:
     """Executes a run to its end; arguments, result and errors as for `executing`."""
-    turns = executing(recipe, run, **about)
-    while True:
-        try:
-            next(turns)
-        except StopIteration as end:
-            return end.value
+    return exhaust(executing(recipe, run, **about))
 
 
 def executing(
@@ -48,8 +44,8 @@ def executing(
     checkpoint: Path | None = None,
     report: Callable[[float], None] = lambda share: None,
     **own: object,
-) -> Generator[None, None, dict]:
-    """Executes a run step by step, so that several may take turns.
+) -> Turns[dict]:
+    """Executes a run step by step, so that several may take turns in one thread.
 
     Args:
         recipe: That of the run.
@@ -74,8 +70,7 @@ def executing(
     start = setup.start or copy_of(setup.model.state_dict())
     precision = best_precision(device, options.model)
     arguments = {name: getattr(options, name) for name in _TRAINING} | {"precision": precision} | dict(setup.training)
-    yield
-    result = train(
+    result = yield from training(
         setup.model,
         dataset,
         method=setup.method,

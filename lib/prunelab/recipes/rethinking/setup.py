@@ -46,7 +46,7 @@ def check(options: RethinkingOptions, *, n_parents: int) -> None:
 
 
 def outline(options: RethinkingOptions, dataset: Dataset) -> Outline:
-    """Foretells the width of a run's network, by its density where training finds it, and the length of its training."""
+    """Foretells the width of a network, by its density where training finds it, and the length of its training."""
     is_narrower = options.training != "dense" and options.pruning not in WEIGHT_PRUNINGS
     share = 1.0
     if is_narrower:
@@ -86,7 +86,7 @@ def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State]
         method = PREPARATIONS[options.pruning](original, dataset.n_train // options.batch_size)
     if inherits:
         _, metrics["inherited_accuracy"] = evaluate(model, dataset)
-    training = {"warmup_epochs": 0, "label_smoothing": 0.0}
+    training = {"warmup_epochs": 0}
     if inherits:
         training |= {"learning_rate": options.fine_tune_rate, "schedule": "constant"}
     if isinstance(method, Selection) and best_precision(dataset.train_labels.device.type, options.model) == "fp16":

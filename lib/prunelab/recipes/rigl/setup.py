@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from prunelab.recipes.masking import GrowScore, build_method, width_of
 from prunelab.recipes.recipe import Outline, Setup, State
 from prunelab.recipes.rigl.plan import PATHS, RigLOptions
 from prunelab.recipes.starts import STARTS
+from prunelab.steps import cross_entropy
 from prunelab.training import Result
 
 
@@ -94,7 +96,7 @@ def setup(
         ordinary_epochs=options.n_epochs,
         training={
             "warmup_epochs": round(options.warmup_epochs * options.train_multiplier),
-            "label_smoothing": options.label_smoothing,
+            "objective": partial(cross_entropy, label_smoothing=options.label_smoothing),
         },
         method=method,
         start=start,
