@@ -41,7 +41,7 @@ def small_resnet(seed=0):
 
 
 def build_method(name, model, *, density, generator, update_every, stop_step):
-    """A method of any name, with ERK masks or counts; None for those without a mask. A lottery's first round is dense."""
+    """A method of any name, with ERK counts; None for those without a mask. A lottery begins with a dense round."""
     kind = METHODS[name]
     options = MaskingOptions(
         **{"model": "", "n_epochs": stop_step, "batch_size": 1, "optimizer": "", "schedule": "", "weight_decay": 0.0},
