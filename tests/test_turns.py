@@ -43,7 +43,7 @@ def alone(digits):
 def take_turns(started, n_turns=None):
     """Takes turns, in order, until the trainings have ended or each has had its number of turns; the results."""
     results = {}
-    while len(results) < len(started) and n_turns != 0:  # None is never 0
+    while len(results) < len(started) and n_turns != 0:
         for place, (_, own) in enumerate(started):
             if place not in results:
                 try:
