@@ -53,6 +53,7 @@ ABOVE = {
     "prunelab.latency": ("methods", "channels", "training", "recipes", "engine", "data", "records"),
     "prunelab.export": ("methods", "channels", "training", "recipes", "engine", "data", "records"),
     "prunelab.steps": ("channels", "training", "models", "recipes", "engine", "records", "landscape", "units", "cost"),
+    "prunelab.turns": ("steps", "training", "methods", "channels", "data", "models", "recipes", "engine", "records"),
     "prunelab.training": ("channels", "recipes", "engine", "records", "models", "landscape", "units"),
     "prunelab.cost": ("methods", "training", "recipes", "engine", "data"),
     "prunelab.landscape": ("methods", "models", "training", "recipes", "engine", "records", "cost"),
