@@ -1,11 +1,45 @@
-"""All recipes alike: their plans, and what every run of any of them must do."""
+"""All recipes alike: their plans, their options, and what every run of any of them must do."""
 
+import functools
 import hashlib
+from dataclasses import asdict, dataclass
 
 import pytest
+import torch
+from torch import nn
 
-from prunelab import engine, recipes, records
-from prunelab.runs import Run
+from prunelab import cost, data, engine, recipes, records, training
+from prunelab.recipes import PROFILES, RETHINKING, RIGL, Recipe, runner
+from prunelab.recipes.common import image_of
+from prunelab.recipes.options import TrainingOptions
+from prunelab.recipes.recipe import Outline, Setup
+from prunelab.runs import Run, describe, make_run, option
+
+RECIPES = recipes.RECIPES.values()
+ALL = pytest.mark.parametrize("recipe", RECIPES, ids=recipes.RECIPES)
+EACH = pytest.mark.parametrize("recipe, profile", [(r, p) for r in RECIPES for p in PROFILES], ids=str)
+Recipe.__str__ = lambda recipe: recipe.name  # for the names of tests
+
+
+@functools.cache
+def experiments(recipe, profile):
+    return recipe.experiments(profile)
+
+
+@functools.cache
+def plan(recipe, profile):
+    return recipe.plan(profile)
+
+
+def first_seed(recipe, profile):
+    return engine.with_parents(recipe.plan(profile, seeds=[0]))
+
+
+def ids(runs):
+    return [run.id for run in runs]
+
+
+# Plans.
 
 # SHA-256 of the ids of each plan, in its order: what is recorded stays findable. Nothing of `paper` is recorded yet.
 PLANS = {
@@ -20,27 +54,300 @@ PLANS = {
 
 @pytest.mark.parametrize("recipe, profile", PLANS)
 def test_ids_of_plans_stay_as_they_were(recipe, profile):
-    ids = [run.id for run in recipes.get(recipe).plan(profile)]
-    assert (len(ids), hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]) == PLANS[recipe, profile]
+    found = ids(plan(recipes.get(recipe), profile))
+    assert (len(found), hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]) == PLANS[recipe, profile]
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@ALL
 def test_id_of_every_shipped_record_follows_from_its_options(recipe):
-    defaults = recipes.get(recipe).OPTIONS
-    shipped = {record["id"]: record for record in records.load(recipes.get(recipe).NOTEBOOK)}
+    shipped = {record["id"]: record for record in records.load(recipe.notebook)}
 
     def run_of(record):
         ids = record["parent"] if isinstance(record["parent"], list) else [record["parent"]] if record["parent"] else []
-        changed = {name: value for name, value in record["options"].items() if value != defaults[name]}
+        changed = {name: value for name, value in record["options"].items() if value != recipe.defaults[name]}
         return Run(record["recipe"], changed, record["seed"], tuple(run_of(shipped[parent]) for parent in ids))
 
     assert len(shipped) > 400
     assert all(run_of(record).id == run_id for run_id, record in shipped.items())
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
-def test_every_parent_of_a_plan_comes_before_its_children(recipe):
+@ALL
+def test_shipped_records_are_of_planned_runs_and_of_the_options_these_have_today(recipe):
+    planned = {run.id: run for profile in PROFILES for run in engine.with_parents(plan(recipe, profile))}
+    for record in records.load(recipe.notebook):
+        assert record["id"] in planned, record["options"]
+        # A default that changed would leave the ids alone, and make the old records wrong.
+        assert record["options"].items() <= asdict(recipe.options_of(planned[record["id"]])).items()
+
+
+@EACH
+def test_plan_lists_each_run_of_its_experiments_once_and_reaches_their_parents(recipe, profile):
+    planned = ids(plan(recipe, profile))
+    assert len(set(planned)) == len(planned)
+    assert set(planned) == {run_id for runs in experiments(recipe, profile).values() for run_id in ids(runs)}
+    for name, runs in experiments(recipe, profile).items():
+        assert len(set(ids(runs))) == len(runs), name
     seen = set()
-    for run in engine.with_parents(recipes.get(recipe).plan("small")):
-        assert all(parent.id in seen for parent in run.parents)
+    for run in engine.with_parents(plan(recipe, profile)):
+        assert all(parent.id in seen and parent.seed == run.seed for parent in run.parents), run
         seen.add(run.id)
+
+
+@EACH
+def test_every_experiment_has_as_many_runs_for_each_of_its_seeds(recipe, profile):
+    for name, runs in experiments(recipe, profile).items():
+        seeds = sorted(run.seed for run in runs)
+        own = sorted(set(seeds))
+        assert own == sorted(recipe.seeds[profile])[: len(own)], name
+        assert seeds == sorted(own * (len(seeds) // len(own or [0]))), name
+        assert profile == "smoke" or len(own) >= 3 or not runs, name
+    assert {run.seed for run in recipe.plan(profile, seeds=(5, 3))} <= {5, 3}
+
+
+@EACH
+def test_options_of_every_planned_run_go_together(recipe, profile):
+    for run in engine.with_parents(plan(recipe, profile)):
+        recipe.check(recipe.options_of(run), n_parents=len(run.parents))
+        assert all(value != recipe.defaults[name] for name, value in run.options.items())
+
+
+# Height and width of the images as they are published; none can be enlarged.
+SIZES = {"digits": 8, "mnist": 28, "mnist10k": 28, "fashion_mnist": 28, "imagenet": 224}
+
+
+def size_of(options):
+    return options.image_size or SIZES.get(options.dataset, 32)
+
+
+@EACH
+def test_no_image_of_a_plan_has_to_be_enlarged(recipe, profile):
+    for run in first_seed(recipe, profile):
+        options = recipe.options_of(run)
+        assert size_of(options) <= SIZES.get(options.dataset, 32), run
+
+
+@ALL
+def test_unknown_profile_and_impossible_seeds_are_refused(recipe):
+    for function in (recipe.plan, recipe.experiments):
+        with pytest.raises(ValueError, match="unknown profile 'huge'; there are smoke, small, full, paper"):
+            function("huge")
+        for seeds in ((1, 1), ()):
+            with pytest.raises(ValueError, match="seeds must be one or more different numbers"):
+                function("smoke", seeds=seeds)
+
+
+def test_recipes_are_found_by_name_and_by_notebook():
+    assert recipes.get("rigl") is recipes.for_notebook("01_rigl") is RIGL
+    with pytest.raises(ValueError, match="unknown recipe 'x'; there are rigl"):
+        recipes.get("x")
+    with pytest.raises(ValueError, match="unknown notebook '01'; there are 01_rigl"):
+        recipes.for_notebook("01")
+
+
+# Options.
+
+
+@ALL
+def test_every_option_has_a_type_a_default_and_a_line_of_help(recipe):
+    described = describe(recipe.options)
+    assert list(described) == list(recipe.defaults)
+    for name, (kind, default, help) in described.items():
+        assert recipe.defaults[name] == default and type(default).__name__.replace("NoneType", "None") in kind
+        assert 10 < len(help) < 100 and "\n" not in help, name
+
+
+@pytest.mark.parametrize(
+    "recipe, options, message",
+    [
+        (RIGL, {"image_size": "16"}, "option image_size is int or None, got '16'"),
+        (RIGL, {"n_train": 3.5}, "option n_train is int or None, got 3.5"),
+        (RIGL, {"path": 7}, "option path is str or None, got 7"),
+        (RIGL, {"density": True}, "option density is float, got True"),
+        (RIGL, {"sparsity": 0.9}, "rigl has no option 'sparsity'; it has model, width"),
+        (RETHINKING, {"max_epochs": 1.0}, "option max_epochs is int or None, got 1.0"),
+        (RETHINKING, {"target": 1}, "option target is str or None, got 1"),
+    ],
+)
+def test_options_of_another_type_or_of_no_recipe_are_refused(recipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.run(seed=0, **options)
+
+
+# Execution: each recipe's smallest runs.
+
+TINY = {"dataset": "digits", "n_train": 128, "batch_size": 64, "n_epochs": 2}
+RESNET = {"model": "resnet8", "width": 0.25}
+PARENTS = {  # a sparse network; and one without some of its channels
+    "rigl": [RIGL.run(seed=0, **TINY, **RESNET, method="static", density=0.5)],
+    "rethinking": [
+        dense := RETHINKING.run(seed=0, **TINY, **RESNET),
+        RETHINKING.run(seed=0, parents=(dense,), **TINY, **RESNET, training="fine_tune", pruning="l1", density=0.5),
+    ],
+}
+CHILDREN = {
+    "rigl": {"method": "static", "start": "solution"},
+    "rethinking": {"training": "scratch_e", "pruning": "magnitude", "density": 0.2},
+}
+
+
+@functools.cache
+def executed(run):
+    parents = [executed(parent)["state"] for parent in run.parents]
+    return runner.execute(recipes.get(run.recipe), run, device="cpu", parents=parents)
+
+
+@pytest.mark.parametrize("of_parent", PARENTS)
+@pytest.mark.parametrize("of_child", CHILDREN)
+def test_run_of_any_recipe_is_parent_to_a_run_of_any_other(of_parent, of_child):
+    parent = PARENTS[of_parent][-1]
+    if (of_parent, of_child) == ("rethinking", "rigl"):  # RigL starts from a mask, which single weights have
+        parent = RETHINKING.run(
+            seed=0, parents=(dense,), **TINY, **RESNET, training="fine_tune", pruning="magnitude", density=0.3
+        )
+    child = recipes.get(of_child).run(seed=0, parents=(parent,), **TINY, **RESNET, **CHILDREN[of_child])
+    result, handed_on = executed(child), executed(parent)["state"]
+    assert result["status"] == "finished"
+    assert result["metrics"]["total_training_macs"] == result["metrics"]["training_macs"] + handed_on.training_macs
+    assert result["state"].widths == handed_on.widths  # what was cut off before is still gone
+    shapes = {name: value.shape for name, value in handed_on.model.items()}
+    assert {name: value.shape for name, value in result["state"].model.items()} == shapes
+    for name, mask in result["state"].masks.items():
+        assert not (mask & ~handed_on.masks.get(name, torch.ones_like(mask))).any()
+
+
+@ALL
+def test_killed_run_goes_on_from_its_checkpoint_to_the_same_numbers(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    run = PARENTS[recipe.name][0]
+    turns = runner.executing(recipe, run, device="cpu", checkpoint=tmp_path / "state")
+    for _ in range(3):  # an epoch has two steps
+        next(turns)
+    turns.close()
+    assert (tmp_path / "state").exists()
+    again = runner.execute(recipe, run, device="cpu", checkpoint=tmp_path / "state")
+    for key in ("metrics", "curves", "layers", "moves"):
+        assert again[key] == executed(run)[key]
+
+
+# One of each kind of run of the large profiles takes a step, on noise in the shape of its images.
+
+
+def noise(options, device):
+    name, size = options.dataset, size_of(options)
+    is_grey = any(part in name for part in ("mnist", "digits", "glyphs")) and not options.in_colour
+    num_classes = {"tiny-imagenet-200-32px": 200, "omniglot-small": 242, "cifar100": 100}.get(name, 10)
+    images = torch.randint(256, (16, size, size, 1 if is_grey else 3), dtype=torch.uint8)
+    labels = torch.arange(16) % num_classes
+    names = tuple(map(str, range(num_classes)))
+    return data.Dataset(name, images, labels, images[:8], labels[:8], names, flip=True, source="noise", sha256="0")
+
+
+KINDS = {
+    "rigl": ("method", "model", "dataset", "distribution", "equal", "first_layer", "start", "optimizer", "decay"),
+    "rethinking": ("training", "pruning", "start"),
+}
+
+
+def kind(recipe, run):
+    """What a run is made of; of a large network also which it is."""
+    options = asdict(recipe.options_of(run))
+    network = options["model"] if options.get("training") == "dense" else None
+    return (network, *(options[name] for name in KINDS[recipe.name]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
+@pytest.mark.parametrize(
+    "recipe, profile", [(RIGL, "full"), (RIGL, "paper"), (RETHINKING, "full"), (RETHINKING, "paper")], ids=str
+)
+def test_each_kind_of_run_of_a_large_profile_takes_a_step_and_hands_on_its_state(recipe, profile, monkeypatch):
+    monkeypatch.setattr(runner, "dataset_of", noise)
+    kinds = {}
+    for run in first_seed(recipe, profile):
+        if run.options.get("path") is None:  # paths need more images; `smoke` has them all
+            kinds.setdefault(kind(recipe, run), run)
+    states = {}
+    for run in engine.with_parents(kinds.values()):
+        few = {"n_train": None, "batch_size": 8, "n_epochs": 1, "train_multiplier": 1.0, "rewind_epochs": 0.0}
+        few |= {"fine_tune_epochs": 1, "max_epochs": 1, "image_size": min(32, size_of(recipe.options_of(run)))}
+        if recipe is RETHINKING and run.options.get("model") not in ("resnext20", "resnet34", "resnet50"):
+            few["width"] = 0.25 if "_bn" not in run.options.get("model", "") else 1.0
+        few = {name: value for name, value in few.items() if name in recipe.defaults}
+        small = Run(run.recipe, dict(run.options) | few, 0, run.parents)
+        parents = [states[parent.id] for parent in run.parents]
+        result = runner.execute(recipe, small, device="cpu", parents=parents)
+        assert result["status"] == "finished", run
+        states[run.id] = result["state"]
+
+
+@ALL
+def test_every_run_of_the_small_profiles_can_be_forecast(recipe, monkeypatch):
+    monkeypatch.setattr(runner, "dataset_of", noise)
+    for run in [*first_seed(recipe, "smoke"), *first_seed(recipe, "small")]:
+        workload = runner.forecast(recipe, Run(run.recipe, dict(run.options) | {"batch_size": 8}, 0, run.parents))
+        assert workload.macs > 0 and workload.n_steps + workload.n_evaluated > 0, run
+
+
+# A recipe of one's own: all that a new paper needs.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions(TrainingOptions):
+    """A perceptron of one hidden layer."""
+
+    hidden: int = option("units of the hidden layer", 8)
+    model: str = "perceptron"
+    dataset: str = "digits"
+    n_epochs: int = 2
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+
+
+def toy_check(options, *, n_parents):
+    if options.hidden < 1:
+        raise ValueError(f"hidden must be at least 1, got {options.hidden}")
+
+
+def toy_setup(options, dataset, parents, *, seed):
+    torch.manual_seed(seed)
+    n_pixels = dataset.channels * dataset.image_size**2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(n_pixels, options.hidden), nn.ReLU(), nn.Linear(options.hidden, 10))
+    if parents:
+        model.load_state_dict(parents[0].model)
+    return Setup(
+        model,
+        reference=cost.layer_table(model, **image_of(dataset)),
+        n_epochs=options.n_epochs,
+        ordinary_epochs=options.n_epochs,
+        training={"warmup_epochs": 0},
+    )
+
+
+def toy_experiments(profile, seeds):
+    runs = [make_run("toy", ToyOptions, seed=seed, hidden=hidden) for seed in seeds for hidden in (4, 8)]
+    return {"first": runs, "onward": [make_run("toy", ToyOptions, seed=0, parents=(runs[1],))]}
+
+
+TOY = Recipe(
+    name="toy",
+    notebook="00_toy",
+    options=ToyOptions,
+    seeds=dict.fromkeys(PROFILES, (0,)),
+    experiments_of=toy_experiments,
+    check=toy_check,
+    outline=lambda options, dataset: Outline(1.0, options.n_epochs),
+    setup=toy_setup,
+)
+
+
+def test_toy_recipe_is_planned_trained_and_handed_on(monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "toy", TOY)
+    first, second, onward = TOY.plan("smoke")
+    assert executed(first)["metrics"]["n_stored_weights"] == 4 * (64 + 10)
+    after = executed(onward)
+    assert after["metrics"]["total_training_macs"] == 2 * after["metrics"]["training_macs"]
+    assert after["curves"]["train_loss"][-1] < executed(second)["curves"]["train_loss"][-1]
+    with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
+        executed(TOY.run(seed=0, hidden=0))

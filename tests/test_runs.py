@@ -2,7 +2,6 @@
 
 import pytest
 
-from prunelab.recipes import rigl
 from prunelab.runs import Run, make_run
 
 DEFAULTS = {"method": "rigl", "density": 0.1, "width": 1.0, "n_epochs": 100, "augment": True, "image_size": None}
@@ -85,21 +84,3 @@ def test_options_that_are_not_there_or_of_another_type_are_refused(changes, mess
 def test_seed_must_be_a_whole_number(seed):
     with pytest.raises(ValueError, match="seed must be a whole number"):
         make_run("rigl", DEFAULTS, seed=seed)
-
-
-@pytest.mark.parametrize("profile", rigl.PROFILES)
-def test_plans_hold_different_runs_for_every_profile(profile):
-    plan = rigl.plan(profile)
-    assert len({run.id for run in plan}) == len(plan) > 10
-
-
-def test_plan_refuses_unknown_profiles_and_impossible_seeds():
-    with pytest.raises(ValueError, match="unknown profile 'tiny'; there are smoke, small, full, paper"):
-        rigl.plan("tiny")
-    for seeds in [(), (1, 1)]:
-        with pytest.raises(ValueError, match="seeds must be one or more different numbers"):
-            rigl.plan("smoke", seeds=seeds)
-
-
-def test_seeds_of_a_plan_can_be_chosen():
-    assert {run.seed for run in rigl.plan("smoke", seeds=(3, 4))} == {3, 4}

@@ -199,9 +199,11 @@ def ship(notebook: str, records: Iterable[dict]) -> int:
 
 
 def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | None = None) -> pd.DataFrame:
-    """Records as a table, one row a run: options, metrics and provenance become columns; no value is changed.
+    """Lays records out as a table, one row a run: options, metrics and provenance become columns.
 
-    The options of a run's parent, where it has one and that is among the records, become columns `parent_...`.
+    No value is changed; metrics are in today's words, see `metrics`. The options of a run's parent, where it has one
+    and that is among the records, become columns `parent_...`. What a run and all its ancestors took to train is
+    `total_training_macs`, where all of these are among the records.
 
     Args:
         records: Of any runs.
@@ -213,7 +215,8 @@ def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | No
     rows = {
         run_id: {"id": run_id, "recipe": record["recipe"], "seed": record["seed"], "status": record["status"]}
         | record["options"]
-        | record["metrics"]
+        | {"total_training_macs": _total_training_macs(record, by_id)}
+        | metrics(record)
         | {key: value for key, value in record["provenance"].items() if key != "dataset"}
         | _of_parent(_options(by_id, record["parent"]))
         for run_id, record in by_id.items()
@@ -223,6 +226,31 @@ def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | No
     return pd.DataFrame(
         {"experiment": name} | rows[run_id] for name, ids in experiments.items() for run_id in ids if run_id in rows
     )
+
+
+def metrics(record: Mapping) -> dict[str, int | float | None]:
+    """Returns a record's metrics in today's words, each of which means the same for every recipe.
+
+    Two words are not used any more. `n_weights` was the network's own weights in one recipe, and those of the network
+    it is compared with in the other: `n_stored_weights` and `n_reference_weights`. `total_training_macs_ratio` summed
+    ratios to different networks: `total_training_macs`, which `frame` adds up.
+    """
+    own = {name: value for name, value in record["metrics"].items() if name not in _AMBIGUOUS}
+    if "n_weights" in record["metrics"]:
+        own["n_stored_weights"] = sum(layer["n_weights"] for layer in record["layers"])
+        own["n_reference_weights"] = round(own["n_active"] / own["measured_density"])
+    return own
+
+
+_AMBIGUOUS = ("n_weights", "total_training_macs_ratio")
+
+
+def _total_training_macs(record: Mapping, by_id: Mapping[str, Mapping]) -> float | None:
+    """Of a run and its ancestors; None where one of them is not among the records, or trained no network."""
+    parents = record["parent"] if isinstance(record["parent"], list) else [record["parent"]] if record["parent"] else []
+    own = record["metrics"].get("training_macs")
+    spent = [_total_training_macs(by_id[parent], by_id) if parent in by_id else None for parent in parents]
+    return None if own is None or None in spent else own + sum(spent)
 
 
 def planned(experiments: Mapping[str, Iterable[Run]], defaults: Mapping[str, Mapping[str, Option]]) -> pd.DataFrame:

@@ -84,7 +84,7 @@ class Outline:
     n_evaluated: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """A paper's runs.
 
