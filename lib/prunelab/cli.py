@@ -113,10 +113,10 @@ def _plans(options: argparse.Namespace) -> Iterable[tuple[ModuleType, str, list]
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from prunelab import engine, forecast
+    from prunelab import engine, forecast, workers
 
-    device = engine.resolve_device(options.device)
-    jobs = options.jobs or engine.default_jobs(device)
+    device = workers.resolve_device(options.device)
+    jobs = options.jobs or workers.default_jobs(device)
     plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
     known = {workload for *_, workloads in plans for workload in workloads.values()}
     pace = None
@@ -319,13 +319,13 @@ def _draw_speed(curves: list[dict]) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from prunelab import engine, figures
+    from prunelab import figures, workers
 
     fig, axes = plt.subplots(1, len(curves), figsize=(11, 3.4), layout="constrained")
     fig.suptitle("Starting a process costs seconds, which many runs share; a step grows with the area of the images")
     data = figures.speed_curves(curves, axes=axes)
     alt = "Seconds a run by runs in a plan and by runs at once; milliseconds a step by the side of the images."
-    figures.save_figure(fig, "bench", engine.resolve_device("auto"), "curves", data=data, alt=alt)
+    figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
 
 
 def _print_table(rows: list[dict]) -> None:
