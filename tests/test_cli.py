@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+from filelock import FileLock
 
 from prunelab import batch, bench, cli, engine, forecast, paths, recipes, records
 from prunelab.forecast import Pace, Timing, Workload
@@ -117,7 +118,7 @@ def test_status_counts_shipped_local_running_and_diverged(capsys):
     (folder / "progress").write_text("0.5")
     assert cli.main(["status", "--profile", "smoke"]) == 0
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "0", "1"]
-    with engine.FileLock(folder / "lock"):
+    with FileLock(folder / "lock"):
         cli.main(["status", "--profile", "smoke"])
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "1", "1"]
 
