@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 from typing import ClassVar
 
@@ -645,6 +645,17 @@ def test_runs_spread_over_the_workers_before_they_share_one(store, monkeypatch):
     pool = fake_pool(monkeypatch, [Run("rigl", {}, seed) for seed in range(5)], n_workers=2, slots=2)
     pool._give_out()
     assert [sorted(item.seed for item in worker.in_hand.values()) for worker in pool.workers] == [[0, 2], [1, 3]]
+    assert len(pool.train(progress=False)) == 5
+
+
+def test_run_to_be_tried_alone_waits_for_a_worker_with_nothing_in_hand_and_the_others_go_on(store, monkeypatch):
+    plan = [Run("rigl", {}, seed) for seed in range(5)]
+    pool = fake_pool(monkeypatch, plan, n_workers=2, slots=2)
+    pool.suspects.extend([pool.schedule.next_ready(), pool.schedule.next_ready()])
+    pool.workers[1].start(pool.schedule.next_ready(), keep_state=False, is_reserved=False)
+    pool._give_out()
+    assert [[item.seed for item in worker.in_hand.values()] for worker in pool.workers] == [[0], [2, 3]]
+    assert pool.suspects == deque([plan[1]])
     assert len(pool.train(progress=False)) == 5
 
 

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_training_options(option: Callable) -> None:
         option("--device", default="auto", help="auto, cpu or cuda")
-        option("--jobs", type=int, help="runs at the same time; one a core on CPUs, a few on a GPU")
+        option("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
 
     option = add("plan", _plan, "What a profile trains, and what that costs here.")
     add_plan_options(option, profile="; none for each")

@@ -180,6 +180,7 @@ class Schedule:
 
     Attributes:
         items: All runs, by id.
+        children: The ids of the runs that start from each, by its id.
         n_left: Those that neither finished nor failed.
         failures: What went wrong, by id.
     """
@@ -191,24 +192,20 @@ class Schedule:
         self.items = {item.id: item for item in items}
         self.n_left = len(self.items)
         self.failures: dict[str, str] = {}
-        self._children: dict[str, list[str]] = {run_id: [] for run_id in self.items}
+        self.children: dict[str, list[str]] = {run_id: [] for run_id in self.items}
         self._n_awaited: dict[str, int] = {}
         for item in self.items.values():
             awaited = {parent.id for parent in item.parents} & self.items.keys()
             self._n_awaited[item.id] = len(awaited)
             for parent in awaited:
-                self._children[parent].append(item.id)
+                self.children[parent].append(item.id)
         generations: dict[str, int] = {}
         for run_id in reversed(self.items):  # children before their parents
-            generations[run_id] = max((1 + generations[child] for child in self._children[run_id]), default=0)
+            generations[run_id] = max((1 + generations[child] for child in self.children[run_id]), default=0)
         self._rank = {run_id: (-generations[run_id], place) for place, run_id in enumerate(self.items)}
         self._ready = [(self._rank[run_id], run_id) for run_id, n in self._n_awaited.items() if n == 0]
         heapq.heapify(self._ready)
         self._later: list[tuple[float, str]] = []
-
-    def has_children(self, run_id: str) -> bool:
-        """Tells whether others start from a run."""
-        return bool(self._children[run_id])
 
     def next_ready(self) -> Run | None:
         """Takes out the run to start next; None while there is none."""
@@ -226,7 +223,7 @@ class Schedule:
     def finished(self, run_id: str) -> None:
         """Its children may be ready now."""
         self.n_left -= 1
-        for child in self._children[run_id]:
+        for child in self.children[run_id]:
             self._n_awaited[child] -= 1
             if self._n_awaited[child] == 0:
                 self._push(child)
@@ -235,7 +232,7 @@ class Schedule:
         """Its descendants fall with it."""
         self.n_left -= 1
         self.failures[run_id] = reason
-        for child in self._children[run_id]:
+        for child in self.children[run_id]:
             if child not in self.failures:
                 self.failed(child, f"{self.items[child]}: its parent failed")
 
@@ -285,7 +282,7 @@ class _Pool:
             if item is None:
                 return
             try:
-                worker.start(item, keep_state=self.schedule.has_children(item.id), is_reserved=is_suspect)
+                worker.start(item, keep_state=bool(self.schedule.children[item.id]), is_reserved=is_suspect)
             except OSError:  # it died before
                 self.suspects.append(item)
                 self._replace(worker)
