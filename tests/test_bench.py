@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from prunelab import latency
-from prunelab.bench import channels, steps
+from prunelab.bench import channels, plans, steps
 
 GLYPHS = {"dataset": "glyphs", "n_train": 128}
 
@@ -106,6 +106,16 @@ def test_gain_is_the_speed_up_of_each_round_over_the_ratio_of_macs(monkeypatch):
 
 def test_gain_is_measured():
     assert all(gain > 0 for gain in channels.gains("resnet8", batch_size=1, n_rounds=2))
+
+
+def test_scheduling_takes_each_run_of_the_plan_once_parents_first(monkeypatch):
+    taken = []
+    finished = plans.engine.Schedule.finished
+    monkeypatch.setattr(
+        plans.engine.Schedule, "finished", lambda self, run_id: taken.append(run_id) or finished(self, run_id)
+    )
+    assert plans.schedule_milliseconds(20) > 0
+    assert len(taken) == len(set(taken)) == 21
 
 
 def test_surgery_removes_half_of_each_layer(monkeypatch):

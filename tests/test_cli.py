@@ -4,9 +4,11 @@ import argparse
 import json
 
 import pytest
+from filelock import FileLock
 
 from prunelab import batch, bench, cli, engine, forecast, paths, recipes, records
 from prunelab.forecast import Pace, Timing, Workload
+from prunelab.recipes import runner
 from prunelab.runs import Run
 
 PLAN = [Run("toy", {}, seed) for seed in (0, 1)]
@@ -15,17 +17,17 @@ PLAN = [Run("toy", {}, seed) for seed in (0, 1)]
 class Toy(argparse.Namespace):
     """A recipe of two runs."""
 
-    NOTEBOOK, PROFILES, OPTIONS = "01_toy", ("smoke", "small"), {"model": "m"}
+    notebook, defaults = "01_toy", {"model": "m"}
 
     @staticmethod
     def plan(profile, *, seeds=None):
-        if profile not in Toy.PROFILES:
+        if profile not in ("smoke", "small"):
             raise ValueError(f"unknown profile {profile!r}; there are smoke, small")
         return [Run("toy", {"n_epochs": 9} if profile == "small" else {}, seed) for seed in seeds or (0, 1)]
 
-    @staticmethod
-    def forecast(run):
-        return Workload("resnet8", 1.0, 10, 3, 32, "sgd", batch_size=100, macs=10**9, n_steps=20, n_evaluated=0)
+
+def foretell(recipe, run):
+    return Workload("resnet8", 1.0, 10, 3, 32, "sgd", batch_size=100, macs=10**9, n_steps=20, n_evaluated=0)
 
 
 def record(run: Run, **changes) -> dict:
@@ -47,6 +49,8 @@ def house(tmp_path, monkeypatch):
     for folder in ("RUNS", "RECORDS", "FIGURES", "NOTEBOOKS"):
         monkeypatch.setattr(paths, folder, tmp_path / folder.lower())
     monkeypatch.setattr(recipes, "RECIPES", {"toy": Toy()})
+    monkeypatch.setattr(recipes, "PROFILES", ("smoke", "small"))
+    monkeypatch.setattr(runner, "forecast", foretell)
     return tmp_path
 
 
@@ -74,10 +78,10 @@ def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
 
 
 def test_plan_without_the_images_still_counts_the_runs(capsys, monkeypatch):
-    def forecast(run):
+    def without_images(recipe, run):
         raise FileNotFoundError("put cifar10.tar.xz into data")
 
-    monkeypatch.setattr(Toy, "forecast", staticmethod(forecast))
+    monkeypatch.setattr(runner, "forecast", without_images)
     assert cli.main(["plan", "--profile", "smoke"]) == 0
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", *["unknown"] * 2, "0", "2", "unknown"]
 
@@ -117,7 +121,7 @@ def test_status_counts_shipped_local_running_and_diverged(capsys):
     (folder / "progress").write_text("0.5")
     assert cli.main(["status", "--profile", "smoke"]) == 0
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "0", "1"]
-    with engine.FileLock(folder / "lock"):
+    with FileLock(folder / "lock"):
         cli.main(["status", "--profile", "smoke"])
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "1", "1"]
 

@@ -3,24 +3,28 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
+from collections import Counter, deque
+from contextlib import suppress
+from typing import ClassVar
 
 import pytest
 import torch
 from filelock import FileLock
 
-from prunelab import engine, paths, recipes, records
+from prunelab import engine, paths, records, stores, workers
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
-from prunelab.recipes import rigl
-from prunelab.runs import Run, make_run
+from prunelab.recipes import RIGL, runner
+from prunelab.runs import Run
 
 TINY = {"model": "lenet_300_100", "width": 0.1, "dataset": "digits", "n_train": 256, "batch_size": 64, "n_epochs": 2}
 
 
 def tiny(seed=0, **changes):
-    return make_run("rigl", rigl.OPTIONS, seed=seed, **TINY | {"method": "static"} | changes)
+    return RIGL.run(seed=seed, **TINY | {"method": "static"} | changes)
 
 
 def long_run(seed=0):
@@ -48,10 +52,10 @@ def wait_until(condition, seconds=60.0):
 
 def test_record_holds_options_metrics_and_provenance_and_nothing_else_is_left(store):
     item = tiny(method="rigl", density=0.2)
-    record = engine.execute(item, store=store, device="cpu")
+    record = workers.execute(item, store=store, device="cpu")
     assert names(store / item.id) == ["lock", "record.json"]
     assert records.find(item.id, store) == record
-    assert record["options"] == rigl.OPTIONS | dict(item.options)
+    assert record["options"] == RIGL.defaults | dict(item.options)
     assert record["status"] == "finished" and record["parent"] is None and record["seed"] == 0
     assert record["metrics"]["measured_density"] == pytest.approx(0.2, abs=2e-3)
     assert len(record["curves"]["epoch"]) == 2
@@ -60,21 +64,21 @@ def test_record_holds_options_metrics_and_provenance_and_nothing_else_is_left(st
 
 
 def test_run_on_record_is_not_trained_again(store, monkeypatch):
-    first = engine.execute(tiny(), store=store, device="cpu")
-    monkeypatch.setattr(rigl, "execute", None)  # training would fail
-    assert engine.execute(tiny(), store=store, device="cpu") == first
+    first = workers.execute(tiny(), store=store, device="cpu")
+    monkeypatch.setattr(runner, "executing", None)  # training would fail
+    assert workers.execute(tiny(), store=store, device="cpu") == first
     assert engine.run([tiny()], device="cpu", progress=False) == [first]
 
 
 def test_same_run_gives_the_same_numbers(store, tmp_path):
-    first = engine.execute(tiny(method="set"), store=store, device="cpu")
-    second = engine.execute(tiny(method="set"), store=tmp_path / "other", device="cpu")
+    first = workers.execute(tiny(method="set"), store=store, device="cpu")
+    second = workers.execute(tiny(method="set"), store=tmp_path / "other", device="cpu")
     for key in ("metrics", "curves", "layers", "moves"):
         assert first[key] == second[key]
 
 
 def test_diverged_run_is_recorded_as_such(store):
-    record = engine.execute(tiny(learning_rate=1e30, n_epochs=4), store=store, device="cpu")
+    record = workers.execute(tiny(learning_rate=1e30, n_epochs=4), store=store, device="cpu")
     assert record["status"] == "diverged"
     assert record["metrics"]["train_loss"] is None  # not a number is no JSON
     assert records.find(record["id"], store) == record
@@ -84,16 +88,16 @@ def test_run_that_another_process_trains_is_left_to_it(store):
     item = tiny()
     (store / item.id).mkdir(parents=True)
     with FileLock(store / item.id / "lock"):
-        assert engine.execute(item, store=store, device="cpu") is None
-    assert engine.execute(item, store=store, device="cpu") is not None
+        assert workers.execute(item, store=store, device="cpu") is None
+    assert workers.execute(item, store=store, device="cpu") is not None
 
 
 def test_half_written_record_is_trained_again(store):
-    first = engine.execute(tiny(), store=store, device="cpu")
+    first = workers.execute(tiny(), store=store, device="cpu")
     path = store / tiny().id / "record.json"
     path.write_text(path.read_text()[:100])
     with pytest.warns(UserWarning, match=r"record.json is damaged .* will be trained again"):
-        again = engine.execute(tiny(), store=store, device="cpu")
+        again = workers.execute(tiny(), store=store, device="cpu")
     assert again["metrics"] == first["metrics"]
 
 
@@ -103,15 +107,22 @@ def test_full_disk_is_an_error_that_leaves_no_record(store, monkeypatch):
 
     monkeypatch.setattr(records, "atomic_write", full)
     with pytest.raises(OSError, match="No space left on device"):
-        engine.execute(tiny(), store=store, device="cpu")
+        workers.execute(tiny(), store=store, device="cpu")
     assert records.find(tiny().id, store) is None
 
 
 def test_shipped_records_come_first_unless_fresh(store):
-    mine = engine.execute(tiny(), store=store, device="cpu")
+    mine = workers.execute(tiny(), store=store, device="cpu")
     records.ship("01_rigl", [mine | {"metrics": {"test_accuracy": 0.77}}])
     assert engine.run([tiny()], progress=False)[0]["metrics"] == {"test_accuracy": 0.77}
     assert engine.run([tiny()], fresh=True, progress=False) == [mine]
+
+
+def test_without_training_there_are_the_records_that_there_are(store):
+    second, first = (workers.execute(tiny(seed), store=store, device="cpu") for seed in (1, 0))
+    plan = [tiny(0), tiny(2), tiny(1)]
+    assert engine.run(plan, train=False) == [first, second]
+    assert names(store) == sorted([tiny(0).id, tiny(1).id])
 
 
 def test_parents_come_before_children_and_once():
@@ -164,10 +175,11 @@ def test_killed_worker_costs_one_retry_and_nobody_else_anything(store, monkeypat
 
 
 def test_worker_that_dies_with_nothing_to_do_is_replaced(store):
-    pool = engine._Pool([tiny()], store=store, device="cpu", jobs=1)
+    pool = engine._Pool(engine.Schedule([tiny()]), store=store, device="cpu", n_workers=1, slots=1)
     pool.workers[0].process.kill()
     pool.workers[0].process.join()
     assert pool.train(progress=False)[tiny().id]["status"] == "finished"
+    assert pool.deaths == {}
 
 
 def test_child_waits_for_its_parent_and_falls_with_it(store):
@@ -186,7 +198,7 @@ def chain():
 
 def make_child(*parents, **changes):
     options = TINY | {"method": "lottery", "start": "ticket"} | changes
-    return make_run("rigl", rigl.OPTIONS, seed=0, parents=parents, **options)
+    return RIGL.run(seed=0, parents=parents, **options)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +206,7 @@ def by_hand():
     """The results of the chain's runs, each executed with the state of the one before."""
     found, parents = [], []
     for item in chain():
-        result = rigl.execute(item, device="cpu", parents=parents)
+        result = runner.execute(RIGL, item, device="cpu", parents=parents)
         parents = [result["state"]]
         found.append(result)
     return found
@@ -210,14 +222,15 @@ def test_chain_of_three_is_trained_as_by_hand_and_leaves_states_of_parents_only(
             assert record[key] == expected[key]
     assert [(store / item.id / "state").exists() for item in chain()] == [True, True, False]
     # What a child starts from is what its parent ended with.
-    state = load_checkpoint(store / second.id / "state")
+    handed_on = stores.load_state(second, store)
     for part in ("model", "masks", "start"):
-        assert all(torch.equal(value, by_hand[1]["state"][part][name]) for name, value in state[part].items())
+        expected = getattr(by_hand[1]["state"], part)
+        assert all(torch.equal(value, expected[name]) for name, value in getattr(handed_on, part).items())
 
 
 def test_engine_killed_between_parent_and_child_trains_the_child_alone(store, by_hand):
     first, second, _ = chain()
-    engine.execute(first, store=store, device="cpu", keep_state=True)
+    workers.execute(first, store=store, device="cpu", keep_state=True)
     files = [store / first.id / name for name in ("record.json", "state")]
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
     (child,) = engine.run([second], device="cpu", jobs=1, progress=False)
@@ -227,26 +240,26 @@ def test_engine_killed_between_parent_and_child_trains_the_child_alone(store, by
 
 def test_run_keeps_no_state_unless_it_is_asked_to(store):
     first, second, _ = chain()
-    engine.execute(first, store=store, device="cpu", keep_state=True)
+    workers.execute(first, store=store, device="cpu", keep_state=True)
     assert names(store / first.id) == ["lock", "record.json", "state"]
-    engine.execute(second, store=store, device="cpu")
+    workers.execute(second, store=store, device="cpu")
     assert names(store / second.id) == ["lock", "record.json"]
 
 
 def test_run_with_two_parents_starts_from_both_in_their_order(store):
     static, pruned = (tiny(method=method, density=0.2, update_every=1) for method in ("static", "gmp"))
     for parent in (static, pruned):
-        engine.execute(parent, store=store, device="cpu", keep_state=True)
+        workers.execute(parent, store=store, device="cpu", keep_state=True)
     line, turned = (
-        engine.execute(make_child(*parents, method="dense", start="fresh", path="line"), store=store, device="cpu")
+        workers.execute(make_child(*parents, method="dense", start="fresh", path="line"), store=store, device="cpu")
         for parents in ((static, pruned), (pruned, static))
     )
     assert line["parent"] == [static.id, pruned.id] and turned["parent"] == [pruned.id, static.id]
     assert records.find(line["id"], store) == line
-    states = [load_checkpoint(store / parent.id / "state") for parent in (static, pruned)]
+    states = [stores.load_state(parent, store) for parent in (static, pruned)]
     for record, ends in ((line, states), (turned, states[::-1])):
-        by_hand = rigl.execute(
-            make_child(static, pruned, method="dense", start="fresh", path="line"), device="cpu", parents=ends
+        by_hand = runner.execute(
+            RIGL, make_child(static, pruned, method="dense", start="fresh", path="line"), device="cpu", parents=ends
         )
         assert record["curves"] == by_hand["curves"] and record["metrics"] == by_hand["metrics"]
     assert line["curves"]["train_loss"][0] != turned["curves"]["train_loss"][0]
@@ -255,16 +268,16 @@ def test_run_with_two_parents_starts_from_both_in_their_order(store):
 def test_only_ancestors_whose_state_is_missing_are_trained_for_a_child(store):
     first, second, third = chain()
     plan, record = engine.with_parents([third]), {}
-    assert engine._to_train(plan, {}, store=store) == [first, second, third]
+    assert engine.to_train(plan, {}, store=store) == [first, second, third]
     done = {first.id: record, second.id: record}
-    assert engine._to_train(plan, done, store=store) == [first, second, third]  # no state on this machine
+    assert engine.to_train(plan, done, store=store) == [first, second, third]  # no state on this machine
     (store / second.id).mkdir(parents=True)
     save_checkpoint({}, store / second.id / "state")
-    assert engine._to_train(plan, done, store=store) == [third]  # the first is not needed
-    assert engine._to_train(plan, done | {third.id: record}, store=store) == []
+    assert engine.to_train(plan, done, store=store) == [third]  # the first is not needed
+    assert engine.to_train(plan, done | {third.id: record}, store=store) == []
     between = make_child(first, third, method="dense", path="line")
     everything = done | {third.id: record}
-    assert engine._to_train(engine.with_parents([between]), everything, store=store) == [first, third, between]
+    assert engine.to_train(engine.with_parents([between]), everything, store=store) == [first, third, between]
 
 
 def altered(record):
@@ -275,7 +288,7 @@ def altered(record):
 
 def test_shipped_parent_is_trained_again_for_its_state_and_its_record_stays(store, tmp_path, by_hand):
     first, second, _ = chain()
-    shipped = altered(engine.execute(first, store=tmp_path / "elsewhere", device="cpu"))
+    shipped = altered(workers.execute(first, store=tmp_path / "elsewhere", device="cpu"))
     records.ship("01_rigl", [shipped])
     before = (paths.RECORDS / "01_rigl.jsonl").read_bytes()
     parent, child = engine.run([first, second], device="cpu", jobs=1, progress=False)
@@ -287,7 +300,7 @@ def test_shipped_parent_is_trained_again_for_its_state_and_its_record_stays(stor
 @pytest.mark.parametrize("damage", ["absent", "a byte", "cut short"])
 def test_local_parent_without_a_whole_state_is_trained_again_and_its_record_stays(damage, store, by_hand):
     first, second, _ = chain()
-    records.save(altered(engine.execute(first, store=store, device="cpu", keep_state=True)), store)
+    records.save(altered(workers.execute(first, store=store, device="cpu", keep_state=True)), store)
     recorded = records.find(first.id, store)
     state = store / first.id / "state"
     content = bytearray(state.read_bytes())
@@ -297,18 +310,18 @@ def test_local_parent_without_a_whole_state_is_trained_again_and_its_record_stay
     else:
         state.write_bytes(content if damage == "a byte" else content[:100])
         with pytest.warns(UserWarning, match=rf"{first.id}/state is damaged: .*; its run will be trained again"):
-            assert engine._to_train(engine.with_parents([second]), {first.id: {}}, store=store) == [first, second]
+            assert engine.to_train(engine.with_parents([second]), {first.id: {}}, store=store) == [first, second]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as seen above
-        assert engine.execute(first, store=store, device="cpu", keep_state=True) == recorded
-    child = engine.execute(second, store=store, device="cpu")
+        assert workers.execute(first, store=store, device="cpu", keep_state=True) == recorded
+    child = workers.execute(second, store=store, device="cpu")
     assert child["metrics"] == by_hand[1]["metrics"] and child["curves"] == by_hand[1]["curves"]
     assert records.find(first.id, store) == recorded
 
 
 def test_damaged_state_is_named_and_made_whole_before_the_child_is_trained(store, by_hand):
     first, second, _ = chain()
-    engine.execute(first, store=store, device="cpu", keep_state=True)
+    workers.execute(first, store=store, device="cpu", keep_state=True)
     state = store / first.id / "state"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     with pytest.warns(UserWarning, match=rf"{first.id}/state is damaged"):
@@ -319,25 +332,30 @@ def test_damaged_state_is_named_and_made_whole_before_the_child_is_trained(store
 
 def test_parent_killed_after_its_state_and_before_its_record_is_trained_again(store):
     first, second, _ = chain()
-    engine.execute(first, store=store, device="cpu", keep_state=True)
+    workers.execute(first, store=store, device="cpu", keep_state=True)
     (store / first.id / "record.json").unlink()
-    missing = engine._to_train(engine.with_parents([second]), engine.on_record([first, second]), store=store)
+    missing = engine.to_train(engine.with_parents([second]), stores.on_record([first, second]), store=store)
     assert missing == [first, second]
 
 
 def test_older_record_gets_the_options_that_came_since_with_their_defaults(store):
-    record = engine.execute(tiny(), store=store, device="cpu")
+    record = workers.execute(tiny(), store=store, device="cpu")
     since = ("rewind_epochs", "path", "equal")
     older = record | {"options": {name: value for name, value in record["options"].items() if name not in since}}
     for keep in (lambda: records.ship("01_rigl", [older]), lambda: records.save(older, store)):
         keep()
-        assert engine.on_record([tiny()]) == {tiny().id: record}
+        assert stores.on_record([tiny()]) == {tiny().id: record}
         assert engine.run([tiny()], progress=False) == [record]
 
 
 def untrained(run):
     """A record of the run without any number."""
-    record = {"format": records.FORMAT, "id": run.id, "recipe": run.recipe, "options": rigl.OPTIONS | dict(run.options)}
+    record = {
+        "format": records.FORMAT,
+        "id": run.id,
+        "recipe": run.recipe,
+        "options": RIGL.defaults | dict(run.options),
+    }
     record |= {"seed": run.seed, "parent": run.parent_ids, "status": "finished", "layers": []}
     return record | {"metrics": {}, "curves": {}, "provenance": {}}
 
@@ -361,17 +379,17 @@ def test_record_whose_id_does_not_follow_from_it_is_named_and_left_aside(changes
     records.save(made, store)
     records.ship("01_rigl", [wrong])
     with pytest.warns(UserWarning, match=f"record {tiny().id} is not of rigl .*left aside"):
-        assert engine.on_record([tiny()]) == {tiny().id: made}  # the right one is found beside it
+        assert stores.on_record([tiny()]) == {tiny().id: made}  # the right one is found beside it
     records.save(wrong, store)
     with pytest.warns(UserWarning, match=f"record {tiny().id} is not of rigl .*left aside"):
-        assert engine.on_record([tiny()], fresh=True) == {}
+        assert stores.on_record([tiny()], fresh=True) == {}
 
 
 def test_run_is_trained_again_where_its_record_is_of_another(store):
-    record = engine.execute(tiny(), store=store, device="cpu")
+    record = workers.execute(tiny(), store=store, device="cpu")
     records.save(record | {"seed": 1, "metrics": {}}, store)
     with pytest.warns(UserWarning, match="left aside"):
-        again = engine.execute(tiny(), store=store, device="cpu")
+        again = workers.execute(tiny(), store=store, device="cpu")
     assert again["metrics"] == record["metrics"] and records.find(tiny().id, store) == again
 
 
@@ -379,23 +397,33 @@ def test_list_of_parents_is_held_by_the_order_of_their_ids(store):
     child = make_child(tiny(0), tiny(1), method="dense", path="line")
     made = untrained(child)
     records.save(made, store)
-    assert engine.on_record([child]) == {child.id: made}
+    assert stores.on_record([child]) == {child.id: made}
     records.save(made | {"parent": child.parent_ids[::-1]}, store)
     with pytest.warns(UserWarning, match="left aside"):
-        assert engine.on_record([child]) == {}
+        assert stores.on_record([child]) == {}
 
 
 def test_child_without_its_parents_state_is_an_error_that_leaves_no_record(store):
     _, second, _ = chain()
     with pytest.raises(FileNotFoundError, match="state"):
-        engine.execute(second, store=store, device="cpu")
+        workers.execute(second, store=store, device="cpu")
     assert records.find(second.id, store) is None
 
 
 @pytest.mark.gpu
 def test_run_on_a_gpu_is_recorded_as_such(store):
-    record = engine.execute(tiny(method="rigl", model="resnet8"), store=store, device="cuda")
+    record = workers.execute(tiny(method="rigl", model="resnet8"), store=store, device="cuda")
     assert record["status"] == "finished" and record["provenance"]["device"] != "cpu"
+
+
+@pytest.mark.gpu
+def test_runs_that_share_a_gpu_give_the_numbers_that_they_give_alone(store, tmp_path):
+    plan = [tiny(seed, method=method, model="resnet8") for seed in (0, 1) for method in ("rigl", "set")]
+    together = engine.run(plan, device="cuda", progress=False, store=store)
+    for item, record in zip(plan, together, strict=True):
+        alone = workers.execute(item, store=tmp_path / "alone", device="cuda")
+        for key in ("metrics", "curves", "layers", "moves"):
+            assert record[key] == alone[key], key
 
 
 @pytest.mark.parametrize("method", ["rigl", "set"])
@@ -471,6 +499,8 @@ def test_verify_trains_again_and_compares(store):
     trained = engine.run(plan, device="cpu", jobs=1, progress=False)
     altered = trained[1] | {"metrics": trained[1]["metrics"] | {"test_accuracy": 0.999}}
     records.ship("01_rigl", [trained[0], altered])
+    older = {name: value for name, value in trained[2]["metrics"].items() if name != "measured_density"}
+    records.save(trained[2] | {"metrics": older})  # from before this was measured
     comparisons = engine.verify(plan, sample=3, seed=0, device="cpu", jobs=1)
     assert {c["run"].seed: c["equal"] for c in comparisons} == {0: True, 1: False, 2: True}
     assert names(store.parent) == ["runs"]
@@ -507,22 +537,186 @@ def test_nothing_on_record_cannot_be_verified(store):
 )
 def test_option_that_names_nothing_is_a_clear_error(changes, message, store):
     with pytest.raises(ValueError, match=message):
-        engine.execute(tiny(**changes), store=store, device="cpu")
+        workers.execute(tiny(**changes), store=store, device="cpu")
 
 
 def test_long_lines_of_descent_start_first_and_parents_stay_before_children():
     single, mother, other = tiny(0), tiny(1), tiny(2)
-    daughter = make_run("rigl", rigl.OPTIONS, seed=1, parents=(mother,))
-    granddaughter = make_run("rigl", rigl.OPTIONS, seed=2, parents=(daughter,))
-    cousin = make_run("rigl", rigl.OPTIONS, seed=3, parents=(other,))
+    daughter = RIGL.run(seed=1, parents=(mother,))
+    granddaughter = RIGL.run(seed=2, parents=(daughter,))
+    cousin = RIGL.run(seed=3, parents=(other,))
     plan = [single, mother, daughter, granddaughter, other, cousin]
-    ordered = engine._most_descendants_first(plan)
-    assert ordered == [mother, daughter, other, single, granddaughter, cousin]
+    schedule, started = engine.Schedule(plan), []
+    while item := schedule.next_ready():
+        started.append(item)
+        schedule.finished(item.id)
+    assert started == [mother, daughter, other, single, granddaughter, cousin] and schedule.n_left == 0
 
 
-def test_recipes_are_found_by_name_and_by_notebook():
-    assert recipes.get("rigl") is recipes.for_notebook("01_rigl") is rigl
-    with pytest.raises(ValueError, match="unknown recipe 'x'; there are rigl"):
-        recipes.get("x")
-    with pytest.raises(ValueError, match="unknown notebook '01'; there are 01_rigl"):
-        recipes.for_notebook("01")
+def child_of(*parents, seed=0):
+    return Run("rigl", {}, seed, parents)
+
+
+def test_run_is_ready_once_the_last_of_its_parents_has_finished():
+    parents = tiny(0), tiny(1)
+    child = child_of(*parents)
+    schedule = engine.Schedule([*parents, child])
+    assert {schedule.next_ready(), schedule.next_ready()} == set(parents) and schedule.next_ready() is None
+    schedule.finished(parents[1].id)
+    assert schedule.next_ready() is None
+    schedule.finished(parents[0].id)
+    assert schedule.next_ready() == child and schedule.next_ready() is None
+    assert engine.Schedule([child]).next_ready() == child  # its parents are on record
+
+
+def test_all_descendants_of_a_failed_run_fall_with_it_once_and_nobody_else():
+    failing, other = tiny(0), tiny(1)
+    left, right = child_of(failing, seed=1), child_of(other, failing, seed=2)
+    grandchild, free = child_of(left, right), child_of(other, seed=3)
+    schedule = engine.Schedule([failing, other, left, right, grandchild, free])
+    schedule.failed(failing.id, "bad")
+    assert schedule.failures == {failing.id: "bad"} | {
+        item.id: f"{item}: its parent failed" for item in (left, right, grandchild)
+    }
+    assert schedule.n_left == 2
+    schedule.finished(other.id)  # the last that `right` was waiting for
+    assert [schedule.next_ready() for _ in range(3)] == [failing, other, free]
+    assert schedule.next_ready() is None
+
+
+def test_run_that_is_put_back_comes_again_after_its_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    first, second = tiny(0), tiny(1)
+    schedule = engine.Schedule([first, second])
+    schedule.later(schedule.next_ready().id, 2.0)
+    assert schedule.next_ready() == second and schedule.next_ready() is None
+    now[0] = 2.0
+    assert schedule.next_ready() == first
+
+
+def test_work_for_a_thousand_children_of_one_parent_grows_with_their_number_only(store, monkeypatch):
+    parent = tiny()
+    (store / parent.id).mkdir(parents=True)
+    save_checkpoint({}, store / parent.id / "state")
+    counts = Counter()
+
+    def count(owner, name):
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: counts.update([name]) or function(*args))
+
+    count(Run, "canonical")
+    count(workers, "load_checkpoint")
+    count(engine.heapq, "heappop")
+    plan = [child_of(Run(parent.recipe, parent.options, parent.seed), seed=seed) for seed in range(1000)]
+    missing = engine.to_train(plan, {parent.id: {}}, store=store)
+    schedule = engine.Schedule(missing)
+    while item := schedule.next_ready():
+        schedule.finished(item.id)
+    assert missing == plan and schedule.n_left == 0
+    # Each of the thousand parents is an object of its own here, as a plan may have them.
+    assert counts == {"canonical": 2000, "load_checkpoint": 1, "heappop": 1000}
+
+
+def test_a_long_line_of_descent_is_hashed_once(monkeypatch):
+    counts = Counter()
+    canonical = Run.canonical
+    monkeypatch.setattr(Run, "canonical", lambda run: counts.update([id(run)]) or canonical(run))
+    line = [tiny()]
+    for seed in range(200):
+        line.append(child_of(line[-1], seed=seed))
+    assert engine.with_parents(line) == engine.with_parents(line[::-1]) == line and len(set(line)) == 201
+    assert set(counts.values()) == {1} and len(counts) == 201
+
+
+class Killed(BaseException):
+    """Ends a fake worker as SIGKILL ends a process."""
+
+
+class FakeWorker(workers.Worker):
+    """A worker in a thread, whose runs count to three and leave a line at each step; its pipe ends when it dies."""
+
+    lines: ClassVar[list] = []  # what was trained at each step: the number of the process, and the seed
+
+    def __init__(self, number, *, store, device):
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.number, self.in_hand, self.is_reserved = number, {}, False
+        self.process = len({line[0] for line in self.lines})
+        threading.Thread(target=self.serve, args=(theirs,), daemon=True).start()
+
+    def serve(self, pipe):
+        with pipe, suppress(Killed, EOFError, torch.OutOfMemoryError):
+            workers.take_turns(pipe, self.executing)
+
+    def executing(self, item, *, keep_state):
+        for step in range(3):
+            self.lines.append((self.process, item.seed))
+            if step == 1 and (how := item.options.get("dies")):
+                raise {"killed": Killed, "memory": torch.OutOfMemoryError, "error": ValueError}[how](f"no {how}")
+            time.sleep(0.02)  # until all that are to share the worker have come
+            yield
+        return {"id": item.id}
+
+    def kill(self):
+        self.pipe.close()
+
+
+def fake_pool(monkeypatch, plan, **options):
+    monkeypatch.setattr(workers, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "lines", [])
+    return engine._Pool(engine.Schedule(plan), store=paths.RUNS, device="cpu", **options)
+
+
+@pytest.mark.parametrize("how", ["killed", "memory"])
+def test_after_a_shared_worker_dies_its_runs_are_tried_alone_and_only_the_one_that_kills_is_given_up(
+    how, store, monkeypatch
+):
+    first, killer, last = (Run("rigl", {"dies": how if seed == 1 else None}, seed) for seed in range(3))
+    later = [Run("rigl", {}, seed) for seed in (3, 4, 5)]
+    pool = fake_pool(monkeypatch, [first, killer, last, *later], n_workers=1, slots=3)
+    with pytest.raises(engine.RunFailed, match=rf"1 of 6 runs failed(?s:.*){killer.id}.*killed 2 times; out of memory"):
+        pool.train(progress=False)
+    assert pool.done.keys() == {item.id for item in (first, last, *later)}
+    assert pool.deaths == {killer.id: 2}  # the death that they shared counts against nobody
+    by_process = [[seed for process, seed in FakeWorker.lines if process == number] for number in range(4)]
+    assert set(by_process[0]) == {0, 1, 2}
+    assert by_process[1] == [0, 0, 0, 1, 1] and by_process[2] == [1, 1]  # alone
+    assert by_process[3][:3] == [2, 2, 2]
+    assert sorted(by_process[3][3:]) == [3, 3, 3, 4, 4, 4, 5, 5, 5] != by_process[3][3:]  # in turn again
+
+
+def test_error_of_a_run_costs_those_that_share_its_worker_nothing(store, monkeypatch):
+    plan = [Run("rigl", {"dies": "error" if seed == 1 else None}, seed) for seed in range(3)]
+    pool = fake_pool(monkeypatch, plan, n_workers=1, slots=3)
+    with pytest.raises(engine.RunFailed, match=r"1 of 3 runs failed(?s:.*)seed=1 .*ValueError: no error"):
+        pool.train(progress=False)
+    assert len(pool.done) == 2 and {process for process, _ in FakeWorker.lines} == {0}
+    assert [seed for _, seed in FakeWorker.lines].count(0) == 3
+
+
+def test_runs_spread_over_the_workers_before_they_share_one(store, monkeypatch):
+    pool = fake_pool(monkeypatch, [Run("rigl", {}, seed) for seed in range(5)], n_workers=2, slots=2)
+    pool._give_out()
+    assert [sorted(item.seed for item in worker.in_hand.values()) for worker in pool.workers] == [[0, 2], [1, 3]]
+    assert len(pool.train(progress=False)) == 5
+
+
+def test_run_to_be_tried_alone_waits_for_a_worker_with_nothing_in_hand_and_the_others_go_on(store, monkeypatch):
+    plan = [Run("rigl", {}, seed) for seed in range(5)]
+    pool = fake_pool(monkeypatch, plan, n_workers=2, slots=2)
+    pool.suspects.extend([pool.schedule.next_ready(), pool.schedule.next_ready()])
+    pool.workers[1].start(pool.schedule.next_ready(), keep_state=False, is_reserved=False)
+    pool._give_out()
+    assert [[item.seed for item in worker.in_hand.values()] for worker in pool.workers] == [[0], [2, 3]]
+    assert pool.suspects == deque([plan[1]])
+    assert len(pool.train(progress=False)) == 5
+
+
+@pytest.mark.parametrize("is_terminal, least, most", [(True, 3, 99), (False, 1, 3)])
+def test_progress_is_drawn_at_a_terminal_and_hardly_elsewhere(is_terminal, least, most, store, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "POLL_SECONDS", 0.01)
+    pool = fake_pool(monkeypatch, [Run("rigl", {}, seed) for seed in range(5)], n_workers=1, slots=1)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    pool.train(progress=True)
+    written = capsys.readouterr().err
+    assert "0/5" in written and least <= written.count("/5") <= most

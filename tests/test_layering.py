@@ -45,22 +45,44 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 
 # Each room and the rooms above it, which it must not know.
 ABOVE = {
-    "prunelab.methods": ("channels", "training", "recipes", "engine", "data", "models", "cost", "landscape", "units"),
-    "prunelab.channels": ("training", "recipes", "engine", "data", "cost", "latency", "export"),
-    "prunelab.models": ("methods", "channels", "training", "recipes", "engine", "data"),
-    "prunelab.data": ("methods", "models", "training", "recipes", "engine", "masks"),
-    "prunelab.precision": ("methods", "models", "steps", "training", "recipes", "engine", "data", "masks"),
-    "prunelab.latency": ("methods", "channels", "training", "recipes", "engine", "data", "records"),
-    "prunelab.export": ("methods", "channels", "training", "recipes", "engine", "data", "records"),
-    "prunelab.steps": ("channels", "training", "models", "recipes", "engine", "records", "landscape", "units", "cost"),
-    "prunelab.turns": ("steps", "training", "methods", "channels", "data", "models", "recipes", "engine", "records"),
-    "prunelab.training": ("channels", "recipes", "engine", "records", "models", "landscape", "units"),
-    "prunelab.cost": ("methods", "training", "recipes", "engine", "data"),
-    "prunelab.landscape": ("methods", "models", "training", "recipes", "engine", "records", "cost"),
-    "prunelab.units": ("methods", "models", "training", "recipes", "engine", "records", "data", "cost"),
-    "prunelab.recipes": ("engine", "records", "figures", "claims"),
+    "prunelab.methods": (
+        "channels",
+        "training",
+        "recipes",
+        "engine",
+        "workers",
+        "data",
+        "models",
+        "cost",
+        "landscape",
+        "units",
+    ),
+    "prunelab.channels": ("training", "recipes", "engine", "workers", "data", "cost", "latency", "export"),
+    "prunelab.models": ("methods", "channels", "training", "recipes", "engine", "workers", "data"),
+    "prunelab.data": ("methods", "models", "training", "recipes", "engine", "workers", "masks"),
+    "prunelab.precision": ("methods", "models", "steps", "training", "recipes", "engine", "workers", "data", "masks"),
+    "prunelab.latency": ("methods", "channels", "training", "recipes", "engine", "workers", "data", "records"),
+    "prunelab.export": ("methods", "channels", "training", "recipes", "engine", "workers", "data", "records"),
+    "prunelab.steps": (
+        "channels",
+        "training",
+        "models",
+        "recipes",
+        "engine",
+        "workers",
+        "records",
+        "landscape",
+        "units",
+        "cost",
+    ),
+    "prunelab.training": ("channels", "recipes", "engine", "workers", "records", "models", "landscape", "units"),
+    "prunelab.cost": ("methods", "training", "recipes", "engine", "workers", "data"),
+    "prunelab.landscape": ("methods", "models", "training", "recipes", "engine", "workers", "records", "cost"),
+    "prunelab.units": ("methods", "models", "training", "recipes", "engine", "workers", "records", "data", "cost"),
+    "prunelab.recipes": ("engine", "workers", "records", "figures", "claims"),
     "prunelab.recipes.rigl_plan": ("recipes.rigl", "models", "training", "data", "cost", "landscape", "units"),
     "prunelab.recipes.rethinking_plan": ("recipes.rethinking", "models", "training", "data", "cost", "channels"),
+    "prunelab.workers": ("engine", "methods", "models", "training", "data", "cost"),
     "prunelab.engine": ("methods", "models", "training", "data", "cost"),
 }
 
@@ -85,13 +107,23 @@ def test_training_knows_no_method_but_its_hooks(name):
     assert found == {"prunelab.methods.hooks", "prunelab.methods.hooks.Hooks"}
 
 
+def loads(names, module):
+    """Whether importing modules of the library, in a fresh process, imports another one."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(LIBRARY.parent)!r}); import {', '.join(f'prunelab.{n}' for n in names)}"
+    )
+    found = subprocess.run([sys.executable, "-c", f"{code}; sys.exit(7 if {module!r} in sys.modules else 0)"])
+    assert found.returncode in (0, 7)
+    return found.returncode == 7
+
+
 @pytest.mark.parametrize("name", DRAWERS)
 def test_records_claims_and_figures_never_load_torch(name):
-    code = f"import sys, prunelab.{name}; sys.exit('torch' in sys.modules)"
-    library = str(LIBRARY.parent)
-    assert (
-        subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {library!r}); {code}"]).returncode == 0
-    )
+    assert not loads([name], "torch")
+
+
+def test_what_trains_never_loads_what_executes_notebooks():
+    assert loads(["batch"], "nbformat") and not loads(["engine", "workers", "bench"], "nbformat")
 
 
 def test_nothing_unpickles_and_nothing_prints_but_notebooks_and_the_command_line():

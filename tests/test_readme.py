@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prunelab import claims, engine, paths, records
+from prunelab import claims, paths, records, stores
 from prunelab.models import build_model
-from prunelab.recipes import RECIPES, rethinking, rigl
+from prunelab.recipes import RECIPES, RETHINKING, RIGL
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
 TOLERANCE = 0.06
@@ -75,10 +75,10 @@ def test_command_of_the_readme_works(command, checkout):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_figures_are_all_drawn_from_records_and_trained_live(recipe, checkout):
-    shipped = {path.relative_to(paths.FIGURES) for path in (paths.FIGURES / recipe.NOTEBOOK / "small").glob("*.*")}
+    shipped = {path.relative_to(paths.FIGURES) for path in (paths.FIGURES / recipe.notebook / "small").glob("*.*")}
     drawn = {path.relative_to(checkout / "figures") for path in (checkout / "figures").rglob("*.*")}
     assert shipped and shipped <= drawn
-    smoke = {Path(recipe.NOTEBOOK, "smoke", path.name) for path in shipped}
+    smoke = {Path(recipe.notebook, "smoke", path.name) for path in shipped}
     assert smoke <= drawn
 
 
@@ -86,26 +86,28 @@ def fresh_and_shipped(recipe, checkout):
     """The records of a smoke plan: those of the copy, and ours."""
     plan = {run.id for run in recipe.plan("smoke")}
     fresh = [record for record in records.local(checkout / "data" / "runs") if record["id"] in plan]
-    shipped = [record for record in records.load(recipe.NOTEBOOK) if record["id"] in plan]
+    shipped = [record for record in records.load(recipe.notebook) if record["id"] in plan]
     assert len(fresh) == len(shipped) == len(plan)
     return fresh, shipped
 
 
 def test_fresh_predefined_networks_cost_what_the_shipped_ones_do(checkout):
-    both = fresh_and_shipped(rethinking, checkout)
-    given = [{r["id"]: r["metrics"] for r in some if r["options"]["pruning"] in (None, "predefined")} for some in both]
-    for name in ("n_weights", "macs", "training_macs", "n_epochs_trained", "n_steps"):
+    both = fresh_and_shipped(RETHINKING, checkout)
+    given = [
+        {r["id"]: records.metrics(r) for r in some if r["options"]["pruning"] in (None, "predefined")} for some in both
+    ]
+    for name in ("n_stored_weights", "macs", "training_macs", "n_epochs_trained", "n_steps"):
         assert all(own[name] == given[1][key][name] for key, own in given[0].items()), name
 
 
 def test_fresh_smoke_runs_agree_with_the_shipped_records(checkout):
-    fresh, shipped = fresh_and_shipped(rigl, checkout)
+    fresh, shipped = fresh_and_shipped(RIGL, checkout)
     counted = ("macs", "training_macs", "n_steps", "n_batches")  # active weights of a ticket may move between layers
     for name in counted:
         both = [{record["id"]: record["metrics"].get(name) for record in some} for some in (fresh, shipped)]
         tickets = {record["id"] for record in shipped if record["options"]["method"] == "lottery" or record["parent"]}
         assert all(both[0][key] == both[1][key] for key in both[0] if key not in tickets), name
-    main = {run.id for run in rigl.experiments("smoke")["main"]}
+    main = {run.id for run in RIGL.experiments("smoke")["main"]}
     keys = ["method", "density", "distribution"]
     ours, theirs = (
         records.frame(record for record in some if record["id"] in main).groupby(keys)["test_accuracy"].mean()
@@ -129,7 +131,7 @@ def test_papermill_works_from_a_folder_outside(checkout, tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_executed_notebook_says_what_it_shows(recipe, checkout):
-    stem = recipe.NOTEBOOK
+    stem = recipe.notebook
     notebook = json.loads((checkout / "figures" / stem / "smoke" / f"{stem}.ipynb").read_text())
     text = "".join("".join(output.get("text", "")) for cell in notebook["cells"] for output in cell.get("outputs", []))
     assert re.search(rf"{len(recipe.plan('smoke'))} (trained now|from records) \(", text)
@@ -146,7 +148,7 @@ def test_network_of_the_readme_gets_smaller(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_verdict_table_is_the_one_that_the_records_give(recipe, tmp_path):
-    shipped = engine.on_record(recipe.plan("small"), store=tmp_path)
+    shipped = stores.on_record(recipe.plan("small"), store=tmp_path)
     experiments = {name: [run.id for run in runs] for name, runs in recipe.experiments("small").items()}
     frame = records.frame(shipped.values(), experiments)
     judged = claims.table(frame, profile="small")

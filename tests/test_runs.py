@@ -4,7 +4,7 @@ import pytest
 
 from prunelab.runs import Run, make_run
 
-DEFAULTS = {"method": "rigl", "density": 0.1, "width": 1.0, "n_epochs": 100, "augment": True, "image_size": None}
+Some = {"method": "rigl", "density": 0.1, "width": 1.0, "n_epochs": 100, "augment": True, "image_size": None}
 
 
 def test_ids_are_what_they_were():
@@ -41,27 +41,27 @@ def test_canonical_text_is_sorted_and_complete():
 
 
 def test_defaults_are_left_out_so_a_new_option_keeps_old_ids():
-    old = make_run("rigl", DEFAULTS, seed=0, density=0.05, n_epochs=100)
-    new = make_run("rigl", DEFAULTS | {"new_option": 3}, seed=0, density=0.05)
+    old = make_run("rigl", Some, seed=0, density=0.05, n_epochs=100)
+    new = make_run("rigl", More, seed=0, density=0.05)
     assert old.id == new.id
     assert dict(old.options) == {"density": 0.05}
 
 
 def test_everything_that_determines_a_result_changes_the_id():
-    parent = make_run("rigl", DEFAULTS, seed=0)
+    parent = make_run("rigl", Some, seed=0)
     runs = [
         parent,
-        make_run("rigl", DEFAULTS, seed=1),
-        make_run("rigl", DEFAULTS, seed=0, density=0.2),
-        make_run("rigl", DEFAULTS, seed=0, parents=(parent,)),
-        make_run("dmcp", DEFAULTS, seed=0),
+        make_run("rigl", Some, seed=1),
+        make_run("rigl", Some, seed=0, density=0.2),
+        make_run("rigl", Some, seed=0, parents=(parent,)),
+        make_run("dmcp", Some, seed=0),
     ]
     assert len({run.id for run in runs}) == len(runs)
 
 
 def test_order_of_options_and_whole_numbers_do_not_matter():
-    first = make_run("rigl", DEFAULTS, seed=0, density=0.2, width=2)
-    second = make_run("rigl", DEFAULTS, seed=0, width=2.0, density=0.2)
+    first = make_run("rigl", Some, seed=0, density=0.2, width=2)
+    second = make_run("rigl", Some, seed=0, width=2.0, density=0.2)
     assert first == second and hash(first) == hash(second) and first.id == second.id
 
 
@@ -69,18 +69,18 @@ def test_order_of_options_and_whole_numbers_do_not_matter():
     "changes, message",
     [
         ({"sparsity": 0.9}, "rigl has no option 'sparsity'; it has method, density"),
-        ({"density": "0.1"}, "option density of rigl is float, got '0.1'"),
-        ({"n_epochs": 1.5}, "option n_epochs of rigl is int, got 1.5"),
-        ({"augment": 1}, "option augment of rigl is bool, got 1"),
-        ({"n_epochs": True}, "option n_epochs of rigl is int, got True"),
+        ({"density": "0.1"}, "option density is float, got '0.1'"),
+        ({"n_epochs": 1.5}, "option n_epochs is int, got 1.5"),
+        ({"augment": 1}, "option augment is bool, got 1"),
+        ({"n_epochs": True}, "option n_epochs is int, got True"),
     ],
 )
 def test_options_that_are_not_there_or_of_another_type_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        make_run("rigl", DEFAULTS, seed=0, **changes)
+        make_run("rigl", Some, seed=0, **changes)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "0", True])
 def test_seed_must_be_a_whole_number(seed):
     with pytest.raises(ValueError, match="seed must be a whole number"):
-        make_run("rigl", DEFAULTS, seed=seed)
+        make_run("rigl", Some, seed=seed)

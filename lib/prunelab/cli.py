@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_training_options(option: Callable) -> None:
         option("--device", default="auto", help="auto, cpu or cuda")
-        option("--jobs", type=int, help="runs at the same time; one a core on CPUs, a few on a GPU")
+        option("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
 
     option = add("plan", _plan, "What a profile trains, and what that costs here.")
     add_plan_options(option, profile="; none for each")
@@ -113,10 +113,10 @@ def _plans(options: argparse.Namespace) -> "Iterable[tuple[Recipe, str, list]]":
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from prunelab import engine, forecast
+    from prunelab import forecast, stores, workers
 
-    device = engine.resolve_device(options.device)
-    jobs = options.jobs or engine.default_jobs(device)
+    device = workers.resolve_device(options.device)
+    jobs = options.jobs or workers.default_jobs(device)
     plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
     known = {workload for *_, workloads in plans for workload in workloads.values()}
     pace = None
@@ -125,7 +125,7 @@ def _plan(options: argparse.Namespace) -> None:
         pace = forecast.calibrate(known, device=device, jobs=jobs)
     rows = []
     for recipe, profile, plan, workloads in plans:
-        done = engine.on_record(plan)
+        done = stores.on_record(plan)
         left = [run for run in plan if run.id not in done]
         row = {"notebook": recipe.notebook, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
         row |= {"minutes afresh": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
@@ -227,12 +227,12 @@ def _differing_counts(pair: dict) -> list[str]:
 
 def _recorded_profile(recipe: "Recipe") -> str:
     """The largest profile whose runs are all on record; the smallest one where there is none."""
-    from prunelab import engine, recipes
+    from prunelab import recipes, stores
 
     whole = [
         profile
         for profile in recipes.PROFILES
-        if len(engine.on_record(plan := recipe.plan(profile))) == len({run.id for run in plan})
+        if len(stores.on_record(plan := recipe.plan(profile))) == len({run.id for run in plan})
     ]
     return whole[-1] if whole else recipes.PROFILES[0]
 
@@ -321,13 +321,13 @@ def _draw_speed(curves: list[dict]) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from prunelab import engine, figures
+    from prunelab import figures, workers
 
     fig, axes = plt.subplots(1, len(curves), figsize=(11, 3.4), layout="constrained")
     fig.suptitle("Starting a process costs seconds, which many runs share; a step grows with the area of the images")
     data = figures.speed_curves(curves, axes=axes)
     alt = "Seconds a run by runs in a plan and by runs at once; milliseconds a step by the side of the images."
-    figures.save_figure(fig, "bench", engine.resolve_device("auto"), "curves", data=data, alt=alt)
+    figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
 
 
 def _print_table(rows: list[dict]) -> None:

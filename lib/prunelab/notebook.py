@@ -97,7 +97,7 @@ def environment_line(*, profile: str, device: str = "auto") -> str:
     """Versions, device, commit and profile, in one line."""
     import torch
 
-    from prunelab.engine import resolve_device
+    from prunelab.workers import resolve_device
 
     on_gpu = resolve_device(device) == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"cpu ({os.cpu_count()} cores)"

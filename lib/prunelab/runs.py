@@ -47,13 +47,16 @@ class Run:
             allow_nan=False,
         )
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of `canonical()`."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
 
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, Run) else NotImplemented
+
     def __hash__(self) -> int:
-        return hash(self.canonical())
+        return hash(self.id)
 
     def __str__(self) -> str:
         options = " ".join(f"{name}={value}" for name, value in self.options.items())

@@ -5,7 +5,7 @@ reported is the median round, with the lowest and the highest. Wall clock counts
 and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
 
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `plans` what takes the
-engine or a notebook.
+engine, `notebooks` what takes a notebook.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from prunelab import batch, data, engine, paths, records
+from prunelab import data, paths, records, workers
 from prunelab.bench import channels, plans, steps
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
@@ -46,7 +46,7 @@ def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
         group: A key of `GROUPS`.
         quick: One short round each, on images that need no download; a rough look, nothing to quote.
     Returns:
-        Rows with `claim`, `unit` ("x" for ratios, "s"), `target`, `median`, `low`, `high` and `verdict`.
+        Rows with `claim`, `unit` ("x" for ratios, "s" or "ms"), `target`, `median`, `low`, `high` and `verdict`.
     Raises:
         ValueError: No such group.
         DatasetNotFoundError: CIFAR-10, which all groups but "notebooks" need, is not here, and not `quick`.
@@ -61,10 +61,12 @@ def _rounds(measurement: Callable[[], float], quick: bool) -> list[float]:
 
 
 def _on_gpu() -> bool:
-    return engine.resolve_device("auto") == "cuda"
+    return workers.resolve_device("auto") == "cuda"
 
 
 def _engine(quick: bool) -> Iterator[dict]:
+    spent = _rounds(lambda: plans.schedule_milliseconds(100 if quick else 1000), quick)
+    yield row("scheduling 1,000 children of a run, each", "<= 1", spent, unit="ms")
     images = _images(quick=quick)
     least = ">= 8" if _on_gpu() else ">= 1.5"
     yield row("engine over ordinary script, samples/s", least, _rounds(lambda: plans.engine_gain(images), quick))
@@ -115,10 +117,13 @@ def _channels(quick: bool) -> Iterator[dict]:
 
 
 def _notebooks(quick: bool) -> Iterator[dict]:
+    from prunelab import batch  # what executes notebooks need not be there where runs are trained
+    from prunelab.bench import notebooks
+
     if "01_rigl" in batch.stems():
-        yield row("01_rigl replayed from records", "<= 30", _rounds(plans.replay_seconds, quick), unit="s")
+        yield row("01_rigl replayed from records", "<= 30", _rounds(notebooks.replay_seconds, quick), unit="s")
         if not quick:
-            yield row("01_rigl trained afresh, smoke", "<= 120", _rounds(plans.fresh_seconds, quick), unit="s")
+            yield row("01_rigl trained afresh, smoke", "<= 120", _rounds(notebooks.fresh_seconds, quick), unit="s")
 
 
 # What is measured together, by name.
@@ -159,7 +164,7 @@ def save(group: str, measured: Mapping) -> Path:
     Returns:
         The path.
     """
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "device": engine.resolve_device("auto")}
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "device": workers.resolve_device("auto")}
     if _on_gpu():
         machine["gpu"] = torch.cuda.get_device_name()
     path = paths.RECORDS / "bench.json"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from prunelab import cost, data, engine, latency
+from prunelab import cost, data, latency, workers
 from prunelab.bench.plans import seconds
 from prunelab.channels import reconstruction, thinet
 from prunelab.channels.filters import uniform_counts
@@ -26,7 +26,7 @@ def gains(name: str, *, batch_size: int, n_rounds: int) -> list[float]:
     networks = {"large": _network(name), "small": _network(name, half_widths(name))}
     ratio = _macs(networks["large"]) / _macs(networks["small"])
     for network in networks.values():
-        network.to(engine.resolve_device("auto"))
+        network.to(workers.resolve_device("auto"))
     spent = latency.compare(networks, batch_size=batch_size, n_rounds=n_rounds, **IMAGE)
     rounds = zip(spent["large"].seconds, spent["small"].seconds, strict=True)
     return [large / small / ratio for large, small in rounds]
@@ -58,7 +58,7 @@ def surgery_seconds() -> float:
 
 def selection_seconds(method: str, images: dict) -> float:
     """A key of `SELECTIONS` chooses half of the channels of each convolution of a VGG-16, ten positions an image."""
-    device = engine.resolve_device("auto")
+    device = workers.resolve_device("auto")
     dataset = data.load(images["dataset"], n_train=images["n_train"], device=device)
     generator = torch.Generator().manual_seed(0)
     batch, _ = next(TrainBatches(dataset, batch_size=N_IMAGES, augment=False, generator=generator))

@@ -1,15 +1,14 @@
-"""What whole plans and notebooks take, with the start of their processes."""
+"""What whole plans take, with the start of their processes."""
 
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from prunelab import batch, engine, recipes
+from prunelab import engine, recipes, stores, workers
 from prunelab.runs import Run
 
 SMOKE = {"dataset": "digits", "model": "resnet8", "width": 0.5, "batch_size": 64}  # runs as `smoke` has them
@@ -17,7 +16,7 @@ SMOKE = {"dataset": "digits", "model": "resnet8", "width": 0.5, "batch_size": 64
 
 def engine_gain(images: dict) -> float:
     """Our engine trains one ResNet-20 a core, or one on a GPU; the ordinary script as many, one after another."""
-    runs = _plan(1 if engine.resolve_device("auto") == "cuda" else engine.n_cores(), images)
+    runs = _plan(1 if workers.resolve_device("auto") == "cuda" else workers.n_cores(), images)
 
     def ordinary() -> None:
         for run in runs:
@@ -38,7 +37,7 @@ def train_in_turn(runs: dict) -> None:
     """Eight runs, one after another in this process."""
     with tempfile.TemporaryDirectory() as store:
         for run in _plan(8, runs):
-            engine.execute(run, store=Path(store), device=engine.resolve_device("auto"))
+            workers.execute(run, store=Path(store), device=workers.resolve_device("auto"))
 
 
 def at_once_gain(runs: dict) -> float:
@@ -51,19 +50,19 @@ def seconds_a_run(runs: dict, *, n_runs: int = 8, jobs: int | None = None) -> fl
     return seconds(lambda: _train(_plan(n_runs, runs), jobs=jobs)) / n_runs
 
 
-def replay_seconds() -> float:
-    """From the start of 01_rigl to its last figure, out of records."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "replayed.ipynb"
-        return seconds(lambda: batch.execute("01_rigl", parameters={}, timeout=600, output=output))
+def schedule_milliseconds(n_children: int) -> float:
+    """What the engine spends on each run of a plan of many children of one parent, none of which is trained."""
+    (parent,) = _plan(1, SMOKE)
+    plan = [Run("rigl", {}, seed, (parent,)) for seed in range(n_children)]
+    with tempfile.TemporaryDirectory() as store:
 
+        def schedule() -> None:
+            done = stores.on_record(engine.with_parents(plan), fresh=True, store=Path(store))
+            ready = engine.Schedule(engine.to_train(plan, done, store=Path(store)))
+            while run := ready.next_ready():
+                ready.finished(run.id)
 
-def fresh_seconds() -> float:
-    """01_rigl with every run of `smoke` trained anew."""
-    parameters = {"profile": "smoke", "fresh": True}
-    with tempfile.TemporaryDirectory() as folder, _data_in(folder):
-        output = Path(folder) / "fresh.ipynb"
-        return seconds(lambda: batch.execute("01_rigl", parameters=parameters, timeout=900, output=output))
+        return 1000 * seconds(schedule) / n_children
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -89,16 +88,3 @@ def _python(*arguments: str) -> None:
         name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     }
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
-
-
-@contextmanager
-def _data_in(folder: str) -> Iterator[None]:
-    """Lets notebooks find nothing that this machine has trained or decoded before."""
-    before = os.environ.get("PRUNELAB_DATA")
-    os.environ["PRUNELAB_DATA"] = folder
-    try:
-        yield
-    finally:
-        del os.environ["PRUNELAB_DATA"]
-        if before is not None:
-            os.environ["PRUNELAB_DATA"] = before

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from prunelab import cost, data, engine
+from prunelab import cost, data, workers
 from prunelab.data.batches import TrainBatches
 from prunelab.precision import PRECISIONS, best_precision
 from prunelab.recipes.common import dataset_of, layers_of, network_of
@@ -101,7 +101,7 @@ def profile(images: dict) -> dict[str, float]:
 
 
 def _device() -> str:
-    return engine.resolve_device("auto")
+    return workers.resolve_device("auto")
 
 
 def _gain(sides: dict[str, Callable[[int], None]]) -> float:

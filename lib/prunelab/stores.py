@@ -1,0 +1,76 @@
+"""What a machine has of a plan's runs: their records, and the states that other runs start from."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from prunelab import recipes, records
+from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
+from prunelab.recipes.recipe import State
+from prunelab.runs import Run
+
+
+def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = None) -> dict[str, dict]:
+    """Returns the records of those runs of a plan that need no training, by run id.
+
+    Args:
+        plan: Runs.
+        fresh: Only what this machine trained; otherwise what ships comes first, and what this machine trained fills in.
+        store: Folder of this machine's runs.
+    """
+    wanted = {run.id: run for run in plan}
+    known = records.local(store, wanted)
+    if not fresh:
+        notebooks = {recipes.get(run.recipe).notebook for run in wanted.values()}
+        known += [record for notebook in notebooks for record in records.load(notebook)]
+    found = {}
+    for record in known:
+        run = wanted.get(record["id"])
+        if run and _is_of(record, run):
+            found[record["id"]] = _with_defaults(record)
+        elif run:
+            warnings.warn(f"record {run.id} is not of {run}, from which its id follows; it is left aside", stacklevel=2)
+    return found
+
+
+def _is_of(record: dict, run: Run) -> bool:
+    """Tells whether a record with the run's id has all that this id follows from, defaults included."""
+    if (record["recipe"], record["seed"], record["parent"]) != (run.recipe, run.seed, run.parent_ids):
+        return False
+    return _with_defaults(record)["options"] == recipes.get(run.recipe).defaults | dict(run.options)
+
+
+def _with_defaults(record: dict) -> dict:
+    """Returns the record with the options that its recipe got since; a new option's default is what was done before it."""
+    return record | {"options": recipes.get(record["recipe"]).defaults | record["options"]}
+
+
+def save_state(run: Run, state: State, store: Path) -> None:
+    """Puts what a run hands on into the store."""
+    save_checkpoint(vars(state), store / run.id / "state")
+
+
+def load_state(run: Run, store: Path) -> State:
+    """Returns what a run hands on.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        CorruptCheckpoint: Any byte of it has changed, or an earlier version wrote it.
+    """
+    path = store / run.id / "state"
+    try:
+        return State(**load_checkpoint(path))
+    except TypeError as error:
+        raise CorruptCheckpoint(f"{path} is of an earlier version") from error
+
+
+def has_state(run: Run, store: Path) -> bool:
+    """Tells whether a run's children can start from what it left; warns where they cannot any more."""
+    try:
+        load_state(run, store)
+    except FileNotFoundError:
+        return False
+    except CorruptCheckpoint as error:
+        warnings.warn(f"{error}; its run will be trained again", stacklevel=2)
+        return False
+    return True

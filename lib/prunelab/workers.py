@@ -1,0 +1,243 @@
+"""Workers: the processes that train runs, and the training of one run, from its lock to its record.
+
+On CPUs a worker has one run at a time, on one thread: one run a core is faster than one run on all cores. On a GPU one
+worker trains several, a step of each in turn, each run on a stream of its own: there kernels of small networks
+overlap, those of several processes do not.
+
+A record is written the moment its run ends, so whatever is killed, the same call goes on from there. A run that others
+start from leaves its state (weights, masks) in `data/runs/<id>/state`.
+"""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import connection, resource_tracker
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from prunelab import recipes, records, stores
+from prunelab.files import atomic_write
+from prunelab.recipes import runner
+from prunelab.recipes.recipe import State
+from prunelab.runs import Run
+from prunelab.turns import Turns, exhaust
+
+RUNS_PER_GPU = 8  # where ResNet-20 stops gaining images a second, on an H100
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" becomes "cuda" where there is a GPU, else "cpu".
+
+    Raises:
+        ValueError: Another name than auto, cpu, cuda; or cuda where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; there are auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch sees no GPU; use device 'auto' or 'cpu'")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def n_cores() -> int:
+    """Counts the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs(device: str) -> int:
+    """Returns how many runs are trained at the same time: one a core, or several a GPU."""
+    return RUNS_PER_GPU * torch.cuda.device_count() if device == "cuda" else n_cores()
+
+
+def share_out(jobs: int, device: str) -> tuple[int, int]:
+    """Returns how many workers train so many runs at the same time, and how many of them each takes in turn."""
+    n_workers = min(jobs, torch.cuda.device_count()) if device == "cuda" else jobs
+    return n_workers, jobs // n_workers
+
+
+def execute(item: Run, *, store: Path, device: str, keep_state: bool = False) -> dict | None:
+    """Trains one run in this process, without a pause; arguments and what is returned are those of `executing`."""
+    return exhaust(executing(item, store=store, device=device, keep_state=keep_state))
+
+
+def executing(item: Run, *, store: Path, device: str, keep_state: bool = False) -> Turns[dict | None]:
+    """Trains one run and puts its record, and on request its state, into the store; pauses after each step.
+
+    Args:
+        item: Its parents' states are in the store.
+        store: Folder of this machine's runs.
+        device: "cpu" or "cuda".
+        keep_state: Others start from this run.
+    Returns:
+        Its record; None while another process is training it.
+    """
+    folder = store / item.id
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):  # let go by the system when its holder dies
+            record = stores.on_record([item], fresh=True, store=store).get(item.id)
+            if record and not (keep_state and not stores.has_state(item, store)):
+                return record
+            for half_written in folder.glob(".*"):  # left by a process killed in the middle of a write
+                half_written.unlink()
+            trained, state = yield from _train(item, store=store, device=device)
+            if keep_state:
+                stores.save_state(item, state, store)
+            if record is None:
+                record = trained
+                records.save(record, store)
+            for leftover in ("checkpoint", "progress"):
+                (folder / leftover).unlink(missing_ok=True)
+            return record
+    except Timeout:
+        return None
+
+
+def _train(item: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | None]]:
+    """Returns a run's record and its state."""
+    provenance = records.provenance()  # before training: the commit may change under a long run
+    recipe = recipes.get(item.recipe)
+    result = yield from runner.executing(
+        recipe,
+        item,
+        device=device,
+        parents=[stores.load_state(parent, store) for parent in item.parents],
+        checkpoint=store / item.id / "checkpoint",
+        report=lambda share: atomic_write(store / item.id / "progress", f"{share:.4f}"),
+    )
+    state, seconds, precision, dataset = (result.pop(key) for key in ("state", "seconds", "precision", "dataset"))
+    record = {
+        "format": records.FORMAT,
+        "id": item.id,
+        "recipe": item.recipe,
+        "options": recipe.defaults | dict(item.options),
+        "seed": item.seed,
+        "parent": item.parent_ids,
+        **_finite(result),
+        "provenance": provenance
+        | {
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "precision": precision,
+            "seconds": round(seconds, 2),
+            "dataset": dataset,
+        },
+    }
+    return record, state
+
+
+def _finite(value):
+    """The same value with None for each number that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Worker:
+    """A process that trains what it is given. Its pipe ends when it dies, which is how its death is noticed.
+
+    Attributes:
+        number: Of the GPU that it uses, where there are several.
+        in_hand: The runs that it has not answered yet, by id.
+        is_reserved: The run that it has in hand is to be trained alone.
+    """
+
+    def __init__(self, number: int, *, store: Path, device: str) -> None:
+        # Spawned: a forked process cannot use a GPU, nor threads that its parent had.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, number, store, device), daemon=True)
+        with _interrupts_held_back():
+            self.process.start()
+        theirs.close()
+        self.number, self.in_hand, self.is_reserved = number, dict[str, Run](), False
+
+    def start(self, item: Run, *, keep_state: bool, is_reserved: bool) -> None:
+        """Hands over a run.
+
+        Raises:
+            OSError: The worker is dead.
+        """
+        self.pipe.send((item, keep_state))
+        self.in_hand[item.id], self.is_reserved = item, is_reserved
+
+    def answer(self) -> tuple[Run, dict | str | None]:
+        """Returns a run that ended, and its record, or what went wrong, or None where another process trains it.
+
+        Raises:
+            EOFError, OSError: The worker is dead.
+        """
+        run_id, answer = self.pipe.recv()
+        return self.in_hand.pop(run_id), answer
+
+    def kill(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A process started in here never sees Ctrl-C, which reaches the engine, and the engine ends its workers."""
+    resource_tracker.ensure_running()  # with the first process; it lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(number)
+        # The same numbers, whoever else keeps the GPU busy. cudnn.benchmark stays off: it chooses by timing.
+        torch.backends.cudnn.deterministic = True
+    with suppress(EOFError, ConnectionError):  # the engine is gone
+        take_turns(pipe, partial(executing, store=store, device=device))
+
+
+def _exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # a killed notebook kernel leaves no worker behind
+
+
+def take_turns(pipe: connection.Connection, executing: Callable[..., Turns[dict | None]]) -> None:
+    """Trains what comes through a pipe, a step of each run in turn, and answers each when it ends; returns never.
+
+    Args:
+        pipe: Gives pairs of a run and whether to keep its state; takes pairs of an id and what `Worker.answer` returns.
+        executing: Called with a run and `keep_state`.
+    Raises:
+        EOFError: The other end is closed.
+        torch.OutOfMemoryError, torch.AcceleratorError: Of a GPU, whose other runs would fail as well.
+    """
+    turns: dict[str, tuple[Run, Turns]] = {}
+    while True:
+        while not turns or pipe.poll():
+            item, keep_state = pipe.recv()
+            turns[item.id] = item, executing(item, keep_state=keep_state)
+        for item, training in list(turns.values()):
+            try:
+                next(training)
+                continue
+            except StopIteration as end:
+                answer = end.value
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise
+            except Exception as error:
+                answer = f"{item}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            del turns[item.id]
+            pipe.send((item.id, answer))
