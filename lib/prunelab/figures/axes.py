@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from prunelab.figures.style import is_share, label, percent
 
@@ -50,6 +51,16 @@ def draw_diverged(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: d
         ax.plot(valued[x], valued[metric], **hollow)
     if len(lost):
         ax.plot(lost[x], np.zeros(len(lost)), transform=ax.get_xaxis_transform(), clip_on=False, **hollow)
+
+
+def draw_grid(values: ArrayLike, texts: ArrayLike, *, ax: Axes, bar: dict, **options) -> None:
+    """A coloured cell with its text for each value, the first row on top; missing values (NaN) get neither."""
+    import seaborn  # takes as long to import as two figures to draw
+
+    options |= {"annot": texts, "fmt": "", "cmap": "viridis", "cbar_kws": {"pad": 0.02} | bar}
+    seaborn.heatmap(values, annot_kws={"fontsize": 9}, xticklabels=False, yticklabels=False, ax=ax, **options)
+    ax.tick_params(length=0, labelsize=9)
+    ax.collections[0].colorbar.ax.tick_params(labelsize=9)
 
 
 def add_to_legend(ax: Axes, **style) -> None:

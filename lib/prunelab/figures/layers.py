@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from numpy.typing import ArrayLike
 
-from prunelab.figures.axes import finish, metric_axis, ticks
+from prunelab.figures.axes import draw_grid, finish, metric_axis, ticks
 from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PRUNING_STYLE, palette, percent
 
 
@@ -115,19 +115,9 @@ def kernel_patterns(patterns: Mapping[str, ArrayLike], *, ax: Axes) -> pd.DataFr
     height, width = next(iter(pictures.values())).shape
     gap = np.full((height, 1), np.nan)
     strip = np.hstack([part for picture in pictures.values() for part in (picture, gap)])[:, :-1]
-    drawn = ax.imshow(strip, cmap="viridis", vmin=0, interpolation="nearest")
-    middle = drawn.norm.vmax / 2
-    for (row, column), density in np.ndenumerate(strip):
-        if not np.isnan(density):
-            color = "#000000" if density > middle else "#FFFFFF"
-            ax.text(column, row, f"{100 * density:.0f}", ha="center", va="center", fontsize=8, color=color)
-    centres = [number * (width + 1) + (width - 1) / 2 for number in range(len(pictures))]
-    ticks(ax.xaxis, centres, list(pictures))
-    ax.set_yticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    bar = ax.figure.colorbar(drawn, ax=ax, pad=0.02, label="weights left", format=percent)
-    bar.outline.set_visible(False)
+    texts = np.vectorize("{:.0f}".format)(100 * strip)
+    draw_grid(strip, texts, ax=ax, bar={"label": "weights left", "format": percent}, vmin=0, square=True)
+    ticks(ax.xaxis, [number * (width + 1) + width / 2 for number in range(len(pictures))], list(pictures))
     return pd.DataFrame(
         [
             (stage, row, column, density)

@@ -17,6 +17,7 @@ from prunelab.files import atomic_write
 SIZE = (7.5, 4.5)  # inches: the width of a notebook's column
 _DPI = 110  # more than a notebook shows, for sharp screens
 _SHOWN_DPI = 100
+_DIGITS = "%.12g"  # of numbers in files: beyond these, processors differ
 
 
 def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd.DataFrame, alt: str) -> None:
@@ -44,7 +45,7 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
     png = _png(fig)
     atomic_write(stem.with_suffix(".png"), png)
     atomic_write(stem.with_suffix(".svg"), _svg(fig))
-    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n"))
+    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n", float_format=_DIGITS))
     plt.close(fig)
     _show(png, alt, width=round(fig.get_figwidth() * _SHOWN_DPI))
 
@@ -53,8 +54,6 @@ def _settle(fig: Figure) -> None:
     """Ends the layout, whose solver leaves noise in the last digits: equal figures shall give equal bytes."""
     fig.set_dpi(_DPI)  # text is not equally wide at all resolutions
     if engine := fig.get_layout_engine():
-        for ax in fig.axes:
-            ax.apply_aspect()
         engine.execute(fig)
     fig.set_layout_engine(None)  # for one called "none" savefig would draw twice
     for ax in fig.axes:
