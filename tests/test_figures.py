@@ -418,7 +418,7 @@ def test_equal_figures_give_equal_bytes_whatever_the_last_digits_in_which_proces
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     save(data=pd.DataFrame({"mean": [np.nextafter(1 / 3, 1), 1e-20, 123456]}))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
-    assert first["accuracy.csv"] == b"mean\n0.333333333333\n1e-20\n123456\n"
+    assert first["accuracy.csv"] == b"mean\n0.333333333333\n1e-20\n123456.0\n"
     assert b"<dc:date>" not in first["accuracy.svg"]
 
 

@@ -17,7 +17,6 @@ from prunelab.files import atomic_write
 SIZE = (7.5, 4.5)  # inches: the width of a notebook's column
 _DPI = 110  # more than a notebook shows, for sharp screens
 _SHOWN_DPI = 100
-_DIGITS = "%.12g"  # of numbers in files: beyond these, processors differ
 
 
 def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd.DataFrame, alt: str) -> None:
@@ -45,9 +44,14 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
     png = _png(fig)
     atomic_write(stem.with_suffix(".png"), png)
     atomic_write(stem.with_suffix(".svg"), _svg(fig))
-    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n", float_format=_DIGITS))
+    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n", float_format=_rounded))
     plt.close(fig)
     _show(png, alt, width=round(fig.get_figwidth() * _SHOWN_DPI))
+
+
+def _rounded(number: float) -> str:
+    """As files have it: in the last digits processors differ."""
+    return repr(float(f"{number:.12g}"))
 
 
 def _settle(fig: Figure) -> None:
