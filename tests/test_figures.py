@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from prunelab import claims, figures, papers, paths
@@ -380,8 +381,11 @@ def save(name="accuracy", **options):
     return fig, data
 
 
-def test_saved_figure_is_three_files_and_closed(folder, capsys):
+def test_saved_figure_is_three_files_drawn_once_each_and_closed(folder, capsys, monkeypatch):
+    drawn, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda fig, renderer: (drawn.append(renderer), draw(fig, renderer)))
     fig, data = save()
+    assert len(drawn) == 2, "as PNG and as SVG; the layout needs no drawing"
     assert sorted(path.name for path in folder.iterdir()) == ["accuracy.csv", "accuracy.png", "accuracy.svg"]
     assert Image.open(folder / "accuracy.png").size == (550, 330)
     assert ElementTree.parse(folder / "accuracy.svg").getroot().tag.endswith("svg")

@@ -29,7 +29,7 @@ class NotebookFailed(RuntimeError):
 
 
 def declared(notebook: Path) -> dict[str, str]:
-    """The parameters a notebook declares, and the source text of their defaults."""
+    """Returns the parameters a notebook declares, and the source text of their defaults."""
     return {name: about["default"] for name, about in papermill.inspect_notebook(_literal(notebook)).items()}
 
 
@@ -103,7 +103,7 @@ async def _execute_all(stems: Sequence[str], shares: list[list[int]], report: Ca
 
 
 def _shares(n: int) -> list[list[int]]:
-    """This process's cores, shared out to at most `n`; one share, of nothing in particular, where that cannot be."""
+    """Shares out this process's cores to at most `n`; where processes cannot be confined, one share names none."""
     if not hasattr(psutil.Process, "cpu_affinity"):
         return [[]]
     cores = psutil.Process().cpu_affinity()
@@ -167,12 +167,12 @@ async def _execute(
 
 
 def stems() -> list[str]:
-    """The notebooks of the suite, in reading order."""
+    """Returns the notebooks of the suite, in reading order."""
     return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 
 def _literal(path: Path | str) -> str:
-    """A path that papermill's str.format gives back unchanged."""
+    """Returns a path that papermill's str.format gives back unchanged."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -225,7 +225,7 @@ def _end(pid: int, *, itself: bool = True) -> None:
 
 
 def _last_cell(partial: Path) -> str | None:
-    """The last cell that papermill began, numbered as in the notebook itself; None if it began none."""
+    """Returns the last cell that papermill began, numbered as in the notebook itself; None if it began none."""
     try:
         cells = nbformat.read(partial, as_version=4).cells
     except (OSError, ValueError):  # never written, or killed while writing
@@ -240,7 +240,7 @@ def _last_cell(partial: Path) -> str | None:
 
 
 def _main(request: dict) -> None:
-    """The process's side of `_run`."""
+    """Does the process's side of `_run`."""
     outcome = Path(request.pop("outcome"))
     partial = Path(request["output_path"])
     if cores := request.pop("cores"):

@@ -15,7 +15,7 @@ from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PRUNING_STY
 
 
 def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes, metric: str = "density") -> pd.DataFrame:
-    """How dense each layer is, first layer first.
+    """Draws how dense each layer is, first layer first.
 
     Args:
         densities: Of each layer by name, for one or more distributions, methods, ways of pruning or other labels.
@@ -41,12 +41,12 @@ def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes, m
 
 
 def measured_densities(record: dict) -> dict[str, float]:
-    """Density of each layer of a trained network, for `layer_densities`."""
+    """Returns the density of each layer of a trained network, for `layer_densities`."""
     return {layer["name"]: layer["n_active"] / layer["n_weights"] for layer in record["layers"]}
 
 
 def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:
-    """Share of a layer's active connections that were active at the start, over training; one line a layer.
+    """Draws the share of a layer's active connections that were active at the start, over training; one line a layer.
 
     Args:
         record: Of a run whose connections move.
@@ -80,7 +80,7 @@ def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:
 
 
 def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
-    """Connections that leave each pixel of a square picture, as that picture.
+    """Draws the connections that leave each pixel of a square picture, as that picture.
 
     Args:
         counts: One for each pixel, row by row.
@@ -104,7 +104,7 @@ def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
 
 
 def kernel_patterns(patterns: Mapping[str, ArrayLike], *, ax: Axes) -> pd.DataFrame:
-    """How dense each position of the kernels is, one small picture a stage.
+    """Draws how dense each position of the kernels is, one small picture a stage.
 
     Args:
         patterns: Share of active weights at each position, (kh, kw), by stage; all of one size.

@@ -50,7 +50,7 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
 
 
 def _rounded(number: float) -> str:
-    """As files have it: in the last digits processors differ."""
+    """Writes a number as files have it: in the last digits processors differ."""
     return repr(float(f"{number:.12g}"))
 
 
@@ -65,7 +65,7 @@ def _settle(fig: Figure) -> None:
 
 
 def _png(fig: Figure) -> bytes:
-    """A picture with a palette, a quarter of the size of one without: notebooks carry their figures in git."""
+    """Returns a picture with a palette, a quarter of the size of one without: notebooks carry their figures in git."""
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     # An octree keeps rare colours, such as that of a method with three markers.

@@ -23,7 +23,7 @@ def strips(
     ax: Axes,
     labels: Mapping | None = None,
 ) -> pd.DataFrame:
-    """One column of runs for each value of a column, in order of appearance; a bar is their mean.
+    """Draws one column of runs for each value of a column, in order of appearance; a bar is their mean.
 
     Args:
         frame: `records.frame`, with one run a seed for each value of `by`.
@@ -63,7 +63,7 @@ def strips(
 
 
 def heat_map(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy", *, ax: Axes) -> pd.DataFrame:
-    """Means over seeds in a grid of two columns' values; a cell without runs shows a dash.
+    """Draws means over seeds in a grid of two columns' values; a cell without runs shows a dash.
 
     Numbers ascend, rightward and upward; categories stand in order of appearance, the first on top. A cell says
     how many of its runs diverged.
@@ -107,12 +107,12 @@ def _in_order(values: pd.Series) -> list:
 
 
 def _wrapped(names: list[str], ax: Axes) -> list[str]:
-    """Names broken into lines that stand side by side below an axis: some nine letters are an inch wide."""
+    """Breaks names into lines that stand side by side below an axis: some nine letters are an inch wide."""
     grid = ax.get_gridspec()
     width = ax.figure.get_figwidth() / (grid.ncols if grid else 1)
     return [textwrap.fill(name, max(int(9.2 * width) // len(names), 8)) for name in names]
 
 
 def _short(mean: float, metric: str, *, unit: str = " %") -> str:
-    """A mean in a drawing: a share in percent with one decimal, or three digits."""
+    """Writes a mean in a drawing: a share in percent with one decimal, or three digits."""
     return f"{100 * mean:.1f}{unit}" if is_share(metric) else f"{mean:#.3g}"
