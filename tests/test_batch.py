@@ -1,5 +1,6 @@
 """The batch driver, on tiny notebooks made here."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -111,16 +112,14 @@ def test_time_limit_stops_the_notebook_its_kernel_and_their_children(suite, tmp_
     pids = tmp_path / "pids"
     stem = suite(sleeper(pids))
 
-    class Popen(subprocess.Popen):
+    async def wait_for_cell(process_ends, timeout):
         """Time is over as soon as the cell is under way."""
+        process_ends.close()
+        while not pids.exists():
+            await asyncio.sleep(0.1)
+        raise TimeoutError
 
-        def wait(self, timeout=None):
-            if timeout is None:
-                return super().wait()
-            wait_for(pids.exists, seconds=60)
-            raise subprocess.TimeoutExpired("papermill", timeout)
-
-    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(asyncio, "wait_for", wait_for_cell)
     with pytest.raises(batch.NotebookFailed, match=r"cell 3 \(import os.*\): stopped, 77 seconds are over"):
         batch.execute(stem, parameters={}, timeout=77)
     assert_gone(pids)
@@ -153,26 +152,92 @@ def wait_for(condition, *, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_end_of_the_caller_ends_kernel_and_children(suite, tmp_path):
+def test_end_of_the_caller_ends_kernels_and_children(suite, tmp_path):
     library = str(Path(batch.__file__).resolve().parents[1])
-    callers = {}
-    for number, how in ((1, signal.SIGINT), (2, signal.SIGKILL)):
-        pids = tmp_path / f"pids {number}"
-        stem = suite(sleeper(pids), stem=f"0{number}_tiny")
+    callers = []
+    for how, n, call in (
+        (signal.SIGINT, 2, "batch.execute_all({}, parameters={{}}, timeout=60, report=print)"),
+        (signal.SIGKILL, 1, "batch.execute({}[0], parameters={{}}, timeout=60)"),
+    ):
+        pids = [tmp_path / f"pids {how.name} {number}" for number in range(n)]
+        stems = [suite(sleeper(path), stem=f"{number}_{how.name}") for number, path in enumerate(pids)]
         code = (
             "from pathlib import Path; from prunelab import batch, paths\n"
             f"paths.NOTEBOOKS, paths.FIGURES = Path({str(paths.NOTEBOOKS)!r}), Path({str(paths.FIGURES)!r})\n"
-            f"batch.execute({stem!r}, parameters={{}}, timeout=60)"
+            + call.format(stems)
         )
-        callers[pids, how] = subprocess.Popen(
-            [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": library}, stderr=subprocess.DEVNULL
-        )
-    for (pids, how), caller in callers.items():
-        wait_for(pids.exists, seconds=90)
+        environment = os.environ | {"PYTHONPATH": library}
+        caller = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+        callers.append((caller, how, pids))
+    for caller, how, pids in callers:
+        for path in pids:
+            wait_for(path.exists, seconds=90)
         caller.send_signal(how)
         caller.wait(60)
-        assert_gone(pids)
+        for path in pids:
+            assert_gone(path)
     wait_for(lambda: not leftovers(), seconds=20)
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "cpu_affinity"), reason="processes cannot be confined to cores")
+@pytest.mark.skipif(os.cpu_count() == 1, reason="notebooks run at the same time where there are several cores")
+def test_notebooks_run_at_the_same_time_on_cores_of_their_own(suite, tmp_path):
+    meet = "\n".join(
+        [
+            "import os, time, pathlib",
+            f"folder = pathlib.Path({str(tmp_path)!r})",
+            "(folder / f'here {os.getpid()}').touch()",
+            "while len(list(folder.glob('here *'))) < 2: time.sleep(0.05)",
+            "print(*os.sched_getaffinity(0))",
+        ]
+    )
+    stems, ended = [suite(meet, stem="01_one"), suite(meet, stem="02_two")], {}
+    batch.execute_all(stems, parameters={}, timeout=60, report=lambda stem, output, _: ended.update({stem: output}))
+    one, two = (set(outputs(ended[stem]).split()) for stem in stems)
+    assert one and two and not one & two
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Notebooks that only note on which cores they were to run, and with how many others; the first one fails."""
+    seen, now = {}, []
+
+    async def run(request, timeout):
+        stem = Path(request["input_path"]).stem
+        now.append(stem)
+        await asyncio.sleep(0.01)
+        seen[stem] = request["cores"], len(now)
+        now.remove(stem)
+        nbformat.write(nbformat.read(request["input_path"], as_version=4), request["output_path"])
+        return "no" if stem == "01_fails" else None
+
+    monkeypatch.setattr(batch, "_run", run)
+    monkeypatch.setattr(batch, "_last_cell", lambda partial: "cell 3")
+    return seen
+
+
+@pytest.mark.parametrize(
+    "cores, at_once, expected",
+    [
+        ([0, 2, 5], None, [([0], 3), ([2], 3), ([5], 3)]),
+        ([0, 2, 5], 1, [([0, 2, 5], 1)] * 3),
+        ([0, 2, 5], 2, [([0, 5], 2), ([2], 2), ([0, 5], 2)]),
+        ([4], None, [([4], 1)] * 3),
+        (None, None, [([], 1)] * 3),
+    ],
+)
+def test_cores_are_shared_out_and_a_failure_leaves_the_others_alone(suite, runs, monkeypatch, cores, at_once, expected):
+    if cores:
+        monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: cores, raising=False)
+    else:
+        monkeypatch.delattr(psutil.Process, "cpu_affinity", raising=False)
+    stems, ended = [suite("pass", stem=stem) for stem in ("01_fails", "02_b", "03_c")], {}
+    report = lambda stem, outcome, seconds: ended.update({stem: outcome})  # noqa: E731
+    batch.execute_all(stems, parameters={}, timeout=60, report=report, at_once=at_once)
+    assert [runs[stem][0] for stem in stems] == [own for own, _ in expected]
+    assert max(n for _, n in runs.values()) == max(n for _, n in expected)
+    assert isinstance(ended.pop("01_fails"), batch.NotebookFailed)
+    assert {stem: path.name for stem, path in ended.items()} == {"02_b": "02_b.ipynb", "03_c": "03_c.ipynb"}
 
 
 def test_kernel_that_does_not_start_is_tried_once_more_and_not_twice(suite, monkeypatch):
@@ -180,7 +245,7 @@ def test_kernel_that_does_not_start_is_tried_once_more_and_not_twice(suite, monk
     tries = []
 
     def starts_at(attempt):
-        def run(request, timeout):
+        async def run(request, timeout):
             tries.append(timeout)
             if len(tries) < attempt:
                 return "Kernel died before replying to kernel_info"

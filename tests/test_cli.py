@@ -150,23 +150,36 @@ def test_verify_takes_the_largest_recorded_profile_and_fails_where_counts_are_fa
     assert "n_active 100 became 79" in capsys.readouterr().out
 
 
-def test_figures_hands_only_what_was_asked_to_the_notebook_and_goes_on_after_a_failure(capsys, monkeypatch):
-    calls = []
+def test_figures_hands_only_what_was_asked_to_the_notebooks_and_tells_of_each(capsys, monkeypatch):
+    calls, trained = [], []
 
-    def execute(stem, *, parameters, timeout):
-        calls.append((stem, parameters, timeout))
-        if stem == "01_toy":
-            raise batch.NotebookFailed("01_toy, cell 3 (boom): no")
-        return paths.FIGURES / "copy.ipynb"
+    def execute_all(stems, *, parameters, timeout, report, at_once):
+        calls.append((stems, parameters, timeout, at_once))
+        report("01_toy", batch.NotebookFailed("01_toy, cell 3 (boom): no"), 1.0)
+        report("02_toy", paths.FIGURES / "copy.ipynb", 12.0)
 
-    monkeypatch.setattr(batch, "execute", execute)
+    def run(plan, *, fresh, device, progress):
+        trained.append((plan, fresh, device))
+        raise engine.RunFailed("one failed")  # its notebook says so
+
+    monkeypatch.setattr(batch, "execute_all", execute_all)
     monkeypatch.setattr(batch, "stems", lambda: ["01_toy", "02_toy"])
+    monkeypatch.setattr(batch, "declared", lambda notebook: {"profile": "'small'"})
+    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(engine, "resolve_device", {"cpu": "cpu", "auto": "cuda"}.get)
     assert cli.main(["figures", "--timeout", "2"]) == 2
-    assert calls == [("01_toy", {}, 120.0), ("02_toy", {}, 120.0)]
+    assert calls == [(["01_toy", "02_toy"], {}, 120.0, None)] and not trained
     out, err = capsys.readouterr()
-    assert "02_toy" in out and "prunelab: 01_toy, cell 3 (boom): no" in err
-    assert cli.main(["figures", "02_toy", "--profile", "smoke", "--fresh", "--seeds", "1,2"]) == 0
-    assert calls[-1][1] == {"profile": "smoke", "fresh": True, "seeds": "1,2"}
+    assert "02_toy: 12 s" in out and "prunelab: 01_toy, cell 3 (boom): no" in err
+    cli.main(
+        ["figures", "notebooks/01_toy.ipynb", "--profile", "smoke", "--fresh", "--seeds", "1,2", "--device", "cpu"]
+    )
+    parameters = {"profile": "smoke", "seeds": "1,2", "device": "cpu", "fresh": True}
+    assert calls[-1] == (["01_toy"], parameters, 21600.0, None)
+    assert trained == [(Toy.plan("smoke", seeds=[1, 2]), True, "cpu")]
+    cli.main(["figures", "--fresh"])
+    assert trained[-1] == (Toy.plan("small"), True, "auto")
+    assert calls[-1][-1] == 1, "notebooks that share a GPU run one after another"
 
 
 def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypatch):

@@ -17,9 +17,9 @@ from prunelab import figures
 
 @pytest.fixture
 def ax():
-    fig, ax = plt.subplots(figsize=figures.SIZE, layout="constrained")
+    fig, ax = plt.subplots(figsize=figures.SIZE)
     yield ax
-    fig.canvas.draw()  # whatever was drawn can be rendered
+    fig.draw_without_rendering()  # whatever was drawn can be rendered
     plt.close(fig)
 
 
@@ -104,9 +104,9 @@ def test_mixed_runs_and_missing_values_are_refused(ax):
     with pytest.raises(ValueError, match="several runs at method rigl, seed 0"):
         figures.strips(LONGER, "method", ax=ax)
     with pytest.raises(ValueError, match=r"several runs at density 0\.1, method rigl, seed 0"):
-        figures.heat(LONGER, "method", "density", ax=ax)
+        figures.heat_map(LONGER, "method", "density", ax=ax)
     partly = LONGER.assign(update_every=[None, None, 100, 100, 10, 10, 10])
-    draws = (figures.metric_vs, figures.strips, lambda frame, x, *, ax: figures.heat(frame, x, "method", ax=ax))
+    draws = (figures.metric_vs, figures.strips, lambda frame, x, *, ax: figures.heat_map(frame, x, "method", ax=ax))
     for draw in draws:
         with pytest.raises(ValueError, match="update_every is missing in 2 of 7 runs"):
             draw(partly, "update_every", ax=ax)
@@ -167,7 +167,7 @@ def test_names_side_by_side_do_not_touch_in_narrow_panels(n_panels):
         (name, 0, 0.5) for name in ("large network", "fine-tuned", "Scratch-E (same epochs)", "Scratch-B (same MACs)")
     ]
     figures.strips(table("setting seed test_accuracy", *rows), "setting", ax=axes[0, -1])
-    fig.canvas.draw()
+    fig.draw_without_rendering()
     boxes = [label.get_window_extent() for label in axes[0, -1].get_xticklabels()]
     assert len(boxes) == 4 and all(left.x1 < right.x0 for left, right in pairwise(boxes))
     plt.close(fig)
@@ -190,7 +190,7 @@ GRID = table(
 
 
 def test_grid_of_numbers_ascends_and_says_what_is_missing_or_diverged(ax):
-    data = figures.heat(GRID, "update_every", "drop_fraction", ax=ax)
+    data = figures.heat_map(GRID, "update_every", "drop_fraction", ax=ax)
     assert labels(ax.xaxis) == ["50", "100"] and labels(ax.yaxis) == ["0.3", "0.5"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("steps between updates", "share that moves at first")
     assert {text.get_position(): text.get_text() for text in ax.texts} == {
@@ -216,7 +216,7 @@ def test_grid_of_categories_keeps_their_order_with_the_first_on_top(ax):
     frame = table(
         "source target seed test_loss", ("b", "z", 0, 1.0), ("b", "y", 0, 2.0), ("a", "z", 0, 3.0), ("a", "y", 0, 4.0)
     )
-    figures.heat(frame, "target", "source", "test_loss", ax=ax)
+    figures.heat_map(frame, "target", "source", "test_loss", ax=ax)
     assert labels(ax.xaxis) == ["z", "y"] and labels(ax.yaxis) == ["b", "a"]
     assert texts(ax) == ["1.00", "2.00", "3.00", "4.00"]
     (mesh,) = ax.collections
@@ -227,7 +227,7 @@ def test_grid_of_categories_keeps_their_order_with_the_first_on_top(ax):
 
 def test_numbers_in_a_grid_contrast_with_their_cells(ax):
     frame = table("x y seed test_loss", *((x, 0, 0, float(x)) for x in range(12)))
-    figures.heat(frame, "x", "y", "test_loss", ax=ax)
+    figures.heat_map(frame, "x", "y", "test_loss", ax=ax)
     (mesh,) = ax.collections
     for text, color in zip(ax.texts, mesh.to_rgba(np.arange(12.0)), strict=True):
         lightness, background = (np.dot(rgb, (0.2126, 0.7152, 0.0722)) for rgb in (to_rgb(text.get_color()), color[:3]))

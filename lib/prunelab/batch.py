@@ -1,18 +1,18 @@
-"""Executes notebooks unattended: papermill, in a process of its own, within limits.
+"""Executes notebooks unattended: papermill, in a process for each, within limits.
 
 papermill pastes parameter *names* into the notebook as code, and only warns of names that the notebook does
 not know. Here a name must be one that the notebook declares. papermill also writes its output in place; here
 the output appears whole, when the last cell has run.
 """
 
+import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -29,7 +29,7 @@ class NotebookFailed(RuntimeError):
 
 
 def declared(notebook: Path) -> dict[str, str]:
-    """The parameters a notebook declares, and the source text of their defaults."""
+    """Returns the parameters a notebook declares, and the source text of their defaults."""
     return {name: about["default"] for name, about in papermill.inspect_notebook(_literal(notebook)).items()}
 
 
@@ -58,6 +58,68 @@ def execute(
         ValueError: No such notebook, or a parameter it does not declare.
         NotebookFailed: A cell raised, time ran out or the kernel died. What ran stays as `*.failed.ipynb`.
     """
+    options = {"parameters": parameters, "timeout": timeout, "cell_timeout": cell_timeout, "output": output}
+    return asyncio.run(_execute(notebook_stem, [], **options))
+
+
+def execute_all(
+    stems: Sequence[str],
+    *,
+    parameters: Mapping[str, object],
+    timeout: float,
+    report: Callable[[str, Path | NotebookFailed, float], None],
+    at_once: int | None = None,
+) -> None:
+    """Executes notebooks as `execute` does, several at once, each on cores of its own.
+
+    Args:
+        stems: In the order in which they start.
+        parameters: Of all of them.
+        timeout: Seconds for each.
+        report: Called as each ends, with its stem, where the executed notebook lies or why there is none, and seconds.
+        at_once: One a core unless given; always 1 where a process cannot be confined to cores, as on macOS.
+    Raises:
+        ValueError: No such notebook, or a parameter that one does not declare; the others end.
+    """
+    asyncio.run(_execute_all(stems, _shares(at_once or len(stems)), report, parameters=parameters, timeout=timeout))
+
+
+async def _execute_all(stems: Sequence[str], shares: list[list[int]], report: Callable, **options) -> None:
+    free = asyncio.Queue()
+    for cores in shares:
+        free.put_nowait(cores)
+
+    async def run(stem: str) -> None:
+        cores = await free.get()
+        started = time.monotonic()
+        try:
+            outcome = await _execute(stem, cores, **options)
+        except NotebookFailed as error:  # the others can still be drawn
+            outcome = error
+        report(stem, outcome, time.monotonic() - started)
+        free.put_nowait(cores)
+
+    await asyncio.gather(*map(run, stems))
+
+
+def _shares(n: int) -> list[list[int]]:
+    """Shares out this process's cores to at most `n`; where processes cannot be confined, one share names none."""
+    if not hasattr(psutil.Process, "cpu_affinity"):
+        return [[]]
+    cores = psutil.Process().cpu_affinity()
+    n = min(n, len(cores))
+    return [cores[first::n] for first in range(n)]
+
+
+async def _execute(
+    notebook_stem: str,
+    cores: list[int],
+    *,
+    parameters: Mapping[str, object],
+    timeout: float,
+    cell_timeout: float | None = None,
+    output: Path | None = None,
+) -> Path:
     notebook = paths.NOTEBOOKS / f"{notebook_stem}.ipynb"
     if notebook_stem not in stems():
         raise ValueError(f"there is no notebook {notebook_stem!r}; there are {', '.join(stems())}")
@@ -84,12 +146,13 @@ def execute(
         "cwd": str(paths.NOTEBOOKS),  # as Jupyter has it
         "execution_timeout": cell_timeout or timeout,
         "start_timeout": START_TIMEOUT,
+        "cores": cores,
     }
     deadline = time.monotonic() + timeout
     try:
-        error = _run(request, timeout)
+        error = await _run(request, timeout)
         if error is not None and _last_cell(partial) is None and time.monotonic() < deadline:
-            error = _run(request, deadline - time.monotonic())  # ports collide now and then
+            error = await _run(request, deadline - time.monotonic())  # ports collide now and then
         if error is None:
             os.replace(partial, output)
             failed.unlink(missing_ok=True)
@@ -104,38 +167,42 @@ def execute(
 
 
 def stems() -> list[str]:
-    """The notebooks of the suite, in reading order."""
+    """Returns the notebooks of the suite, in reading order."""
     return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 
 def _literal(path: Path | str) -> str:
-    """A path that papermill's str.format gives back unchanged."""
+    """Returns a path that papermill's str.format gives back unchanged."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _run(request: dict, timeout: float) -> str | None:
+async def _run(request: dict, timeout: float) -> str | None:
     """Runs papermill in a process; returns what went wrong, or None."""
     library = str(Path(__file__).resolve().parents[1])
     search = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "stderr", "w+b") as stderr:
         outcome = Path(folder) / "outcome.json"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prunelab.batch", json.dumps(request | {"outcome": str(outcome)})],
-            stdin=subprocess.PIPE,  # never written to: its end tells the process that this one is gone
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            env=os.environ | {"PYTHONPATH": search},
-            start_new_session=True,  # a terminal's Ctrl-C reaches the caller alone, which then ends it
-        )
+        reader, writer = os.pipe()  # never written to: its end tells the process that this one is gone
         try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return f"stopped, {timeout:.0f} seconds are over"
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "prunelab.batch", json.dumps(request | {"outcome": str(outcome)})),
+                stdin=reader,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=stderr,
+                env=os.environ | {"PYTHONPATH": search},
+                start_new_session=True,  # a terminal's Ctrl-C reaches the caller alone, which then ends it
+            )
+            try:
+                await asyncio.wait_for(process.wait(), timeout)
+            except TimeoutError:
+                return f"stopped, {timeout:.0f} seconds are over"
+            finally:
+                if process.returncode is None:
+                    _end(process.pid)
+                    await process.wait()
         finally:
-            if process.poll() is None:
-                _end(process.pid)
-            process.stdin.close()
-            process.wait()
+            os.close(reader)
+            os.close(writer)
         if outcome.exists():
             return json.loads(outcome.read_text())
         stderr.seek(0)
@@ -158,7 +225,7 @@ def _end(pid: int, *, itself: bool = True) -> None:
 
 
 def _last_cell(partial: Path) -> str | None:
-    """The last cell that papermill began, numbered as in the notebook itself; None if it began none."""
+    """Returns the last cell that papermill began, numbered as in the notebook itself; None if it began none."""
     try:
         cells = nbformat.read(partial, as_version=4).cells
     except (OSError, ValueError):  # never written, or killed while writing
@@ -173,9 +240,11 @@ def _last_cell(partial: Path) -> str | None:
 
 
 def _main(request: dict) -> None:
-    """The process's side of `_run`."""
+    """Does the process's side of `_run`."""
     outcome = Path(request.pop("outcome"))
     partial = Path(request["output_path"])
+    if cores := request.pop("cores"):
+        psutil.Process().cpu_affinity(cores)  # all that it starts inherits them
 
     def end_with_caller() -> None:
         while os.read(0, 1):

@@ -1,8 +1,9 @@
 """The command line, `prunelab`: thin over engine, records, recipes and batch driver. It does the printing."""
 
 import argparse
+import ast
+import contextlib
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -174,17 +175,38 @@ def _figures(options: argparse.Namespace) -> int:
     parameters = {name: value for name, value in given.items() if value is not None}
     if options.fresh:
         parameters["fresh"] = True
-    failed = 0
-    for stem in [Path(name).stem for name in options.notebooks] or batch.stems():
-        started = time.monotonic()
-        try:
-            output = batch.execute(stem, parameters=parameters, timeout=60 * options.timeout)
-        except batch.NotebookFailed as error:  # the others can still be drawn
-            failed += 1
-            print(f"prunelab: {error}", file=sys.stderr)
+    stems = [Path(name).stem for name in options.notebooks] or batch.stems()
+    at_once = _train_first(stems, options) if parameters else None  # else they show what ships
+    failed = []
+
+    def report(stem: str, outcome: Path | batch.NotebookFailed, seconds: float) -> None:
+        if isinstance(outcome, batch.NotebookFailed):
+            failed.append(stem)
+            print(f"prunelab: {outcome}", file=sys.stderr)
         else:
-            print(f"{stem}: {time.monotonic() - started:.0f} s, {_short(output, paths.ROOT)}")
+            print(f"{stem}: {seconds:.0f} s, {_short(outcome, paths.ROOT)}", flush=True)
+
+    batch.execute_all(stems, parameters=parameters, timeout=60 * options.timeout, report=report, at_once=at_once)
     return 2 if failed else 0
+
+
+def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
+    """Trains what the notebooks will ask for, all in one plan, which leaves no core idle; they find it on record.
+
+    Returns:
+        How many notebooks may run at the same time: 1 where they share a GPU, None for no limit.
+    """
+    from prunelab import batch, engine, paths, recipes
+
+    plan = []
+    for recipe in recipes.RECIPES.values():
+        if recipe.NOTEBOOK in stems:
+            default = batch.declared(paths.NOTEBOOKS / f"{recipe.NOTEBOOK}.ipynb")["profile"]
+            plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
+    device = options.device or "auto"
+    with contextlib.suppress(engine.RunFailed):  # its notebook says so, and the others can still be drawn
+        engine.run(plan, fresh=options.fresh, device=device, progress=sys.stderr.isatty())
+    return 1 if engine.resolve_device(device) == "cuda" else None
 
 
 def _short(path: Path, root: Path) -> Path:

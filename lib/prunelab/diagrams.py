@@ -17,7 +17,7 @@ def mask_update(
     *,
     axes: Sequence[Axes],
 ) -> pd.DataFrame:
-    """One mask update in three steps: which weights are smallest, where the score is largest, what is active then.
+    """Draws a mask update in three steps: which weights are smallest, where the score is largest, what is active then.
 
     Args:
         weight: Of each connection; inactive ones are 0.

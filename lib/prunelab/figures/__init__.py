@@ -14,7 +14,7 @@ from prunelab.figures.axes import one_legend
 from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
 from prunelab.figures.lines import metric_vs, metric_vs_cost, metric_vs_sparsity, published
 from prunelab.figures.save import SIZE, save_figure
-from prunelab.figures.settings import heat, strips
+from prunelab.figures.settings import heat_map, strips
 from prunelab.figures.speed import speed_curves
 from prunelab.figures.style import (
     DISTRIBUTION_STYLE,
@@ -37,7 +37,7 @@ __all__ = [
     "TRAINING_STYLE",
     "curves",
     "forest",
-    "heat",
+    "heat_map",
     "kernel_patterns",
     "layer_densities",
     "loss_paths",

@@ -7,25 +7,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from prunelab.figures.style import is_share, label, percent
 
 
 def ticks(axis: Axis, positions: Iterable[float], labels: Iterable[str]) -> None:
-    """Exactly these ticks, and no smaller ones between."""
+    """Sets exactly these ticks, and no smaller ones between."""
     axis.set_major_locator(FixedLocator(list(positions)))
     axis.set_major_formatter(FixedFormatter(list(labels)))
     axis.set_minor_locator(NullLocator())
 
 
 def log_steps(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10 and so on, from about `low` to about `high`: ticks of a logarithmic axis."""
+    """Returns 1, 2, 5, 10 and so on, from about `low` to about `high`: ticks of a logarithmic axis."""
     steps = (digit * 10.0**power for power in range(-9, 9) for digit in (1, 2, 5))
     return [step for step in steps if low / 1.3 <= step <= high * 1.3]
 
 
 def sparsity_axis(ax: Axes, densities: Iterable[float]) -> None:
-    """A tick for each density, or some where there are many, as sparsity; a halving of density takes the same width."""
+    """Marks each density, or some where there are many, as sparsity; a halving of density takes the same width."""
     ax.set_xscale("log")
     ax.set_xlabel("sparsity")
     marked = sorted(set(densities))
@@ -42,7 +43,7 @@ def metric_axis(ax: Axes, metric: str) -> None:
 
 
 def draw_diverged(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict) -> None:
-    """A hollow marker for each of these runs, on the lower edge for one without a value."""
+    """Draws a hollow marker for each of these runs, on the lower edge for one without a value."""
     hollow = {"color": style["color"], "marker": style["marker"], "markersize": 8, "linestyle": ""}
     hollow["markerfacecolor"] = "none"
     valued, lost = runs[runs[metric].notna()], runs[runs[metric].isna()]
@@ -52,14 +53,24 @@ def draw_diverged(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: d
         ax.plot(lost[x], np.zeros(len(lost)), transform=ax.get_xaxis_transform(), clip_on=False, **hollow)
 
 
+def draw_grid(values: ArrayLike, texts: ArrayLike, *, ax: Axes, bar: dict, **options) -> None:
+    """Draws a coloured cell with its text for each value, the first row on top; missing values (NaN) get neither."""
+    import seaborn  # takes as long to import as two figures to draw
+
+    options |= {"annot": texts, "fmt": "", "cmap": "viridis", "cbar_kws": {"pad": 0.02} | bar}
+    seaborn.heatmap(values, annot_kws={"fontsize": 9}, xticklabels=False, yticklabels=False, ax=ax, **options)
+    ax.tick_params(length=0, labelsize=9)
+    ax.collections[0].colorbar.ax.tick_params(labelsize=9)
+
+
 def add_to_legend(ax: Axes, **style) -> None:
-    """A legend's entry that nothing in the drawing has by itself."""
+    """Adds a legend's entry that nothing in the drawing has by itself."""
     # A line without points still has markers' extent, at the figure's corner, and would push the axes there.
     ax.plot([], [], **style)[0].set_in_layout(False)
 
 
 def finish(ax: Axes, *, diverged: bool = False, legend_at: str = "best", legend_title: str | None = None) -> None:
-    """What all drawings share: a light grid, and a legend, which explains hollow markers."""
+    """Adds what all drawings share: a light grid, and a legend, which explains hollow markers."""
     if diverged:
         hollow = {"color": "#555555", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": ""}
         add_to_legend(ax, **hollow, label="diverged")
@@ -74,7 +85,7 @@ def finish(ax: Axes, *, diverged: bool = False, legend_at: str = "best", legend_
 
 
 def one_legend(axes: Iterable[Axes]) -> None:
-    """Of the legends of panels, those that say nothing new go."""
+    """Removes, of the legends of panels, those that say nothing new."""
     said: set[str] = set()
     for ax in axes:
         if legend := ax.get_legend():

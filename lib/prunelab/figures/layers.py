@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from numpy.typing import ArrayLike
 
-from prunelab.figures.axes import finish, metric_axis, ticks
+from prunelab.figures.axes import draw_grid, finish, metric_axis, ticks
 from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PRUNING_STYLE, palette, percent
 
 
 def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes, metric: str = "density") -> pd.DataFrame:
-    """How dense each layer is, first layer first.
+    """Draws how dense each layer is, first layer first.
 
     Args:
         densities: Of each layer by name, for one or more distributions, methods, ways of pruning or other labels.
@@ -41,12 +41,12 @@ def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes, m
 
 
 def measured_densities(record: dict) -> dict[str, float]:
-    """Density of each layer of a trained network, for `layer_densities`."""
+    """Returns the density of each layer of a trained network, for `layer_densities`."""
     return {layer["name"]: layer["n_active"] / layer["n_weights"] for layer in record["layers"]}
 
 
 def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:
-    """Share of a layer's active connections that were active at the start, over training; one line a layer.
+    """Draws the share of a layer's active connections that were active at the start, over training; one line a layer.
 
     Args:
         record: Of a run whose connections move.
@@ -80,7 +80,7 @@ def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:
 
 
 def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
-    """Connections that leave each pixel of a square picture, as that picture.
+    """Draws the connections that leave each pixel of a square picture, as that picture.
 
     Args:
         counts: One for each pixel, row by row.
@@ -104,7 +104,7 @@ def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
 
 
 def kernel_patterns(patterns: Mapping[str, ArrayLike], *, ax: Axes) -> pd.DataFrame:
-    """How dense each position of the kernels is, one small picture a stage.
+    """Draws how dense each position of the kernels is, one small picture a stage.
 
     Args:
         patterns: Share of active weights at each position, (kh, kw), by stage; all of one size.
@@ -115,19 +115,9 @@ def kernel_patterns(patterns: Mapping[str, ArrayLike], *, ax: Axes) -> pd.DataFr
     height, width = next(iter(pictures.values())).shape
     gap = np.full((height, 1), np.nan)
     strip = np.hstack([part for picture in pictures.values() for part in (picture, gap)])[:, :-1]
-    drawn = ax.imshow(strip, cmap="viridis", vmin=0, interpolation="nearest")
-    middle = drawn.norm.vmax / 2
-    for (row, column), density in np.ndenumerate(strip):
-        if not np.isnan(density):
-            color = "#000000" if density > middle else "#FFFFFF"
-            ax.text(column, row, f"{100 * density:.0f}", ha="center", va="center", fontsize=8, color=color)
-    centres = [number * (width + 1) + (width - 1) / 2 for number in range(len(pictures))]
-    ticks(ax.xaxis, centres, list(pictures))
-    ax.set_yticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    bar = ax.figure.colorbar(drawn, ax=ax, pad=0.02, label="weights left", format=percent)
-    bar.outline.set_visible(False)
+    texts = np.vectorize("{:.0f}".format)(100 * strip)
+    draw_grid(strip, texts, ax=ax, bar={"label": "weights left", "format": percent}, vmin=0, square=True)
+    ticks(ax.xaxis, [number * (width + 1) + width / 2 for number in range(len(pictures))], list(pictures))
     return pd.DataFrame(
         [
             (stage, row, column, density)

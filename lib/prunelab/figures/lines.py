@@ -17,7 +17,7 @@ def metric_vs_sparsity(
     by: str = "method",
     reference: str | None = None,
 ) -> pd.DataFrame:
-    """A metric against sparsity, spaced so that each halving of the density is a step of the same width.
+    """Draws a metric against sparsity, spaced so that each halving of the density is a step of the same width.
 
     Args:
         frame: `records.frame`, with one run a seed for each value of `by` and density.
@@ -45,7 +45,7 @@ def metric_vs(
     by: str = "method",
     reference: str | None = None,
 ) -> pd.DataFrame:
-    """A metric against a numeric column of few values, each with a tick; the axis is logarithmic above zero.
+    """Draws a metric against a numeric column of few values, each with a tick; the axis is logarithmic above zero.
 
     Args:
         frame: `records.frame`, with one run a seed for each value of `by` and `x`.
@@ -77,7 +77,7 @@ def metric_vs_cost(
     ax: Axes,
     by: str = "method",
 ) -> pd.DataFrame:
-    """A metric against what it cost, on a logarithmic axis; lines join the densities of one method.
+    """Draws a metric against what it cost, on a logarithmic axis; lines join the densities of one method.
 
     Args:
         frame: `records.frame`, with one run a seed for each value of `by` and density.
@@ -103,7 +103,7 @@ def metric_vs_cost(
 
 
 def published(points: pd.DataFrame, *, ax: Axes, reference: str | None = None) -> pd.DataFrame:
-    """A paper's accuracies against sparsity, one line a method, with its standard deviations as bars.
+    """Draws a paper's accuracies against sparsity, one line a method, with its standard deviations as bars.
 
     Args:
         points: `papers.paper_points`, one row for each method and density.
@@ -145,7 +145,7 @@ def _draw_lines_and_level(
 
 
 def _draw_line(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict, point: str) -> None:
-    """The runs, and a line through the means at each value of the column `point`."""
+    """Draws the runs, and a line through the means at each value of the column `point`."""
     means = runs.groupby(point).agg(x=(x, "mean"), y=("mean", "first"))
     color, marker = style["color"], style["marker"]
     ax.plot(means["x"], means["y"], color=color, linewidth=1.8)

@@ -4,7 +4,7 @@ import pandas as pd
 
 
 def with_means(frame: pd.DataFrame, metric: str, *, points: list[str]) -> pd.DataFrame:
-    """The runs, each with the mean over the seeds at its point.
+    """Returns the runs, each with the mean over the seeds at its point.
 
     Args:
         frame: `records.frame`, with one run a seed at each point.
@@ -31,6 +31,6 @@ def check_one_run_a_seed(frame: pd.DataFrame, points: list[str]) -> None:
 
 
 def n_seeds(runs: pd.DataFrame, points: str | list[str]) -> str:
-    """Seeds a point, as legends write them: "3", or "2 to 3"."""
+    """Returns the seeds a point, as legends write them: "3", or "2 to 3"."""
     n = runs.groupby(points)["seed"].nunique()
     return f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"

@@ -5,7 +5,9 @@ import io
 import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -39,38 +41,45 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
         raise ValueError("alt must say in words what the figure shows")
     _settle(fig)
     stem = paths.FIGURES / notebook / profile / name
-    png = _few_colors(_bytes(fig, "png", dpi=_DPI, metadata={"Software": None}))
-    with plt.rc_context({"svg.hashsalt": "prunelab"}):
-        svg = _bytes(fig, "svg", metadata={"Date": None, "Creator": None})
+    png = _png(fig)
     atomic_write(stem.with_suffix(".png"), png)
-    atomic_write(stem.with_suffix(".svg"), svg)
-    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n"))
+    atomic_write(stem.with_suffix(".svg"), _svg(fig))
+    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n", float_format=_rounded))
     plt.close(fig)
     _show(png, alt, width=round(fig.get_figwidth() * _SHOWN_DPI))
+
+
+def _rounded(number: float) -> str:
+    """Writes a number as files have it: in the last digits processors differ."""
+    return repr(float(f"{number:.12g}"))
 
 
 def _settle(fig: Figure) -> None:
     """Ends the layout, whose solver leaves noise in the last digits: equal figures shall give equal bytes."""
     fig.set_dpi(_DPI)  # text is not equally wide at all resolutions
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")
+    if engine := fig.get_layout_engine():
+        engine.execute(fig)
+    fig.set_layout_engine(None)  # for one called "none" savefig would draw twice
     for ax in fig.axes:
         ax.set_position([round(edge, 6) for edge in ax.get_position(original=True).bounds])
 
 
-def _bytes(fig: Figure, kind: str, **options) -> bytes:
+def _png(fig: Figure) -> bytes:
+    """Returns a picture with a palette, a quarter of the size of one without: notebooks carry their figures in git."""
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    # An octree keeps rare colours, such as that of a method with three markers.
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture = picture.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    fig.savefig(buffer, format=kind, **options)
+    picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _few_colors(png: bytes) -> bytes:
-    """The same picture with a palette, a quarter of the size: notebooks carry their figures in git."""
+def _svg(fig: Figure) -> bytes:
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as picture:
-        # An octree keeps rare colours, such as that of a method with three markers.
-        few = picture.convert("RGB").quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        few.save(buffer, "PNG", optimize=True)
+    with plt.rc_context({"svg.hashsalt": "prunelab"}):
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from prunelab.figures.axes import draw_diverged, finish, metric_axis, ticks
+from prunelab.figures.axes import draw_diverged, draw_grid, finish, metric_axis, ticks
 from prunelab.figures.means import n_seeds, with_means
 from prunelab.figures.style import STYLES, is_share, label, percent, styles, written
 
@@ -23,7 +23,7 @@ def strips(
     ax: Axes,
     labels: Mapping | None = None,
 ) -> pd.DataFrame:
-    """One column of runs for each value of a column, in order of appearance; a bar is their mean.
+    """Draws one column of runs for each value of a column, in order of appearance; a bar is their mean.
 
     Args:
         frame: `records.frame`, with one run a seed for each value of `by`.
@@ -62,8 +62,8 @@ def strips(
     return runs[[by, "seed", "status", metric, "mean"]].reset_index(drop=True)
 
 
-def heat(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy", *, ax: Axes) -> pd.DataFrame:
-    """Means over seeds in a grid of two columns' values; a cell without runs shows a dash.
+def heat_map(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy", *, ax: Axes) -> pd.DataFrame:
+    """Draws means over seeds in a grid of two columns' values; a cell without runs shows a dash.
 
     Numbers ascend, rightward and upward; categories stand in order of appearance, the first on top. A cell says
     how many of its runs diverged.
@@ -82,36 +82,22 @@ def heat(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy", *, 
     across, down = _in_order(runs[x]), _in_order(runs[y])
     cells = runs.assign(lost=runs["status"] == "diverged").groupby([y, x], sort=False, as_index=False)
     cells = cells.agg(**{metric: ("mean", "first"), "n": ("seed", "size"), "n_diverged": ("lost", "sum")})
-    grid = cells.pivot(index=y, columns=x, values=metric).reindex(index=down, columns=across)
-    picture = ax.pcolormesh(grid, cmap="viridis", edgecolors="#FFFFFF", linewidth=2)
-    for row, column in np.ndindex(grid.shape):
-        mean = grid.iat[row, column]
-        text = "–" if np.isnan(mean) else _short(mean, metric, unit="")
-        lost = cells.loc[(cells[y] == down[row]) & (cells[x] == across[column]), "n_diverged"].sum()
-        light = np.isnan(mean) or np.dot(picture.to_rgba(mean)[:3], (0.2126, 0.7152, 0.0722)) > 0.45
-        ax.text(
-            column + 0.5,
-            row + 0.5,
-            f"{text}\n{lost} diverged" if lost else text,
-            ha="center",
-            va="center",
-            fontsize=9,
-            color="#000000" if light else "#FFFFFF",
-        )
+    means = ["–" if np.isnan(mean) else _short(mean, metric, unit="") for mean in cells[metric]]
+    lost = [f"\n{n} diverged" if n else "" for n in cells["n_diverged"]]
+    cells_and_texts = cells.assign(text=np.char.add(means, lost)).pivot(index=y, columns=x)
+    grid, texts = (cells_and_texts[key].reindex(index=down, columns=across) for key in (metric, "text"))
+    bar = {"label": f"{label(metric)} (n={n_seeds(runs, [y, x])})", "format": percent if is_share(metric) else None}
+    draw_grid(grid, texts, ax=ax, bar=bar, linewidths=2)
+    ax.set_facecolor("#EEEEEE")
+    for row, column in np.argwhere(grid.isna()):
+        text = texts.fillna("–").iat[row, column]
+        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9)
     ticks(ax.xaxis, np.arange(len(across)) + 0.5, _wrapped([written(x, value) for value in across], ax))
     ticks(ax.yaxis, np.arange(len(down)) + 0.5, [written(y, value) for value in down])
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
-    ax.set_facecolor("#EEEEEE")
-    if not pd.api.types.is_numeric_dtype(runs[y]):
+    if pd.api.types.is_numeric_dtype(runs[y]):
         ax.invert_yaxis()
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0, labelsize=9)
-    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, label=f"{label(metric)} (n={n_seeds(runs, [y, x])})")
-    if is_share(metric):
-        bar.ax.yaxis.set_major_formatter(percent)
-    bar.ax.tick_params(labelsize=9)
-    bar.outline.set_visible(False)
     return cells
 
 
@@ -121,12 +107,12 @@ def _in_order(values: pd.Series) -> list:
 
 
 def _wrapped(names: list[str], ax: Axes) -> list[str]:
-    """Names broken into lines that stand side by side below an axis: some nine letters are an inch wide."""
+    """Breaks names into lines that stand side by side below an axis: some nine letters are an inch wide."""
     grid = ax.get_gridspec()
     width = ax.figure.get_figwidth() / (grid.ncols if grid else 1)
     return [textwrap.fill(name, max(int(9.2 * width) // len(names), 8)) for name in names]
 
 
 def _short(mean: float, metric: str, *, unit: str = " %") -> str:
-    """A mean in a drawing: a share in percent with one decimal, or three digits."""
+    """Writes a mean in a drawing: a share in percent with one decimal, or three digits."""
     return f"{100 * mean:.1f}{unit}" if is_share(metric) else f"{mean:#.3g}"

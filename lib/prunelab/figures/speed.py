@@ -9,7 +9,7 @@ from prunelab.figures.axes import finish, ticks
 
 
 def speed_curves(curves: Iterable[dict], *, axes: Sequence[Axes]) -> pd.DataFrame:
-    """A panel for each curve, a marker for each measured point.
+    """Draws a panel for each curve, a marker for each measured point.
 
     Args:
         curves: As `bench.curves` gives them: `name`, `x`, `y`, `points`.

@@ -91,7 +91,7 @@ _LABELS = {
 
 
 def styles(by: str, values: Iterable) -> dict:
-    """How to draw each value present, in the order of drawing.
+    """Returns how to draw each value present, in the order of drawing.
 
     Raises:
         ValueError: A value that a column with fixed styles does not know.
@@ -105,7 +105,7 @@ def styles(by: str, values: Iterable) -> dict:
 
 
 def palette(values: list, *, by: str = "") -> dict:
-    """Styles for values of a column that has no fixed ones, from dark to light."""
+    """Returns styles for values of a column that has no fixed ones, from dark to light."""
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(values)))
     return {
         value: {"color": color, "marker": "osD^vP"[number % 6], "label": written(by, value)}
@@ -114,19 +114,19 @@ def palette(values: list, *, by: str = "") -> dict:
 
 
 def label(column: str) -> str:
-    """What an axis calls a column."""
+    """Returns what an axis calls a column."""
     return _LABELS.get(column, column.replace("_", " "))
 
 
 def legend_title(by: str) -> str | None:
-    """What the values in a legend are; None where they say so themselves."""
+    """Returns what the values in a legend are; None where they say so themselves."""
     if by in STYLES:
         return None
     return "weights left" if by == "density" else label(by)
 
 
 def written(column: str, value: object) -> str:
-    """A value as axes and legends write it."""
+    """Writes a value as axes and legends have it."""
     if value in STYLES.get(column, {}):
         return STYLES[column][value]["label"]
     if column == "density":
@@ -137,10 +137,10 @@ def written(column: str, value: object) -> str:
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is written in percent."""
+    """Tells whether a metric is written in percent."""
     return metric.endswith(("accuracy", "density", "ratio", "survival"))
 
 
 def percent(share: float, _position: int | None = None) -> str:
-    """Also the formatter of an axis, which hands in positions."""
+    """Writes a share in percent; also the formatter of an axis, which hands in positions."""
     return f"{100 * share:.4g} %"

@@ -12,7 +12,7 @@ from prunelab.figures.style import label, legend_title, styles
 
 
 def curves(records: Iterable[dict], metric: str = "test_accuracy", *, ax: Axes, by: str = "method") -> pd.DataFrame:
-    """A metric over training: a thin line for each run, a thick one for the mean where all runs have a value.
+    """Draws a metric over training: a thin line for each run, a thick one for the mean where all runs have a value.
 
     Args:
         records: With one run a seed for each value of `by`.
@@ -30,7 +30,7 @@ def curves(records: Iterable[dict], metric: str = "test_accuracy", *, ax: Axes, 
 
 
 def loss_paths(records: Iterable[dict], *, ax: Axes) -> pd.DataFrame:
-    """Training loss on paths between two networks: a thin line for each seed, a thick one for their mean.
+    """Draws the training loss on paths between two networks: a thin line for each seed, a thick one for their mean.
 
     The axis is logarithmic where the largest loss is more than ten times the smallest.
 

@@ -17,7 +17,7 @@ _VERDICT_STYLE = {
 
 
 def forest(judged: pd.DataFrame, *, ax: Axes, metric: str = "test_accuracy") -> pd.DataFrame:
-    """Claims' differences with their intervals, in the order given; claims that were not judged are left out.
+    """Draws claims' differences with their intervals, in the order given; claims that were not judged are left out.
 
     Args:
         judged: `claims.table`.
