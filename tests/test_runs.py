@@ -1,10 +1,25 @@
 """Runs are values: ids are frozen here, so that old records stay findable."""
 
+from dataclasses import dataclass
+
 import pytest
 
-from prunelab.runs import Run, make_run
+from prunelab.runs import Options, Run, make_run, option
 
-Some = {"method": "rigl", "density": 0.1, "width": 1.0, "n_epochs": 100, "augment": True, "image_size": None}
+
+@dataclass(frozen=True, kw_only=True)
+class Some(Options):
+    method: str = option("", "rigl")
+    density: float = option("", 0.1)
+    width: float = option("", 1.0)
+    n_epochs: int = option("", 100)
+    augment: bool = option("", True)
+    image_size: int | None = option("", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(Some):
+    new_option: int = option("", 3)
 
 
 def test_ids_are_what_they_were():

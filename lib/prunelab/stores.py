@@ -41,7 +41,7 @@ def _is_of(record: dict, run: Run) -> bool:
 
 
 def _with_defaults(record: dict) -> dict:
-    """Returns the record with the options that its recipe got since; a new option's default is what was done before it."""
+    """Returns the record with its recipe's newer options: their defaults are what was done before."""
     return record | {"options": recipes.get(record["recipe"]).defaults | record["options"]}
 
 
