@@ -747,7 +747,7 @@ def test_forecast_counts_tested_images_at_each_evaluation():
 
 # The large profiles take a step: of `full` one run of each kind, of `paper` every run.
 
-FEW = {"image_size": 32, "n_epochs": 1, "fine_tune_epochs": 1, "max_epochs": 1}
+FEW = {"n_epochs": 1, "fine_tune_epochs": 1, "max_epochs": 1}
 
 
 def firsts(profile, key):
@@ -784,7 +784,7 @@ def take_a_step(runs, **changes):
 def test_each_kind_of_run_of_the_full_profile_takes_a_step(runs, monkeypatch):
     monkeypatch.setattr(rethinking, "dataset_of", noise)
     is_grouped = options_of(runs[0])["model"] == RESNEXT["model"]
-    take_a_step(runs, width=1.0 if is_grouped else 0.25, batch_size=16)
+    take_a_step(runs, width=1.0 if is_grouped else 0.25, batch_size=16, image_size=32)
 
 
 def write_images(folder):
@@ -792,7 +792,7 @@ def write_images(folder):
     for part, number in itertools.product(("train", "test"), range(4)):
         path = folder / part / f"n0{number}" / "1.png"
         path.parent.mkdir(parents=True)
-        pixels = torch.randint(256, (32, 40, 3), dtype=torch.uint8)
+        pixels = torch.randint(256, (240 + 20 * number, 300 - 40 * number, 3), dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(path)
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from prunelab import cost, data, engine
-from prunelab.data.batches import TrainBatches
 from prunelab.methods import METHODS
 from prunelab.methods.static import initial_masks
 from prunelab.precision import PRECISIONS, best_precision
@@ -136,7 +135,7 @@ def _stepper(
     device = torch.device(_device())
     options = dict(images)
     dataset = data.load(options.pop("dataset"), **options, device=device)
-    batches = TrainBatches(dataset, batch_size=batch_size, augment=True, generator=torch.Generator().manual_seed(0))
+    batches = dataset.train_batches(batch_size=batch_size, augment=True, generator=torch.Generator().manual_seed(0))
     model = rigl.build(rigl.OPTIONS | {"method": method}, dataset).to(device, memory_format=layout).train()
     optimizer = build_optimizer(model, momentum=0.9, weight_decay=5e-4)
     masking = None

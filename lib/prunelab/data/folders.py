@@ -101,8 +101,8 @@ def list_images(folder: Path) -> Listing:
             enclosing.add(above)
             found[split].append((path, class_name))
     train, test, class_names = _splits(folder, found, enclosing)
-    files_and_labels = [part for split in (train, test) for part in ([path for path, _ in split], _labels(split, class_names))]
-    return Listing(*files_and_labels, class_names)
+    train_files, test_files = ([path for path, _ in split] for split in (train, test))
+    return Listing(train_files, _labels(train, class_names), test_files, _labels(test, class_names), class_names)
 
 
 def sha256(source: Path) -> str:

@@ -95,7 +95,7 @@ def execute(
     start = parents[0]["start"] if options["start"] == "ticket" else copy_of(model.state_dict())
     method = Static(model, pruned.masks) if pruned.masks else None
     if is_large:
-        method = preparation_of(large, steps_per_epoch=len(dataset.train_labels) // options["batch_size"])
+        method = preparation_of(large, steps_per_epoch=dataset.n_train // options["batch_size"])
     if inherits:
         _, metrics["inherited_accuracy"] = evaluate(model, dataset)
     precision = best_precision(device, options["model"])
@@ -167,8 +167,8 @@ def forecast(run: Run) -> Workload:
         num_classes=dataset.num_classes,
         width=width,
         macs=macs,
-        n_steps=n_epochs * (len(dataset.train_labels) // options["batch_size"]),
-        n_evaluated=len(dataset.test_labels) * math.ceil(n_epochs / options["eval_every"]),
+        n_steps=n_epochs * (dataset.n_train // options["batch_size"]),
+        n_evaluated=dataset.n_test * math.ceil(n_epochs / options["eval_every"]),
         **image_of(dataset),
         **{name: options[name] for name in ("model", "optimizer", "batch_size")},
     )
@@ -209,7 +209,7 @@ def _account(
     """Costs of a network by its layer table, beside those of the large one."""
     macs, dense_macs = (cost.total(table, "macs") for table in (layers, reference))
     n_samples = result.n_batches * options["batch_size"]
-    ordinary = options["n_epochs"] * (len(dataset.train_labels) // options["batch_size"]) * options["batch_size"]
+    ordinary = options["n_epochs"] * (dataset.n_train // options["batch_size"]) * options["batch_size"]
     training_macs = cost.training_macs(macs, macs, n_samples=n_samples)
     return {
         "n_weights": cost.total(layers, "n_weights"),

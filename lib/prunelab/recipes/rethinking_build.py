@@ -15,7 +15,6 @@ from prunelab.channels.soft import SoftFilterPruning, l2_scores
 from prunelab.channels.surgery import shrink, without
 from prunelab.channels.trace import Trace, trace
 from prunelab.data import Dataset
-from prunelab.data.batches import TrainBatches
 from prunelab.masks import random_mask
 from prunelab.methods.hooks import Hooks
 from prunelab.methods.lottery import keep_largest
@@ -105,7 +104,7 @@ def large_of(options: Options, dataset: Dataset, parents: Sequence[dict], *, see
             model.load_state_dict(parents[0]["model"])
         except RuntimeError as error:
             raise ValueError(f"the parent is no {options['model']} of width {options['width']:g}: {error}") from error
-    model.to(dataset.train_labels.device, memory_format=torch.channels_last)
+    model.to(dataset.device, memory_format=torch.channels_last)
     return Large(options, dataset, model, traced, parents, seed)
 
 
@@ -136,8 +135,8 @@ def _by_readers(method: Callable[..., tuple[nn.Module, dict[str, Tensor]]], larg
     """The filters that the next layer can least do without on images of the training set."""
     counts = {name: n for name, n in large.counts.items() if n < large.widths[name]}
     generator = generator_of("channels", large.seed)
-    n_images = min(N_IMAGES, len(large.dataset.train_labels))
-    images, _ = next(TrainBatches(large.dataset, batch_size=n_images, augment=False, generator=generator))
+    n_images = min(N_IMAGES, large.dataset.n_train)
+    images, _ = next(large.dataset.train_batches(batch_size=n_images, augment=False, generator=generator))
     readers = {name: large.traced.readers(name)[0] for name in counts}
     model, kept = method(large.model, images, readers=readers, counts=counts, generator=generator)
     return Pruned(model, kept)
@@ -282,7 +281,7 @@ def from_scratch(pruned: Pruned, large: Large) -> nn.Module:
             fresh.get_submodule(name).indices.copy_(module.indices)
     if pruned.masks:
         rescaled_init_(fresh, pruned.masks, generator=generator_of("masked values", large.seed))
-    return fresh.to(dataset.train_labels.device, memory_format=torch.channels_last)
+    return fresh.to(dataset.device, memory_format=torch.channels_last)
 
 
 def changed(widths: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

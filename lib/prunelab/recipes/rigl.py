@@ -110,10 +110,10 @@ def forecast(run: Run) -> Workload:
     options = OPTIONS | dict(run.options)
     dataset = dataset_of(options, "cpu")
     width, length = width_of(options, dataset), n_steps(options, dataset)
-    n_evaluated = len(dataset.test_labels) * math.ceil(n_epochs(options) / options["eval_every"])
+    n_evaluated = dataset.n_test * math.ceil(n_epochs(options) / options["eval_every"])
     if options["path"]:  # a straight line is not trained; every path is tested at its positions
         length = length if PATHS[options["path"]][0] else 0
-        n_evaluated = landscape.N_POSITIONS * min(landscape.N_IMAGES, len(dataset.train_labels))
+        n_evaluated = landscape.N_POSITIONS * min(landscape.N_IMAGES, dataset.n_train)
     return Workload(
         num_classes=dataset.num_classes,
         width=width,
@@ -250,7 +250,7 @@ def _follow_path(options: Options, dataset: Dataset, parents: Sequence[dict], *,
     """The training loss between two solutions, along a curve that is optimised first; the line needs no training."""
     started = time.monotonic()
     n_control_points, is_dense = PATHS[options["path"]]
-    device = dataset.train_labels.device
+    device = dataset.device
     model = build(options, dataset).to(device)
     ends = [parent["model"] for parent in parents]
     union = landscape.union_masks(*(parent["masks"] or {} for parent in parents))  # a dense one masks nothing

@@ -23,7 +23,7 @@ def n_epochs(options: Options) -> int:
 
 def n_steps(options: Options, dataset: data.Dataset) -> int:
     """Optimizer steps of the whole training."""
-    return n_epochs(options) * (len(dataset.train_labels) // options["batch_size"])
+    return n_epochs(options) * (dataset.n_train // options["batch_size"])
 
 
 # A small dense network's width is found to this fraction of the full one's.
