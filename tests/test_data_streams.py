@@ -1,4 +1,3 @@
-import gc
 import itertools
 import random
 import threading
@@ -223,17 +222,15 @@ def test_the_next_batch_is_decoded_while_one_is_in_use(folder, monkeypatch):
 
 
 def test_threads_end_with_their_batches(folder):
-    before = threading.active_count()
-    batches = batches_of(stream())
-    next(batches)
-    next(stream().test_batches(batch_size=1))
-    assert threading.active_count() > before
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
-    del batches
-    gc.collect()
-    for thread in threads:
+    before = set(threading.enumerate())
+    batches, tested = batches_of(stream()), stream().test_batches(batch_size=1)
+    next(batches), next(tested)
+    started = set(threading.enumerate()) - before
+    assert len(started) >= 2
+    del batches, tested
+    for thread in started:
         thread.join(timeout=5)
-    assert threading.active_count() == before
+        assert not thread.is_alive()
 
 
 def test_a_part_of_the_training_images_is_balanced_and_always_the_same(folder):

@@ -803,4 +803,12 @@ def test_each_run_of_the_paper_profile_takes_a_step_on_a_folder_of_images(runs, 
     monkeypatch.setattr(paths, "DATA", tmp_path)
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     write_images(tmp_path / "imagenet")
-    take_a_step(runs, batch_size=4, learning_rate=1e-3)  # large steps on four images may not end well
+    take_a_step(runs, batch_size=4, learning_rate=1e-3, image_size=32)  # large steps on four images may not end well
+
+
+def test_the_paper_profile_steps_on_images_of_several_sizes_at_224_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    write_images(tmp_path / "imagenet")
+    run = rethinking.experiments("paper", seeds=[0])["predefined_resnet"][0]
+    assert rethinking.forecast(run).image_size == 224
+    take_a_step([run], batch_size=4, learning_rate=1e-3)
