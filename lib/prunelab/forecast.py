@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 
 from prunelab.cost import training_macs
-from prunelab.data.batches import TrainBatches
 from prunelab.data.dataset import Dataset
 from prunelab.models import build_model
 from prunelab.precision import best_precision
@@ -160,7 +159,7 @@ def _time(network: Workload, device: torch.device, seconds: float) -> Timing:
     precision = best_precision(device.type, network.model)
     optimizer = build_optimizer(model, optimizer=network.optimizer, momentum=0.9, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    batches = TrainBatches(dataset, batch_size=network.batch_size, augment=True, generator=generator)
+    batches = dataset.train_batches(batch_size=network.batch_size, augment=True, generator=generator)
     stepper = Stepper(model, optimizer, batches, precision=precision)
 
     def spend(n_steps: int) -> float:
@@ -176,7 +175,7 @@ def _time(network: Workload, device: torch.device, seconds: float) -> Timing:
     step_seconds = spend(n_steps) / n_steps
     started = time.perf_counter()
     evaluate(model, dataset, precision=precision)
-    return Timing(network.macs, step_seconds, (time.perf_counter() - started) / len(dataset.test_labels))
+    return Timing(network.macs, step_seconds, (time.perf_counter() - started) / dataset.n_test)
 
 
 def _noise(network: Workload) -> Dataset:

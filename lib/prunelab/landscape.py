@@ -21,7 +21,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunelab.data.batches import TrainBatches
 from prunelab.data.dataset import Dataset
 from prunelab.schedules import learning_rate as learning_rate_at
 
@@ -87,12 +86,12 @@ def loss_along(
     """
     if n_positions < 2:
         raise ValueError(f"n_positions must be at least 2, both ends; got {n_positions}")
-    n_images = min(n_images, len(dataset.train_labels))
+    n_images = min(n_images, dataset.n_train)
     if not 1 <= batch_size <= n_images:
         raise ValueError(f"batch_size must lie in 1..{n_images}, the images used; got {batch_size}")
     points = [_parameters(model, state) for state in (start, *control_points, end)]
     # In a fixed random order: a batch of a single class would have statistics that no training ever saw.
-    shuffled = TrainBatches(dataset, batch_size=batch_size, augment=False, generator=torch.Generator().manual_seed(0))
+    shuffled = dataset.train_batches(batch_size=batch_size, augment=False, generator=torch.Generator().manual_seed(0))
     batches = list(islice(shuffled, n_images // batch_size))
     model = _with_batch_statistics(model)
 
@@ -160,7 +159,7 @@ def fit_curve(
     free = [tensor.requires_grad_() for control in controls for tensor in control.values()]
     optimizer = torch.optim.SGD(free, momentum=momentum, nesterov=momentum > 0)
     positions = torch.rand(n_steps, generator=generator).tolist()
-    batches = TrainBatches(dataset, batch_size=batch_size, augment=augment, generator=generator)
+    batches = dataset.train_batches(batch_size=batch_size, augment=augment, generator=generator)
     model = _with_batch_statistics(model)
 
     for step, position in enumerate(positions):

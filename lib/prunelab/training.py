@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
-from prunelab.data.batches import TrainBatches, test_batches
+from prunelab.data.batches import TrainBatches
 from prunelab.data.dataset import Dataset
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import autocast
@@ -87,11 +87,11 @@ def _test(model: nn.Module, dataset: Dataset, *, precision: str) -> tuple[Tensor
     """Sum of the losses, 0-d, and images of each class, those classified correctly and all; nothing is read yet."""
     was_training = model.training
     model.eval()
-    device = dataset.test_labels.device
+    device = dataset.device
     loss_sum = torch.zeros((), device=device)
     n_correct, n_images = torch.zeros(2, dataset.num_classes, dtype=torch.int64, device=device)
     batch_size = max(1, EVALUATION_PIXELS[device.type] // dataset.image_size**2)
-    for images, labels in test_batches(dataset, batch_size=batch_size):
+    for images, labels in dataset.test_batches(batch_size=batch_size):
         with autocast(device, precision):
             outputs = model(images).float()
         loss_sum += F.cross_entropy(outputs, labels, reduction="sum")
@@ -168,13 +168,13 @@ def training(
         ValueError: A batch larger than the training set, an impossible schedule, or an unknown optimizer or
             precision.
     """
-    steps_per_epoch = len(dataset.train_labels) // batch_size
+    steps_per_epoch = dataset.n_train // batch_size
     if steps_per_epoch < 1:
-        raise ValueError(f"batch_size {batch_size} exceeds the {len(dataset.train_labels)} training images")
+        raise ValueError(f"batch_size {batch_size} exceeds the {dataset.n_train} training images")
     n_steps, warmup_steps = n_epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     model = model.to(memory_format=torch.channels_last)
     optim = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
-    batches = TrainBatches(dataset, batch_size=batch_size, augment=augment, generator=generator)
+    batches = dataset.train_batches(batch_size=batch_size, augment=augment, generator=generator)
     stepper = Stepper(model, optim, batches, method=method, objective=objective, precision=precision)
     result = Result()
     if checkpoint is not None:

@@ -11,7 +11,6 @@ from prunelab.channels import reconstruction, thinet
 from prunelab.channels.filters import uniform_counts
 from prunelab.channels.surgery import shrink
 from prunelab.channels.trace import Trace, trace
-from prunelab.data.batches import TrainBatches
 from prunelab.models import build_model
 from prunelab.recipes.common import image_of
 
@@ -61,7 +60,7 @@ def selection_seconds(method: str, images: dict) -> float:
     device = workers.resolve_device("auto")
     dataset = data.load(images["dataset"], n_train=images["n_train"], device=device)
     generator = torch.Generator().manual_seed(0)
-    batch, _ = next(TrainBatches(dataset, batch_size=N_IMAGES, augment=False, generator=generator))
+    batch, _ = next(dataset.train_batches(batch_size=N_IMAGES, augment=False, generator=generator))
     image = image_of(dataset)
     model = build_model("vgg16", num_classes=dataset.num_classes, **image).to(device)
     traced = trace(model, **image)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from prunelab import cost, data, workers
-from prunelab.data.batches import TrainBatches
 from prunelab.precision import PRECISIONS, best_precision
 from prunelab.recipes.common import dataset_of, layers_of, network_of
 from prunelab.recipes.masking import build_method
@@ -138,7 +137,7 @@ def _stepper(
         **images, method=method, batch_size=batch_size, update_every=UPDATE_EVERY, decay="constant", stop_update=1.0
     )
     dataset = dataset_of(options, str(device))
-    batches = TrainBatches(dataset, batch_size=batch_size, augment=True, generator=torch.Generator().manual_seed(0))
+    batches = dataset.train_batches(batch_size=batch_size, augment=True, generator=torch.Generator().manual_seed(0))
     model = network_of(options, dataset, width=1.0).to(device, memory_format=layout).train()
     optimizer = build_optimizer(model, momentum=0.9, weight_decay=5e-4)
     masking = build_method(options, model, None, dataset, n_epochs=1000, seed=0)

@@ -1,11 +1,13 @@
 """Batches of normalised images, made where the data set lies: no second copy, no worker, no Python loop."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from prunelab.data.dataset import Dataset
+if TYPE_CHECKING:
+    from prunelab.data.dataset import Dataset
 
 
 def crop_and_flip(
@@ -51,10 +53,11 @@ class TrainBatches:
     Source: mirrored borders and random crops as in the CIFAR-10 code of Evci et al. 2020, arXiv:1911.11134.
     """
 
-    def __init__(self, dataset: Dataset, *, batch_size: int, augment: bool, generator: torch.Generator) -> None:
-        n_images = len(dataset.train_labels)
-        if not 1 <= batch_size <= n_images:
-            raise ValueError(f"batch_size must lie in 1..{n_images}, the number of training images; got {batch_size}")
+    def __init__(self, dataset: "Dataset", *, batch_size: int, augment: bool, generator: torch.Generator) -> None:
+        if not 1 <= batch_size <= dataset.n_train:
+            raise ValueError(
+                f"batch_size must lie in 1..{dataset.n_train}, the number of training images; got {batch_size}"
+            )
         self.dataset, self.batch_size, self.augment, self.generator = dataset, batch_size, augment, generator
         self.padding = dataset.image_size // 8
         self._start_pass()
@@ -78,13 +81,7 @@ class TrainBatches:
 
     def current(self) -> tuple[Tensor, Tensor]:
         """Images and labels of the batch in hand, from tensors that stay the same from batch to batch."""
-        index = self._batch[0]
-        if self.augment:
-            _, rows, columns, flips = self._batch
-            images = crop_and_flip(self.dataset.train_images, index, rows, columns, flips.bool(), padding=self.padding)
-        else:
-            images = self.dataset.train_images[index]
-        return _normalise(images, self.dataset), self.dataset.train_labels[index]
+        return normalise(self._pixels(), self.dataset), self.dataset.train_labels[self._batch[0]]
 
     def state_dict(self) -> dict[str, Tensor | int]:
         return {"pass_start": self._pass_start, "position": self._position}
@@ -92,35 +89,47 @@ class TrainBatches:
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """Goes on bit for bit where `state_dict` was taken, given the same data set and batch size."""
         self.generator.set_state(state["pass_start"].cpu())
-        self._start_pass()
-        self._position = state["position"]
+        self._start_pass(state["position"])
 
-    def _start_pass(self) -> None:
-        self._pass_start = self.generator.get_state()
-        self._position = 0
-        n_images, drawn_on = len(self.dataset.train_labels), self.generator.device
-        drawn = [torch.randperm(n_images, generator=self.generator, device=drawn_on)]
+    def _start_pass(self, position: int = 0) -> None:
+        self._pass_start, self._position = self.generator.get_state(), position
+        drawn = [torch.randperm(self.dataset.n_train, generator=self.generator, device=self.generator.device)]
         if self.augment:
-            n_offsets = 2 * self.padding + 1
-            for n_values in (n_offsets, n_offsets, 2 if self.dataset.flip else 1):
-                drawn.append(torch.randint(n_values, (n_images,), generator=self.generator, device=drawn_on))
-        # One row for the image of each place in the pass, and if augmented, for the row, column and flip of its crop.
-        self._drawn = torch.stack(drawn).to(self.dataset.train_images.device)
+            drawn += [self._draw_below(n_values) for n_values in self._augmentations()]
+        # One row for the image of each place in the pass, and if augmented, one for each number that changes it.
+        self._drawn = torch.stack(drawn).to(self.dataset.device)
+
+    def _draw_below(self, n_values: int) -> Tensor:
+        """One number in 0..n_values - 1 for each place in the pass."""
+        n_images, device = self.dataset.n_train, self.generator.device
+        return torch.randint(n_values, (n_images,), generator=self.generator, device=device)
+
+    def _augmentations(self) -> tuple[int, ...]:
+        """How many values each number has that changes an image: row, column and flip of its crop."""
+        n_offsets = 2 * self.padding + 1
+        return n_offsets, n_offsets, 2 if self.dataset.flip else 1
+
+    def _pixels(self) -> Tensor:
+        """Images of the batch in hand, uint8 (b, h, h, c)."""
+        if not self.augment:
+            return self.dataset.train_images[self._batch[0]]
+        index, rows, columns, flips = self._batch
+        return crop_and_flip(self.dataset.train_images, index, rows, columns, flips.bool(), padding=self.padding)
 
 
-def test_batches(dataset: Dataset, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def test_batches(dataset: "Dataset", *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The whole test set in order, as `TrainBatches` gives images and labels; the last batch may be short."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for start in range(0, len(dataset.test_labels), batch_size):
         part = slice(start, start + batch_size)
-        yield _normalise(dataset.test_images[part], dataset), dataset.test_labels[part]
+        yield normalise(dataset.test_images[part], dataset), dataset.test_labels[part]
 
 
 test_batches.__test__ = False  # pytest takes it for a test where it is imported
 
 
-def _normalise(images: Tensor, dataset: Dataset) -> Tensor:
+def normalise(images: Tensor, dataset: "Dataset") -> Tensor:
     """uint8 (b, h, w, c) to float32 (b, c, h, w), with mean 0 and deviation 1 over the training set."""
     mean, std = (255 * moment.view(1, -1, 1, 1) for moment in (dataset.mean, dataset.std))
     # No pixel moves: what was stored channels-last is read as channels_last.

@@ -1,5 +1,6 @@
 """A data set that lies on a device as uint8, and what can be done to it without reading it again."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import NamedTuple
@@ -7,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from prunelab.data.batches import TrainBatches, test_batches
 
 
 class Images(NamedTuple):
@@ -19,8 +22,37 @@ class Images(NamedTuple):
     class_names: tuple[str, ...]
 
 
+class Labelled:
+    """What every data set knows from its labels, wherever its images lie.
+
+    Each kind of data set has also `name`, `source`, `sha256`, `image_size` (of a batch), `channels`, `train_batches`,
+    `test_batches` and `to`.
+    """
+
+    train_labels: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def n_train(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def n_test(self) -> int:
+        return len(self.test_labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+        return self.train_labels.device
+
+
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(Labelled):
     """Training and test images on one device.
 
     Args:
@@ -46,18 +78,6 @@ class Dataset:
     sha256: str
 
     @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def n_train(self) -> int:
-        return len(self.train_labels)
-
-    @property
-    def n_test(self) -> int:
-        return len(self.test_labels)
-
-    @property
     def image_size(self) -> int:
         return self.train_images.shape[1]
 
@@ -69,6 +89,14 @@ class Dataset:
         """The same data set on another device."""
         images_and_labels = ("train_images", "train_labels", "test_images", "test_labels")
         return replace(self, **{field: getattr(self, field).to(device) for field in images_and_labels})
+
+    def train_batches(self, *, batch_size: int, augment: bool, generator: torch.Generator) -> TrainBatches:
+        """Starts training batches without end."""
+        return TrainBatches(self, batch_size=batch_size, augment=augment, generator=generator)
+
+    def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the whole test set in order; the last batch may be short."""
+        return test_batches(self, batch_size=batch_size)
 
     @cached_property
     def mean(self) -> Tensor:
@@ -118,13 +146,18 @@ def balanced_sample(labels: Tensor, n: int, *, generator: torch.Generator) -> Te
     return by_class[turn.argsort(stable=True)[:n]].sort().values
 
 
+def balanced_part(dataset: Labelled, n_train: int) -> Tensor:
+    """Chooses a class-balanced part of the training images, the same on every call; int64 (n_train,), on the CPU."""
+    if not 1 <= n_train <= dataset.n_train:
+        raise ValueError(
+            f"n_train must lie in 1..{dataset.n_train}, the training images of {dataset.name}; got {n_train}"
+        )
+    return balanced_sample(dataset.train_labels.cpu(), n_train, generator=torch.Generator().manual_seed(0))
+
+
 def with_n_train(dataset: Dataset, n_train: int) -> Dataset:
-    """The data set with a class-balanced part of its training images, the same on every call."""
-    n_images = len(dataset.train_labels)
-    if not 1 <= n_train <= n_images:
-        raise ValueError(f"n_train must lie in 1..{n_images}, the training images of {dataset.name}; got {n_train}")
-    generator = torch.Generator().manual_seed(0)
-    kept = balanced_sample(dataset.train_labels.cpu(), n_train, generator=generator).to(dataset.train_labels.device)
+    """The data set with its `balanced_part` of so many training images."""
+    kept = balanced_part(dataset, n_train).to(dataset.device)
     return replace(dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept])
 
 
@@ -140,7 +173,7 @@ def validation_split(dataset: Dataset, *, n_validation: int, seed: int = 0) -> D
     Raises:
         ValueError: Nothing held out, or nothing left to train on.
     """
-    n_images = len(dataset.train_labels)
+    n_images = dataset.n_train
     if not 1 <= n_validation < n_images:
         raise ValueError(
             f"n_validation must lie in 1..{n_images - 1}, as {dataset.name} has {n_images} training images; "
@@ -149,7 +182,7 @@ def validation_split(dataset: Dataset, *, n_validation: int, seed: int = 0) -> D
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(n_images, dtype=torch.bool)
     held_out[balanced_sample(dataset.train_labels.cpu(), n_validation, generator=generator)] = True
-    held_out = held_out.to(dataset.train_labels.device)
+    held_out = held_out.to(dataset.device)
     return replace(
         dataset,
         train_images=dataset.train_images[~held_out],

@@ -15,11 +15,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from prunelab import files
 from prunelab.data.dataset import Images, area_average
@@ -71,9 +74,35 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
         found[split].append((path, class_name, pixels))
     if refused:
         raise ValueError(f"{source}: {len(refused)} images cannot be used, such as {'; '.join(refused[:3])}")
-    if len(enclosing) > 1:
-        raise ValueError(f"{source}: several folders hold a train/, test/ or val/: {', '.join(sorted(enclosing))}")
-    return _assemble(source, found["train"], found["test"] or found["val"])
+    return _assemble(source, *_splits(source, found, enclosing))
+
+
+class Listing(NamedTuple):
+    """What images a folder has, by their paths in it, as `read` would order and number them."""
+
+    train_files: list[str]
+    train_labels: Tensor
+    test_files: list[str]
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+
+
+def list_images(folder: Path) -> Listing:
+    """Lists the images of a tree without opening one.
+
+    Raises:
+        ValueError: Another layout.
+    """
+    found: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+    enclosing = set()
+    for path in _walk(folder):
+        if place := _place(folder, path):
+            above, split, class_name = place
+            enclosing.add(above)
+            found[split].append((path, class_name))
+    train, test, class_names = _splits(folder, found, enclosing)
+    train_files, test_files = ([path for path, _ in split] for split in (train, test))
+    return Listing(train_files, _labels(train, class_names), test_files, _labels(test, class_names), class_names)
 
 
 def sha256(source: Path) -> str:
@@ -90,31 +119,47 @@ def sha256_of_files(contents: Iterable[tuple[str, bytes]]) -> str:
     return digest.hexdigest()
 
 
-def _assemble(source: Path, train: list, test: list) -> Images:
+def _splits(source: Path, found: dict[str, list], enclosing: set[str]) -> tuple[list, list, tuple[str, ...]]:
+    """Training and test images, each in the order of their paths, and the names of the classes.
+
+    Args:
+        source: For errors.
+        found: For each of `SPLITS` tuples that start with an image's path and its class.
+        enclosing: The folders in which the splits were found.
+    """
+    if len(enclosing) > 1:
+        raise ValueError(f"{source}: several folders hold a train/, test/ or val/: {', '.join(sorted(enclosing))}")
+    train, test = found["train"], found["test"] or found["val"]
     if not train or not test:
         raise ValueError(
             f"{source} has {len(train)} training and {len(test)} test images; "
             "it needs train/ and test/ (or val/) with one folder of images per class"
         )
-    class_names = tuple(sorted({class_name for _, class_name, _ in train}))
-    if unknown := {class_name for _, class_name, _ in test} - set(class_names):
+    class_names = tuple(sorted({class_name for _, class_name, *_ in train}))
+    if unknown := {class_name for _, class_name, *_ in test} - set(class_names):
         raise ValueError(f"{source}: classes in its test set that are not in train/: {', '.join(sorted(unknown)[:5])}")
+    for split in (train, test):
+        split.sort(key=lambda item: item[0])
+    return train, test, class_names
+
+
+def _labels(split: list, class_names: tuple[str, ...]) -> Tensor:
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    return torch.tensor([labels[class_name] for _, class_name, *_ in split])
+
+
+def _assemble(source: Path, train: list, test: list, class_names: tuple[str, ...]) -> Images:
     sides = sorted({pixels.shape[:2] for _, _, pixels in train + test})
     if len(sides) > 1 or sides[0][0] != sides[0][1]:
         shown = ", ".join(f"{width}x{height}" for height, width in sides[:3])
         raise ValueError(f"{source}: images are not all square and of one size ({shown}); set image_size")
     channels = max(pixels.shape[2] for _, _, pixels in train + test)
-    labels = {class_name: label for label, class_name in enumerate(class_names)}
     tensors = []
     for split in (train, test):
-        split.sort(key=lambda item: item[0])
         stacked = np.empty((len(split), *sides[0], channels), dtype=np.uint8)
         for image, (_, _, pixels) in zip(stacked, split, strict=True):
             image[...] = pixels  # a grey image among coloured ones repeats its one channel
-        tensors += [
-            torch.from_numpy(stacked),
-            torch.tensor([labels[class_name] for _, class_name, _ in split]),
-        ]
+        tensors += [torch.from_numpy(stacked), _labels(split, class_names)]
     return Images(*tensors, class_names)
 
 
@@ -130,13 +175,20 @@ def _place(source: Path, path: str) -> tuple[str, str, str] | None:
     return enclosing, parts[0], parts[1]
 
 
-def _decode(content: bytes, image_size: int | None) -> np.ndarray:
-    """One image as uint8 (h, w, 1) if grey, else (h, w, 3)."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+@contextmanager
+def opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Opens one image, of a format and size that can be trusted; its pixels are not decoded yet."""
+    with Image.open(file, formats=_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels")
         if image.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel")
+        yield image
+
+
+def _decode(content: bytes, image_size: int | None) -> np.ndarray:
+    """One image as uint8 (h, w, 1) if grey, else (h, w, 3)."""
+    with opened(io.BytesIO(content)) as image:
         mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
         pixels = np.array(image if image.mode == mode else image.convert(mode))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
@@ -151,7 +203,7 @@ def _decode(content: bytes, image_size: int | None) -> np.ndarray:
 def _image_files(source: Path) -> Iterator[tuple[str, bytes]]:
     """The path, from the source's top, and the content of each file that is named as an image."""
     if source.is_dir():
-        return _walk(source)
+        return ((path, (source / path).read_bytes()) for path in _walk(source))
     return _read_zip(source) if source.name.endswith(".zip") else _read_tar(source)
 
 
@@ -162,16 +214,14 @@ def _is_image(path: str) -> bool:
     return not hidden and os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _walk(folder: Path) -> Iterator[str]:
+    """The path, from the folder, of each file in it that is named as an image."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
-        if len(Path(parent).relative_to(folder).parts) > 16:
+        above = Path(parent).relative_to(folder).parts
+        if len(above) > 16:
             raise ValueError(f"{parent}: folders too deep; does a link lead back up?")
-        for name in sorted(names):
-            path = Path(parent, name)
-            relative = path.relative_to(folder).as_posix()
-            if _is_image(relative):
-                yield relative, path.read_bytes()
+        yield from filter(_is_image, ("/".join((*above, name)) for name in sorted(names)))
 
 
 def _limit(archive: Path) -> int:

@@ -25,6 +25,8 @@ from prunelab.data.dataset import Dataset, Images, area_average, with_n_train
 if TYPE_CHECKING:
     from torchvision.datasets import MNIST, Omniglot, VisionDataset
 
+    from prunelab.data.streams import StreamedDataset
+
 TORCHVISION = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
@@ -34,6 +36,7 @@ TORCHVISION = {
     "mnist10k": "MNIST",
     "omniglot-small": "Omniglot",
 }
+STREAMED = {"imagenet": 224}  # what fits on no device, and the side of its images where none is asked for
 _OMNIGLOT_SMALL = re.compile(  # alphabet, character, drawer
     r"images_background/(Balinese|Early_Aramaic|Greek|Japanese_\(katakana\)|Korean|Latin|Sanskrit|Tagalog)"
     r"/(character\d\d)/\d{4}_(\d\d)\.png"
@@ -67,14 +70,16 @@ def load(
     n_train: int | None = None,
     in_colour: bool = False,
     device: torch.device | str = "cpu",
-) -> Dataset:
+) -> "Dataset | StreamedDataset":
     """Loads a data set onto a device: decoded before, from an archive or folder, or downloaded.
+
+    What is in `STREAMED` stays in its folder instead, and its images are decoded and cut as they are used.
 
     Args:
         name: "digits"; "glyphs", or "glyphs:greek", "glyphs:cyrillic:40" for another family and number of
             classes; the name of an ImageFolder tree or archive in `paths.DATA`; or a key of `TORCHVISION`.
         image_size: Side of the images, shrunk by area averaging; from images that are not square, the largest
-            square is cut first. None leaves them as they are.
+            square is cut first. None leaves them as they are. Where streamed, side of the crops.
         n_train: A class-balanced part of the training images, always the same; None takes them all.
         in_colour: Whether grey images get three equal channels, so that one network takes both kinds; they are still
             not flipped.
@@ -85,6 +90,8 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, or None for the images' own size; got {image_size}")
+    if name in STREAMED:
+        return _streamed(name, image_size or STREAMED[name], n_train).to(device)
     entry = _entry(name, image_size)
     dataset = Dataset(
         name=name,
@@ -100,6 +107,19 @@ def load(
             dataset, train_images=_coloured(dataset.train_images), test_images=_coloured(dataset.test_images)
         )
     return dataset.to(device)
+
+
+def _streamed(name: str, image_size: int, n_train: int | None) -> "StreamedDataset":
+    from prunelab.data import streams  # and with it torchvision, which takes a second to import
+
+    folder = paths.DATA / name
+    if not folder.is_dir():
+        raise DatasetNotFoundError(
+            f"there is no folder {folder}: {name} is read from its images as they are used, so put train/ and val/ "
+            "(or test/) there, with one folder of images per class; an archive must be unpacked. "
+            "The profile 'smoke' needs no download"
+        )
+    return streams.open_folder(folder, name=name, image_size=image_size, n_train=n_train)
 
 
 def _entry(name: str, image_size: int | None) -> cache.Entry:
@@ -262,7 +282,7 @@ def _known() -> str:
     found = {
         path.name.removesuffix(suffix) for suffix in folders.ARCHIVE_SUFFIXES for path in paths.DATA.glob(f"*{suffix}")
     } | {path.parent.name for path in paths.DATA.glob("*/train")}
-    names = ["digits", *(f"glyphs:{family}" for family in embedded.FAMILIES), *TORCHVISION]
+    names = ["digits", *(f"glyphs:{family}" for family in embedded.FAMILIES), *TORCHVISION, *STREAMED]
     return (
         f"known are {', '.join(names)}, and in {paths.DATA}: {', '.join(sorted(found)) or 'nothing yet'} "
         f"(an ImageFolder tree or archive put there as {_accepted('<name>')} is found by its name)"

@@ -11,7 +11,6 @@ from prunelab.channels import filters, reconstruction, thinet
 from prunelab.channels.selection import Selection
 from prunelab.channels.slimming import Slimming, gamma_scores
 from prunelab.channels.soft import SoftFilterPruning, l2_scores
-from prunelab.data.batches import TrainBatches
 from prunelab.masks import random_mask
 from prunelab.methods.hooks import Hooks
 from prunelab.methods.lottery import keep_largest
@@ -50,8 +49,8 @@ def _by_readers(method: Callable[..., tuple[nn.Module, dict[str, Tensor]]], orig
     """The filters that the next layer can least do without on images of the training set."""
     counts = {name: n for name, n in original.counts.items() if n < original.widths[name]}
     generator = generator_of("channels", original.seed)
-    n_images = min(N_IMAGES, len(original.dataset.train_labels))
-    images, _ = next(TrainBatches(original.dataset, batch_size=n_images, augment=False, generator=generator))
+    n_images = min(N_IMAGES, original.dataset.n_train)
+    images, _ = next(original.dataset.train_batches(batch_size=n_images, augment=False, generator=generator))
     readers = {name: original.traced.readers(name)[0] for name in counts}
     model, kept = method(original.model, images, readers=readers, counts=counts, generator=generator)
     return Structure(model, kept)
@@ -87,7 +86,9 @@ def _by_magnitude(scope: str, original: Original) -> Structure:
     """The largest weights of the convolutions, of those that the parent's mask has left."""
     weights, density = conv_weights(original.model), original.options.density
     if earlier := original.parents[0].masks:
-        return Structure(original.model, masks=keep_largest(weights, earlier, density=density))
+        earlier = {name: mask.to(original.dataset.device) for name, mask in earlier.items()}
+        left = {name: earlier.get(name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}
+        return Structure(original.model, masks=earlier | keep_largest(weights, left, density=density))
     return Structure(original.model, masks=magnitude_masks(weights, density=density, scope=scope))
 
 

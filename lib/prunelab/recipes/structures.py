@@ -103,7 +103,7 @@ def original_of(options: PruningOptions, dataset: Dataset, parents: Sequence[Sta
     """
     model = _trained(options, dataset, parents[0]) if parents else network_of(options, dataset, width=options.width)
     traced = trace(model, **image_of(dataset))
-    model.to(dataset.train_labels.device, memory_format=torch.channels_last)
+    model.to(dataset.device, memory_format=torch.channels_last)
     return Original(options, dataset, model, traced, parents, seed)
 
 
@@ -137,7 +137,7 @@ def from_scratch(pruned: Structure, original: Original) -> nn.Module:
             fresh.get_submodule(name).indices.copy_(module.indices)
     if pruned.masks:
         rescaled_init_(fresh, pruned.masks, generator=generator_of("masked values", original.seed))
-    return fresh.to(dataset.train_labels.device, memory_format=torch.channels_last)
+    return fresh.to(dataset.device, memory_format=torch.channels_last)
 
 
 def changed(widths: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

@@ -76,6 +76,8 @@ def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State]
         torch.manual_seed(stream_seed("scratch", seed))  # the same values, whatever was drawn to find the structure
         model = pruned.shrunken(pruned.model, dataset) if inherits else from_scratch(pruned, original)
     widths, removed = original.reduced_to(model, pruned)
+    if inherits and pruned.kept and parents[0].masks:
+        raise ValueError("the parent is masked, and its channels cannot be cut without its masks; train from scratch")
     reference = layers_of(options, dataset, options.width)
     n_active = {name: int(mask.sum()) for name, mask in pruned.masks.items()}
     macs = cost.total(cost.layer_table(model, n_active=n_active, **image_of(dataset)), "macs")
@@ -89,7 +91,7 @@ def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State]
     training = {"warmup_epochs": 0}
     if inherits:
         training |= {"learning_rate": options.fine_tune_rate, "schedule": "constant"}
-    if isinstance(method, Selection) and best_precision(dataset.train_labels.device.type, options.model) == "fp16":
+    if isinstance(method, Selection) and best_precision(dataset.device.type, options.model) == "fp16":
         training["precision"] = "fp32"  # its factors cannot be trained in fp16
 
     def finish(result: Result) -> dict:

@@ -77,7 +77,7 @@ def setup(
     parent = parents[0] if parents else None  # whose channels the network has, where it has fewer
     model = network_of(options, dataset, width=shape.width, like=parent)
     masks = STARTS[options.start](options, model, parents, seed)
-    model = model.to(dataset.train_labels.device, memory_format=torch.channels_last)
+    model = model.to(dataset.device, memory_format=torch.channels_last)
     start = copy_of(model.state_dict())
     method = build_method(options, model, masks, dataset, n_epochs=shape.n_epochs, seed=seed, grow_score=grow_score)
 
@@ -126,7 +126,7 @@ def _follow_path(options: RigLOptions, dataset: Dataset, parents: Sequence[State
     """Gives the training loss between two solutions, along a curve that is optimised first, or along a line."""
     started = time.monotonic()
     n_control_points, is_dense = PATHS[options.path]
-    device = dataset.train_labels.device
+    device = dataset.device
     shape = outline(options, dataset)
     model = network_of(options, dataset, width=shape.width, like=parents[0]).to(device)
     ends = [parent.model for parent in parents]

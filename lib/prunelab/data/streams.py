@@ -1,0 +1,216 @@
+"""A data set that stays on disk: a folder of images of any size, decoded by threads a little ahead of their use."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from prunelab import files
+from prunelab.data import folders
+from prunelab.data.batches import TrainBatches, normalise
+from prunelab.data.dataset import Labelled, balanced_part
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as everybody has them
+RESIZED = 256 / 224  # shorter side of a test image before its centre is cut out, in sides of the crop
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # area of a training crop, as a share of the image, and width by height
+_LOG_RATIO = torch.tensor(RATIO).log().tolist()
+_N_TRIES = 10  # for a crop that fits into the image
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedDataset(Labelled):
+    """Images in a folder, as `data.Dataset` wherever images come in batches; there are no tensors of all of them.
+
+    A crop of random area and shape is cut from each training image, resized, and mirrored in one case of two; of a test
+    image the centre is cut. Grey images become coloured.
+
+    Args:
+        name: As it was asked for.
+        folder: Holds the images.
+        train_files: Paths in it.
+        train_labels: int64 (n,), indices into `class_names`, on the device that batches are for.
+        test_files: As `train_files`.
+        test_labels: As `train_labels`.
+        class_names: One for each label.
+        image_size: Side of the crops.
+        sha256: Of the paths and sizes of all images, not of their contents, which would take hours.
+        n_threads: That decode images. Their number changes no number.
+    """
+
+    name: str
+    folder: Path
+    train_files: Sequence[str]
+    train_labels: Tensor
+    test_files: Sequence[str]
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    image_size: int
+    sha256: str
+    n_threads: int
+    channels: ClassVar[int] = 3
+    flip: ClassVar[bool] = True
+
+    @property
+    def source(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """By which batches are normalised, float32 (3,)."""
+        return torch.tensor(MEAN, device=self.device)
+
+    @cached_property
+    def std(self) -> Tensor:
+        """As `mean`."""
+        return torch.tensor(STD, device=self.device)
+
+    def to(self, device: torch.device | str) -> "StreamedDataset":
+        """The same data set with batches on another device."""
+        return replace(self, train_labels=self.train_labels.to(device), test_labels=self.test_labels.to(device))
+
+    def train_batches(self, *, batch_size: int, augment: bool, generator: torch.Generator) -> "StreamedBatches":
+        """Starts training batches without end."""
+        return StreamedBatches(self, batch_size=batch_size, augment=augment, generator=generator)
+
+    def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the whole test set in order; the last batch may be short."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        parts = torch.arange(self.n_test)[:, None].split(batch_size)
+        decoded = _decoded(self, self.test_files, parts)
+        for images, labels in zip(decoded, self.test_labels.split(batch_size), strict=True):
+            yield normalise(images.to(self.device, non_blocking=True), self), labels
+
+
+def open_folder(folder: Path, *, name: str, image_size: int, n_train: int | None = None) -> StreamedDataset:
+    """Lists a folder's images, opening none.
+
+    Args:
+        folder: An ImageFolder tree, as `folders.read` takes it.
+        name: As it was asked for.
+        image_size: Side of the images of a batch.
+        n_train: A class-balanced part of the training images, always the same; None takes them all.
+    Raises:
+        ValueError: Another layout, or an impossible number.
+    """
+    listing = folders.list_images(folder)
+    lines = [f"{path}\0{os.stat(folder / path).st_size}" for path in listing.train_files + listing.test_files]
+    dataset = StreamedDataset(
+        name=name,
+        folder=folder,
+        **listing._asdict(),
+        image_size=image_size,
+        sha256=files.sha256("\n".join(lines).encode()),
+        n_threads=torch.get_num_threads(),
+    )
+    if n_train is None:
+        return dataset
+    kept = balanced_part(dataset, n_train)
+    train_files = [dataset.train_files[i] for i in kept.tolist()]
+    return replace(dataset, train_files=train_files, train_labels=dataset.train_labels[kept])
+
+
+class StreamedBatches(TrainBatches):
+    """As `TrainBatches`, bit for bit resumable too; without `augment` images are as in the test set.
+
+    Threads decode, since a DataLoader's workers are processes, which a worker of the engine may not start. They touch
+    no shared generator: an image's crop follows from a seed that was drawn for its place in the pass.
+    """
+
+    def __init__(self, dataset: StreamedDataset, *, batch_size: int, augment: bool, generator: torch.Generator) -> None:
+        super().__init__(dataset, batch_size=batch_size, augment=augment, generator=generator)
+        size = dataset.image_size
+        self._images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=dataset.device)
+
+    def advance(self) -> None:
+        super().advance()
+        self._images.copy_(next(self._decoded), non_blocking=True)
+
+    def _start_pass(self, position: int = 0) -> None:
+        super()._start_pass(position)
+        parts = self._drawn.T[position:].cpu().split(self.batch_size)
+        n_full = (self.dataset.n_train - position) // self.batch_size
+        self._decoded = _decoded(self.dataset, self.dataset.train_files, parts[:n_full])
+
+    def _augmentations(self) -> tuple[int, ...]:
+        return (1 << 32,)  # the seed of a crop; torch's generator on the CPU takes no more bits
+
+    def _pixels(self) -> Tensor:
+        return self._images
+
+
+def _decoded(dataset: StreamedDataset, paths: Sequence[str], parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yields the images of each part, uint8 (b, h, h, 3), while threads decode those of the next.
+
+    Args:
+        dataset: Says how.
+        paths: In its folder.
+        parts: Of each batch the indices into `paths`, int64 (b, 1), or indices and seeds, (b, 2).
+    """
+    size, is_pinned = dataset.image_size, dataset.device.type == "cuda"
+    pool, ahead = ThreadPoolExecutor(dataset.n_threads), deque()
+    try:
+        for part in parts:
+            images = torch.empty(len(part), size, size, 3, dtype=torch.uint8, pin_memory=is_pinned)
+            work = [
+                pool.submit(_decode_into, image, dataset.folder / paths[i], *seed)
+                for image, (i, *seed) in zip(images.numpy(), part.tolist(), strict=True)
+            ]
+            ahead.append((images, work))
+            if len(ahead) > 1 + 2 * dataset.n_threads // len(part):  # small batches leave no thread idle either
+                yield _finished(*ahead.popleft())
+        while ahead:
+            yield _finished(*ahead.popleft())
+    finally:  # also when nobody wants the rest
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finished(images: Tensor, work: list) -> Tensor:
+    for one in work:
+        one.result()
+    return images
+
+
+def _decode_into(pixels: np.ndarray, path: Path, seed: int | None = None) -> None:
+    """Fills uint8 (h, h, 3) with a random crop of the image there, or without a seed with its centre."""
+    size = len(pixels)
+    try:
+        with folders.opened(path) as file:
+            image = file.convert("RGB")
+    except Exception as error:  # decoders meet damaged files with errors of many kinds
+        raise ValueError(f"{path} cannot be used as an image: {error}") from error
+    if seed is None:
+        image = F.center_crop(F.resize(image, [round(RESIZED * size)]), [size, size])
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        image = F.resized_crop(image, *random_crop(*image.size, generator=generator), size=[size, size])
+        if torch.rand((), generator=generator) < 0.5:
+            image = F.horizontal_flip(image)
+    pixels[...] = image
+
+
+def random_crop(width: int, height: int, *, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Draws where to cut an image, as torchvision's RandomResizedCrop would if it took a generator.
+
+    Returns:
+        Top, left, height and width.
+    """
+    for _ in range(_N_TRIES):
+        area = width * height * torch.empty(1).uniform_(*SCALE, generator=generator).item()
+        ratio = torch.empty(1).uniform_(*_LOG_RATIO, generator=generator).exp().item()
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            top = torch.randint(height - h + 1, (1,), generator=generator).item()
+            return top, torch.randint(width - w + 1, (1,), generator=generator).item(), h, w
+    # An image too long for any: its centre, as long as may be.
+    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
