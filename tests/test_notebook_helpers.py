@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
@@ -206,3 +207,35 @@ def test_source_shown_is_that_of_the_library(capsys):
     first, second = shown.split("\n\ndef show_source")
     assert first.startswith("def drop_fraction(") and first.rstrip() in text
     assert "inspect.getsource" in second and shown.endswith("\n") and not shown.endswith("\n\n")
+
+
+@pytest.mark.parametrize(
+    "profile, fresh, train, trains",
+    [
+        ("smoke", False, "auto", True),
+        ("small", False, "auto", True),
+        ("full", False, "auto", False),  # hours on a laptop: only where it is asked for
+        ("paper", False, "auto", False),
+        ("full", True, "auto", True),
+        ("full", False, "yes", True),
+        ("small", False, "no", False),
+    ],
+)
+def test_large_profiles_train_only_where_it_is_asked_for(profile, fresh, train, trains):
+    cell = f'profile: str = "{profile}"\nfresh: bool = {fresh}\ntrain: str = "{train}"'
+    assert notebook.check_parameters(kernel(cell), profile=str, fresh=bool, train=str).train is trains
+
+
+def test_tables_say_what_is_not_on_record(capsys):
+    planned = pd.DataFrame({"experiment": ["main", "main", "length"], "id": ["a", "b", "a"]})
+    frame = pd.DataFrame({"experiment": ["main"], "id": ["b"], "test_accuracy": [0.5]})
+    tables = notebook.Tables(frame, planned)
+    assert list(tables) == ["main"] and tables["main"]["id"].tolist() == ["b"]
+    assert tables.missing == "on record are only 1 of 2 runs of main, 0 of 1 runs of length"
+    assert tables.have("main") and not capsys.readouterr().out
+    assert not tables.have("main", "length", "networks")
+    assert capsys.readouterr().out == "not shown: on record are 0 of 1 runs of length, no networks\n"
+    whole = notebook.Tables(planned.assign(test_accuracy=0.5), planned)
+    assert whole.missing == "every run is on record"
+    nothing = notebook.Tables(pd.DataFrame(), planned)
+    assert nothing == {} and not nothing.have("main")

@@ -28,7 +28,7 @@ def code_cells(notebook, tag=None):
 
 
 def test_every_recipe_has_its_notebook():
-    assert [path.stem for path in NOTEBOOKS] == sorted(recipe.NOTEBOOK for recipe in recipes.RECIPES.values())
+    assert [path.stem for path in NOTEBOOKS] == sorted(recipe.notebook for recipe in recipes.RECIPES.values())
 
 
 def test_cells_are_executed_in_order_without_error_or_stderr(notebook):
@@ -65,7 +65,7 @@ def test_kernel_is_the_plain_one_and_no_run_or_widget_state_is_kept(notebook):
 
 
 def test_notebook_stays_readable(path, notebook):
-    assert 20 <= len(notebook.cells) <= 40
+    assert 20 <= len(notebook.cells) <= 60
     assert path.stat().st_size <= 900_000  # a dozen figures; GitHub shows it still
     for cell in code_cells(notebook):
         assert len(cell.source.splitlines()) <= 25

@@ -176,7 +176,7 @@ def _figures(options: argparse.Namespace) -> int:
     if options.fresh:
         parameters["fresh"] = True
     stems = [Path(name).stem for name in options.notebooks] or batch.stems()
-    at_once = _train_first(stems, options) if parameters else None  # else they show what ships
+    at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
     failed = []
 
     def report(stem: str, outcome: Path | batch.NotebookFailed, seconds: float) -> None:
@@ -196,17 +196,17 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
     Returns:
         How many notebooks may run at the same time: 1 where they share a GPU, None for no limit.
     """
-    from prunelab import batch, engine, paths, recipes
+    from prunelab import batch, engine, paths, recipes, workers
 
     plan = []
     for recipe in recipes.RECIPES.values():
-        if recipe.NOTEBOOK in stems:
-            default = batch.declared(paths.NOTEBOOKS / f"{recipe.NOTEBOOK}.ipynb")["profile"]
+        if recipe.notebook in stems:
+            default = batch.declared(paths.NOTEBOOKS / f"{recipe.notebook}.ipynb")["profile"]
             plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
     device = options.device or "auto"
     with contextlib.suppress(engine.RunFailed):  # its notebook says so, and the others can still be drawn
-        engine.run(plan, fresh=options.fresh, device=device, progress=sys.stderr.isatty())
-    return 1 if engine.resolve_device(device) == "cuda" else None
+        engine.run(plan, fresh=True, device=device, progress=sys.stderr.isatty())
+    return 1 if workers.resolve_device(device) == "cuda" else None
 
 
 def _short(path: Path, root: Path) -> Path:

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import pandas as pd
+
 from prunelab import __version__, records
 from prunelab.runs import PROFILES
 
-_ALLOWED = {"profile": PROFILES, "device": ("auto", "cpu", "cuda")}
+_ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("auto", "cpu", "cuda")}
+_TRAINED_UNASKED = ("smoke", "small")  # the other profiles take a GPU, or a cluster
 _STARTED = datetime.now(UTC).replace(microsecond=0)  # records give whole seconds
 _CHECKED = "_parameters_are_checked"
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
@@ -27,9 +30,10 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
 
     Args:
         namespace: `globals()` of the notebook.
-        types: Of each parameter: bool, int, float or str. `profile`, `device`, `seeds` must also make sense.
+        types: Of each parameter: bool, int, float or str. `profile`, `train`, `device`, `seeds` must also make sense.
     Returns:
-        The values: a whole number given for a float is a float, and `seeds` is a tuple of int, empty for no text.
+        The values: a whole number given for a float is a float, `seeds` is a tuple of int, empty for no text, and
+        `train` is whether to train what is not on record: where it was asked for, or the profile is a small one.
     Raises:
         ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
     """
@@ -41,6 +45,10 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
     if missing := [name for name in types if name not in namespace]:
         raise ValueError(f"parameter {missing[0]!r} is not set; run the cell of parameters first")
     values = {name: _value(name, namespace[name], kind) for name, kind in types.items()}
+    if values.get("train") == "auto":
+        values["train"] = "yes" if values.get("fresh") or values["profile"] in _TRAINED_UNASKED else "no"
+    if "train" in values:
+        values["train"] = values["train"] == "yes"
     namespace[_CHECKED] = True
     return SimpleNamespace(**values)
 
@@ -108,6 +116,37 @@ def environment_line(*, profile: str, device: str = "auto") -> str:
 def show_source(*objects: Callable) -> None:
     """Prints the code of functions or classes as the library has it, so that no notebook holds a copy."""
     print("\n\n".join(textwrap.dedent(inspect.getsource(item)).rstrip() for item in objects))
+
+
+class Tables(dict[str, pd.DataFrame]):
+    """The records of each experiment as a table, by its name; a profile may be recorded in part.
+
+    Attributes:
+        missing: What is not on record, in words.
+    """
+
+    def __init__(self, frame: pd.DataFrame, planned: pd.DataFrame) -> None:
+        """Args:
+        frame: `records.frame` of what is on record.
+        planned: `records.planned` of the same experiments.
+        """
+        recorded = frame.groupby("experiment", sort=False) if len(frame) else ()
+        super().__init__((name, rows.reset_index(drop=True)) for name, rows in recorded)
+        self._counts = {
+            name: f"{len(self.get(name, ()))} of {n} runs of {name}"
+            for name, n in planned["experiment"].value_counts(sort=False).items()
+            if len(self.get(name, ())) < n
+        }
+        self.missing = "every run is on record"
+        if self._counts:
+            self.missing = f"on record are only {', '.join(self._counts.values())}"
+
+    def have(self, *names: str) -> bool:
+        """Tells whether there are records of each of some experiments; says so where there are none."""
+        absent = [name for name in names if name not in self]
+        if absent:
+            print(f"not shown: on record are {', '.join(self._counts.get(name, f'no {name}') for name in absent)}")
+        return not absent
 
 
 def provenance_line(shown: Iterable[dict], *, since: datetime = _STARTED) -> str:
