@@ -5,7 +5,7 @@ import functools
 import pandas as pd
 import pytest
 
-from prunelab import claims, engine, papers, paths, recipes, records
+from prunelab import claims, papers, paths, recipes, records, stores
 from prunelab.files import sha256
 
 CLAIMS = claims.load()
@@ -76,7 +76,7 @@ def test_without_records_every_claim_says_what_it_waits_for(recipe, profile):
 def test_of_a_profile_that_ships_whole_the_plan_adds_nothing_to_the_records(recipe, tmp_path):
     experiments = recipe.experiments("small")
     ids = {name: [run.id for run in runs] for name, runs in experiments.items()}
-    frame = records.frame(engine.on_record(recipe.plan("small"), store=tmp_path).values(), ids)
+    frame = records.frame(stores.on_record(recipe.plan("small"), store=tmp_path).values(), ids)
     everything = records.planned(experiments, OPTIONS)
     assert set(everything["id"]) == set(frame["id"])
     pd.testing.assert_frame_equal(frame[everything.columns], everything, check_dtype=False)

@@ -6,7 +6,7 @@ import json
 import pytest
 from filelock import FileLock
 
-from prunelab import batch, bench, cli, engine, forecast, paths, recipes, records
+from prunelab import batch, bench, cli, engine, forecast, paths, recipes, records, workers
 from prunelab.forecast import Pace, Timing, Workload
 from prunelab.recipes import runner
 from prunelab.runs import Run
@@ -166,7 +166,7 @@ def test_figures_hands_only_what_was_asked_to_the_notebooks_and_tells_of_each(ca
     monkeypatch.setattr(batch, "stems", lambda: ["01_toy", "02_toy"])
     monkeypatch.setattr(batch, "declared", lambda notebook: {"profile": "'small'"})
     monkeypatch.setattr(engine, "run", run)
-    monkeypatch.setattr(engine, "resolve_device", {"cpu": "cpu", "auto": "cuda"}.get)
+    monkeypatch.setattr(workers, "resolve_device", {"cpu": "cpu", "auto": "cuda"}.get)
     assert cli.main(["figures", "--timeout", "2"]) == 2
     assert calls == [(["01_toy", "02_toy"], {}, 120.0, None)] and not trained
     out, err = capsys.readouterr()

@@ -13,8 +13,9 @@ from prunelab import data, paths
 from prunelab.data import folders, streams
 from prunelab.landscape import loss_along
 from prunelab.models import build_model
-from prunelab.steps import Stepper, build_optimizer, own_stream, set_learning_rate
+from prunelab.steps import Stepper, build_optimizer, set_learning_rate
 from prunelab.training import evaluate, train
+from prunelab.turns import own_stream
 
 CLASSES = ("n01", "n02", "n10")
 SIZES = [(40, 30), (30, 40), (24, 24), (64, 20), (33, 50)]  # width and height
@@ -317,7 +318,6 @@ def training(model, checkpoint=None, **options):
         warmup_epochs=0,
         momentum=0.9,
         weight_decay=1e-4,
-        label_smoothing=0.0,
         augment=True,
         eval_every=1,
         generator=generator(),
@@ -359,10 +359,10 @@ def test_captured_steps_give_what_steps_as_they_are_give(folder):
         stepper = Stepper(model, optimizer, batches_of(stream(device="cuda")))
         stepper.n_until_capture = n_until_capture
         found = []
-        with own_stream(stepper.device):
+        with own_stream(stepper.device) as own, own:
             set_learning_rate(optimizer, 0.05)
             for step in range(8):
-                stepper.take(step)
+                stepper.step(step)
                 found.append(float(stepper.loss_sum))
         return found, evaluate(model, stream(device="cuda"))
 

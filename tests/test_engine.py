@@ -16,8 +16,9 @@ import torch
 from filelock import FileLock
 
 from prunelab import engine, paths, records, stores, workers
-from prunelab.checkpoints import load_checkpoint, save_checkpoint
+from prunelab.checkpoints import load_checkpoint
 from prunelab.recipes import RIGL, runner
+from prunelab.recipes.recipe import State
 from prunelab.runs import Run
 
 TINY = {"model": "lenet_300_100", "width": 0.1, "dataset": "digits", "n_train": 256, "batch_size": 64, "n_epochs": 2}
@@ -37,6 +38,9 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(paths, "RUNS", tmp_path / "data" / "runs")
     return paths.RUNS
+
+
+NO_STATE = State({}, {}, {}, {}, [], {}, num_classes=10, options={}, training_macs=0.0)
 
 
 def names(folder):
@@ -272,7 +276,7 @@ def test_only_ancestors_whose_state_is_missing_are_trained_for_a_child(store):
     done = {first.id: record, second.id: record}
     assert engine.to_train(plan, done, store=store) == [first, second, third]  # no state on this machine
     (store / second.id).mkdir(parents=True)
-    save_checkpoint({}, store / second.id / "state")
+    stores.save_state(second, NO_STATE, store)
     assert engine.to_train(plan, done, store=store) == [third]  # the first is not needed
     assert engine.to_train(plan, done | {third.id: record}, store=store) == []
     between = make_child(first, third, method="dense", path="line")
@@ -598,7 +602,7 @@ def test_run_that_is_put_back_comes_again_after_its_time(monkeypatch):
 def test_work_for_a_thousand_children_of_one_parent_grows_with_their_number_only(store, monkeypatch):
     parent = tiny()
     (store / parent.id).mkdir(parents=True)
-    save_checkpoint({}, store / parent.id / "state")
+    stores.save_state(parent, NO_STATE, store)
     counts = Counter()
 
     def count(owner, name):
@@ -606,7 +610,7 @@ def test_work_for_a_thousand_children_of_one_parent_grows_with_their_number_only
         monkeypatch.setattr(owner, name, lambda *args: counts.update([name]) or function(*args))
 
     count(Run, "canonical")
-    count(workers, "load_checkpoint")
+    count(stores, "load_checkpoint")
     count(engine.heapq, "heappop")
     plan = [child_of(Run(parent.recipe, parent.options, parent.seed), seed=seed) for seed in range(1000)]
     missing = engine.to_train(plan, {parent.id: {}}, store=store)

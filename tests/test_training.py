@@ -177,7 +177,7 @@ def test_the_metric_is_given_what_was_counted_of_each_class(digits, monkeypatch)
     model, _ = build("dense")
     model.eval()
     with torch.no_grad():
-        images = torch.cat([images for images, _ in training.test_batches(digits, batch_size=7)])
+        images = torch.cat([images for images, _ in digits.test_batches(batch_size=7)])
         is_right = model(images).argmax(dim=1) == digits.test_labels
     counted = []
     _, accuracy = evaluate(model, digits, metric=lambda *counts: counted.extend(counts) or 0.25)
