@@ -14,11 +14,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
-from prunelab.recipes.rethinking.plan import TRAININGS
 
 from prunelab import claims, figures, papers, paths
 from prunelab.methods import METHODS
 from prunelab.recipes.prunings import PRUNINGS
+from prunelab.recipes.rethinking.plan import TRAININGS
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 

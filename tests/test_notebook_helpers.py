@@ -39,6 +39,7 @@ def test_values_come_back_with_their_types():
         "seeds": (4, 2),
         "device": "auto",
         "density": 1.0,
+        "train": True,
     }
     assert type(values.density) is float
 

@@ -33,7 +33,8 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
         types: Of each parameter: bool, int, float or str. `profile`, `train`, `device`, `seeds` must also make sense.
     Returns:
         The values: a whole number given for a float is a float, `seeds` is a tuple of int, empty for no text, and
-        `train` is whether to train what is not on record: where it was asked for, or the profile is a small one.
+        `train`, always there, is whether to train what is not on record: where that, or to train afresh, was asked for,
+        or the profile is a small one.
     Raises:
         ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
     """
@@ -45,10 +46,10 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
     if missing := [name for name in types if name not in namespace]:
         raise ValueError(f"parameter {missing[0]!r} is not set; run the cell of parameters first")
     values = {name: _value(name, namespace[name], kind) for name, kind in types.items()}
-    if values.get("train") == "auto":
-        values["train"] = "yes" if values.get("fresh") or values["profile"] in _TRAINED_UNASKED else "no"
-    if "train" in values:
-        values["train"] = values["train"] == "yes"
+    asked = values.get("train", "auto")
+    values["train"] = asked == "yes" or (
+        asked == "auto" and (values.get("fresh", False) or values.get("profile") in _TRAINED_UNASKED)
+    )
     namespace[_CHECKED] = True
     return SimpleNamespace(**values)
 

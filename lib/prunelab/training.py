@@ -128,7 +128,8 @@ def training(
     eval_every: int,
     generator: torch.Generator,
     method: Hooks | None = None,
-    objective: Objective = cross_entropy,
+    objective: Objective | None = None,
+    label_smoothing: float = 0.0,
     metric: Metric = top_1,
     precision: str = "fp32",
     checkpoint: Path | None = None,
@@ -157,7 +158,8 @@ def training(
         eval_every: Epochs between two evaluations.
         generator: Orders and augments the images, on the CPU.
         method: Has its hooks called; None has none.
-        objective: Gives the losses of a step.
+        objective: Gives the losses of a step; None is cross-entropy.
+        label_smoothing: Of that cross-entropy, in [0, 1).
         metric: Makes `test_accuracy` of the images classified correctly.
         precision: A key of `precision.PRECISIONS`.
         checkpoint: File for the state; None keeps none.
@@ -175,6 +177,7 @@ def training(
     model = model.to(memory_format=torch.channels_last)
     optim = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
     batches = dataset.train_batches(batch_size=batch_size, augment=augment, generator=generator)
+    objective = objective or partial(cross_entropy, label_smoothing=label_smoothing)
     stepper = Stepper(model, optim, batches, method=method, objective=objective, precision=precision)
     result = Result()
     if checkpoint is not None:

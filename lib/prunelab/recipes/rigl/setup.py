@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import nn
@@ -18,7 +17,6 @@ from prunelab.recipes.masking import GrowScore, build_method, width_of
 from prunelab.recipes.recipe import Outline, Setup, State
 from prunelab.recipes.rigl.plan import PATHS, RigLOptions
 from prunelab.recipes.starts import STARTS
-from prunelab.steps import cross_entropy
 from prunelab.training import Result
 
 
@@ -96,7 +94,7 @@ def setup(
         ordinary_epochs=options.n_epochs,
         training={
             "warmup_epochs": round(options.warmup_epochs * options.train_multiplier),
-            "objective": partial(cross_entropy, label_smoothing=options.label_smoothing),
+            "label_smoothing": options.label_smoothing,
         },
         method=method,
         start=start,
