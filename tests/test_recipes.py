@@ -45,10 +45,10 @@ def ids(runs):
 PLANS = {
     ("rigl", "smoke"): (135, "164ede7b6c4c6083"),
     ("rigl", "small"): (577, "3dab8c8873f2c4ec"),
-    ("rigl", "full"): (618, "a10280309d0bf02a"),
+    ("rigl", "full"): (534, "426d8e27e8aa1c48"),
     ("rethinking", "smoke"): (73, "fa3bd41273a37e0e"),
     ("rethinking", "small"): (414, "bf3e9c55e0ae9b08"),
-    ("rethinking", "full"): (504, "6417a7de9347a5e8"),
+    ("rethinking", "full"): (399, "5ef82bf7acc9c237"),
 }
 
 
