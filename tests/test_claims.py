@@ -128,11 +128,7 @@ def test_two_seeds_are_never_more_than_inconclusive():
 
 def test_a_listed_value_without_runs_leaves_the_claim_open():
     verdict = claims.judge(claim(where="density=0.1|0.05"), TWO_METHODS)
-    assert (verdict.verdict, verdict.reason, verdict.n_pairs) == (
-        "inconclusive",
-        "0 of 3 seeds at density=0.05",
-        3,
-    )
+    assert (verdict.verdict, verdict.reason) == ("not judged", "no runs are planned at density=0.05")
 
 
 def test_diverged_run_counts_with_the_accuracy_it_has():
@@ -297,7 +293,7 @@ def test_table_judges_every_part_and_summary_every_claim():
     assert judged.loc["a", "difference"] == pytest.approx(0.01 + 0.015)
     assert judged.loc["a", "paper"] == pytest.approx(0.024)
     assert judged.loc["e", "difference"] == pytest.approx(0.03)
-    assert judged.loc["g", "reason"] == "needs runs of profile small"
+    assert judged.loc["g", "reason"] == "needs runs that profile small does not plan"
 
     whole = claims.summary(judged.reset_index()).to_dict("records")
     assert whole == [{"claim": "RigL-C1", "n_parts": 8, "n_judged": 6, "verdict": "not reproduced"}]
@@ -388,7 +384,7 @@ def test_listed_values_are_told_and_never_counted():
     assert told[8] == "           not reproduced  -2.0 [-2.0, -2.0]           at density=0.1"
     assert told[11:14] == [
         "",
-        "not judged, needs runs of profile small:",
+        "not judged, needs runs that profile small does not plan:",
         "RigL-C1c, RigL-C1d, RigL-C1f, RigL-C1g, RigL-C1h",
     ]
 

@@ -18,9 +18,8 @@ one of them is not on record the claim is `not judged`, and each listed value is
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -194,18 +193,34 @@ def judge(
     """
     if profile is not None and profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
-    planned = frame if planned is None else planned
-    too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
-    pairs = pd.DataFrame() if too_small or planned.empty else compared(claim, planned)
+    pairs, lacking = _pairs(claim, frame if planned is None else planned, profile)
     if pairs.empty:
-        return _not_judged(f"needs {claim.needs or f'runs of profile {claim.profile}'}")
+        return _not_judged(f"needs {lacking}")
+    verdict = _judge_pairs(claim, pairs, frame)
+    unplanned = [at for at in levels(claim) if at not in set(pairs["at"])]
+    if unplanned and verdict.verdict != NOT_JUDGED:  # less than what the claim says
+        return _not_judged(f"no runs are planned at {', '.join(unplanned)}")
+    return verdict
+
+
+def _pairs(claim: Claim, planned: pd.DataFrame, profile: str | None) -> tuple[pd.DataFrame, str]:
+    """The planned pairs that a claim compares; and where there is none, what it needs."""
+    too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
+    lacking = f"runs that profile {profile} does not plan"
+    if too_small or profile is None:
+        lacking = f"runs of profile {claim.profile}"
+    pairs = pd.DataFrame() if too_small or planned.empty else compared(claim, planned)
+    return pairs, claim.needs or lacking
+
+
+def _judge_pairs(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame) -> Verdict:
     ids = set(pairs.drop(columns="at").to_numpy().flat)
     if missing := ids.difference(frame.get("id", ())):
         return _not_judged(f"{len(missing)} of {len(ids)} runs not recorded")
 
     differences = _differences(claim, pairs, frame)
     low, high = interval(differences, pairs.index)
-    counts = pairs["at"].value_counts().reindex(list(levels(claim)), fill_value=0)
+    counts = pairs["at"].value_counts()
     fewest, n_seeds = counts.idxmin(), int(counts.min())
     verdict, reason = INCONCLUSIVE, ""
     if np.isnan(differences).any():
@@ -359,7 +374,6 @@ def table(
     planned = frame if planned is None else planned
     if "recipe" in planned:
         chosen = [claim for claim in chosen if claim.recipe in set(planned["recipe"])]
-    judged = partial(judge, frame=frame, planned=planned, profile=profile)
     return pd.DataFrame(
         {
             "claim": claim.id,
@@ -372,16 +386,20 @@ def table(
         }
         | asdict(verdict)
         for claim in chosen
-        for at, verdict in _whole_and_levels(claim, judged).items()
+        for at, verdict in _whole_and_levels(claim, frame, planned, profile).items()
     )
 
 
-def _whole_and_levels(claim: Claim, judged: Callable[[Claim], Verdict]) -> dict[str, Verdict]:
-    whole = {"": judged(claim)}
-    if whole[""].verdict != NOT_JUDGED:
+def _whole_and_levels(
+    claim: Claim, frame: pd.DataFrame, planned: pd.DataFrame, profile: str | None
+) -> dict[str, Verdict]:
+    """Verdicts on a part, and where it cannot be judged on each listed value that is planned, if one of them can."""
+    whole = {"": judge(claim, frame, planned=planned, profile=profile)}
+    pairs, _ = _pairs(claim, planned, profile)
+    if whole[""].verdict != NOT_JUDGED or pairs.empty:
         return whole
-    at_levels = {at: judged(level) for at, level in levels(claim).items()}
-    return whole | at_levels if any(verdict.verdict != NOT_JUDGED for verdict in at_levels.values()) else whole
+    by_level = {at: _judge_pairs(claim, own, frame) for at, own in pairs.groupby("at", sort=False) if at}
+    return whole | by_level if any(verdict.verdict != NOT_JUDGED for verdict in by_level.values()) else whole
 
 
 def pooled(judged: pd.DataFrame) -> pd.DataFrame:
