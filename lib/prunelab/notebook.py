@@ -131,7 +131,7 @@ class Tables(dict[str, pd.DataFrame]):
         frame: `records.frame` of what is on record.
         planned: `records.planned` of the same experiments.
         """
-        recorded = frame.groupby("experiment", sort=False) if len(frame) else ()
+        recorded = frame.groupby("experiment") if len(frame) else ()
         super().__init__((name, rows.reset_index(drop=True)) for name, rows in recorded)
         self._counts = {
             name: f"{len(self.get(name, ()))} of {n} runs of {name}"
