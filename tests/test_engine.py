@@ -40,7 +40,7 @@ def store(tmp_path, monkeypatch):
     return paths.RUNS
 
 
-NO_STATE = State({}, {}, {}, {}, [], {}, num_classes=10, options={}, training_macs=0.0)
+NO_STATE = State({}, num_classes=10, options={}, training_macs=0.0)
 
 
 def names(folder):

@@ -69,10 +69,6 @@ def lively(seed=0, **options):
     return State(
         model=model.state_dict(),
         start=start,
-        masks={},
-        widths={},
-        removed=[],
-        factors={},
         num_classes=10,
         options=asdict(RethinkingOptions(**TINY | options)),
         training_macs=0.0,

@@ -321,7 +321,6 @@ def toy_setup(options, dataset, parents, *, seed):
         reference=cost.layer_table(model, **image_of(dataset)),
         n_epochs=options.n_epochs,
         ordinary_epochs=options.n_epochs,
-        training={"warmup_epochs": 0},
     )
 
 

@@ -121,7 +121,7 @@ def training(
     learning_rate: float,
     optimizer: str = "sgd",
     schedule: str,
-    warmup_epochs: int,
+    warmup_epochs: int = 0,
     momentum: float,
     weight_decay: float,
     augment: bool,

@@ -18,7 +18,7 @@ class State:
 
     Attributes:
         model: State dict of the trained network.
-        start: The values that a ticket rewinds to: those before training, or early in it.
+        start: The values that a ticket rewinds to: those before training, or early in it; empty where none were kept.
         masks: Bool, True where a weight is active, by layer name; empty where nothing is masked.
         widths: Channels of the layers that have others than `options` says; empty where none has.
         removed: Names of the blocks that are gone.
@@ -29,14 +29,14 @@ class State:
     """
 
     model: dict[str, Tensor]
-    start: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    widths: dict[str, int]
-    removed: list[str]
-    factors: dict[str, Tensor]
     num_classes: int
     options: dict[str, Option]
     training_macs: float
+    start: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,11 +50,10 @@ class Setup:
         ordinary_epochs: Length of the reference's training, whose MACs are the unit of `training_macs_ratio`.
         training: Arguments of `training.training` besides the options of the same name, and in place of them.
         method: Hooks of the training; None has none.
-        start: As for `State`; None takes the values of `model`.
-        structure: `widths`, `removed` and `width` of the network, as for `State`, where they are not the options'.
-        metrics: What is known before the training.
-        finish: Called with what training gave; returns the fields that only this recipe records. Their `metrics` join
-            the others, their `factors` go to the state.
+        state: Fields of `State` besides those that training gives: `start`, and `widths` and `removed` of a network that
+            has lost some.
+        finish: Called with what training gave; returns the fields that only this recipe records. Its `metrics` join the
+            others, its `state` the one above.
     """
 
     model: nn.Module
@@ -63,9 +62,7 @@ class Setup:
     ordinary_epochs: int
     training: Mapping[str, object] = field(default_factory=dict)
     method: Hooks | None = None
-    start: dict[str, Tensor] | None = None
-    structure: Mapping[str, object] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    state: Mapping[str, object] = field(default_factory=dict)
     finish: Callable[[Result], dict] = lambda result: {}
 
 

@@ -67,9 +67,8 @@ def executing(
     setup = recipe.setup(options, dataset, parents, seed=run.seed, **own)
     if isinstance(setup, dict):
         return setup | {"dataset": source_of(dataset), "state": None}
-    start = setup.start or copy_of(setup.model.state_dict())
-    precision = best_precision(device, options.model)
-    arguments = {name: getattr(options, name) for name in _TRAINING} | {"precision": precision} | dict(setup.training)
+    arguments = {name: getattr(options, name) for name in _TRAINING}
+    arguments |= {"precision": best_precision(device, options.model), **setup.training}
     result = yield from training(
         setup.model,
         dataset,
@@ -81,26 +80,22 @@ def executing(
         **arguments,
     )
     fields = setup.finish(result)
+    handed_on = fields.pop("state", {})
     method = setup.method or Hooks()
     n_active = {name: int(mask.sum()) for name, mask in method.masks.items()}
     layers = cost.layer_table(setup.model, n_active=n_active, **image_of(dataset))
     metrics = _account(options, dataset, setup, result, layers)
     metrics["total_training_macs"] = metrics["training_macs"] + sum(parent.training_macs for parent in parents)
-    structure = {"widths": {}, "removed": [], "width": options.width} | dict(setup.structure)
-    state = State(
-        model=copy_of(setup.model.state_dict()),
-        start=fields.pop("start", start),
-        masks=dict(method.masks),
-        widths=structure["widths"],
-        removed=structure["removed"],
-        factors=fields.pop("factors", {}),
-        num_classes=dataset.num_classes,
-        options=asdict(options) | {"width": structure["width"]},
-        training_macs=metrics["total_training_macs"],
-    )
+    state = {
+        "model": copy_of(setup.model.state_dict()),
+        "num_classes": dataset.num_classes,
+        "options": asdict(options),
+        "training_macs": metrics["total_training_macs"],
+        "masks": dict(method.masks),
+    }
     return {
         "status": "diverged" if result.diverged else "finished",
-        "metrics": metrics | dict(setup.metrics) | fields.pop("metrics", {}),
+        "metrics": metrics | fields.pop("metrics", {}),
         "curves": result.curves,
         "layers": layers,
         "moves": dict(method.moves),
@@ -108,7 +103,7 @@ def executing(
         "seconds": result.seconds,
         "precision": arguments["precision"],
         "dataset": source_of(dataset),
-        "state": state,
+        "state": State(**state | setup.state | handed_on),
     }
 
 

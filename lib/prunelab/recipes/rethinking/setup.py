@@ -88,9 +88,7 @@ def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State]
         method = PREPARATIONS[options.pruning](original, dataset.n_train // options.batch_size)
     if inherits:
         _, metrics["inherited_accuracy"] = evaluate(model, dataset)
-    training = {"warmup_epochs": 0}
-    if inherits:
-        training |= {"learning_rate": options.fine_tune_rate, "schedule": "constant"}
+    training = {"learning_rate": options.fine_tune_rate, "schedule": "constant"} if inherits else {}
     if isinstance(method, Selection) and best_precision(dataset.device.type, options.model) == "fp16":
         training["precision"] = "fp32"  # its factors cannot be trained in fp16
 
@@ -105,7 +103,7 @@ def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State]
             "image": image_of(dataset) | {"num_classes": dataset.num_classes},
             "patterns": patterns_of(original, pruned.masks) if pruned.masks else {},
             "metrics": metrics | {"n_bytes": n_bytes(model), "n_epochs_trained": n_epochs},
-            "factors": factors,
+            "state": {"factors": factors},
         }
 
     return Setup(
@@ -115,8 +113,7 @@ def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State]
         ordinary_epochs=options.n_epochs,
         training=training,
         method=method,
-        start=start,
-        structure={"widths": widths, "removed": removed},
+        state={"widths": widths, "removed": removed, "start": start},
         finish=finish,
     )
 

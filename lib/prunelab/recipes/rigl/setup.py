@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -80,7 +81,7 @@ def setup(
     method = build_method(options, model, masks, dataset, n_epochs=shape.n_epochs, seed=seed, grow_score=grow_score)
 
     def finish(result: Result) -> dict:
-        fields = {"start": getattr(method, "start", start)}  # a lottery's first round may remember a later step
+        fields = {"state": {"start": getattr(method, "start", start)}}  # a lottery may remember a later step
         if options.model == "lenet_300_100":
             fields["units"] = _units(model, method.masks if method else {})
             counts = fields["units"]["input_connections"]
@@ -97,8 +98,8 @@ def setup(
             "label_smoothing": options.label_smoothing,
         },
         method=method,
-        start=start,
-        structure={"width": shape.width} | ({"widths": parent.widths, "removed": parent.removed} if parent else {}),
+        state={"options": asdict(options) | {"width": shape.width}}
+        | ({"widths": parent.widths, "removed": parent.removed} if parent else {}),
         finish=finish,
     )
 
