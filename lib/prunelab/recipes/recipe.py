@@ -50,8 +50,8 @@ class Setup:
         ordinary_epochs: Length of the reference's training, whose MACs are the unit of `training_macs_ratio`.
         training: Arguments of `training.training` besides the options of the same name, and in place of them.
         method: Hooks of the training; None has none.
-        state: Fields of `State` besides those that training gives: `start`, and `widths` and `removed` of a network that
-            has lost some.
+        state: Fields of `State` besides those that training gives: `start`, and what the network has lost, `widths` and
+            `removed`.
         finish: Called with what training gave; returns the fields that only this recipe records. Its `metrics` join the
             others, its `state` the one above.
     """

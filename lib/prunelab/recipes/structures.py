@@ -68,7 +68,7 @@ class Original:
             (earlier.widths | widths, [*earlier.removed, *pruned.removed]) if earlier else (widths, [*pruned.removed])
         )
 
-    @property
+    @functools.cached_property
     def widths(self) -> dict[str, int]:
         """Channels of each convolution and selection that may lose some, is normalised by itself, and has one reader.
 
@@ -82,12 +82,12 @@ class Original:
             and not isinstance(self.traced.layers[name].module, nn.Linear)
         }
 
-    @property
+    @functools.cached_property
     def filter_widths(self) -> dict[str, int]:
         """Of those the convolutions, whose filters can be ranked."""
         return {name: n for name, n in self.widths.items() if isinstance(self.model.get_submodule(name), nn.Conv2d)}
 
-    @property
+    @functools.cached_property
     def counts(self) -> dict[str, int]:
         """How many filters of each convolution stay by the target, or density, of the run."""
         if self.options.target:
