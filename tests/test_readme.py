@@ -13,7 +13,7 @@ import pytest
 
 from prunelab import claims, paths, records, stores
 from prunelab.models import build_model
-from prunelab.recipes import RECIPES, RETHINKING, RIGL
+from prunelab.recipes import RECIPES, RETHINKING
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
 TOLERANCE = 0.06
@@ -26,9 +26,10 @@ def commands():
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
-# `make test` runs this very file; a clone and a virtual environment are there by then; the benchmark wants a machine
-# of its own, and its quick form is executed.
-EXECUTED_ELSEWHERE = ("git clone", "cd ", "make test", ". .venv/bin/activate")
+# `make test` runs this very file, and of `make figures` one notebook; a clone and a virtual environment are there by
+# then; the benchmark wants a machine of its own, and its quick form is executed.
+EXECUTED_ELSEWHERE = ("git clone", "cd ", "make test", "make figures", ". .venv/bin/activate")
+SMOKE = RETHINKING
 COMMANDS = [command for command in commands() if not command.startswith(EXECUTED_ELSEWHERE)]
 
 
@@ -73,53 +74,47 @@ def test_command_of_the_readme_works(command, checkout):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_figures_are_all_drawn_from_records_and_trained_live(recipe, checkout):
-    shipped = {path.relative_to(paths.FIGURES) for path in (paths.FIGURES / recipe.notebook / "small").glob("*.*")}
-    drawn = {path.relative_to(checkout / "figures") for path in (checkout / "figures").rglob("*.*")}
+@pytest.fixture(scope="module")
+def smoke(checkout):
+    """The copy after one notebook, the cheapest, has trained its smoke profile; `make figures` does so with all."""
+    result = run(f"prunelab figures {SMOKE.notebook} --profile smoke --fresh", checkout)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return checkout
+
+
+def test_all_figures_are_drawn_of_networks_that_were_just_trained(smoke):
+    shipped = {path.name for path in (paths.FIGURES / SMOKE.notebook / "small").glob("*.*")}
+    drawn = {path.name for path in (smoke / "figures" / SMOKE.notebook / "smoke").glob("*.*")}
     assert shipped and shipped <= drawn
-    smoke = {Path(recipe.notebook, "smoke", path.name) for path in shipped}
-    assert smoke <= drawn
 
 
-def fresh_and_shipped(recipe, checkout):
-    """The records of a smoke plan: those of the copy, and ours."""
-    plan = {run.id for run in recipe.plan("smoke")}
-    fresh = [record for record in records.local(checkout / "data" / "runs") if record["id"] in plan]
-    shipped = [record for record in records.load(recipe.notebook) if record["id"] in plan]
-    assert len(fresh) == len(shipped) == len(plan)
-    return fresh, shipped
-
-
-def test_fresh_predefined_networks_cost_what_the_shipped_ones_do(checkout):
-    both = fresh_and_shipped(RETHINKING, checkout)
-    given = [
-        {r["id"]: records.metrics(r) for r in some if r["options"]["pruning"] in (None, "predefined")} for some in both
-    ]
+def test_fresh_smoke_runs_agree_with_the_shipped_records(smoke):
+    planned = {run.id for run in SMOKE.plan("smoke")}
+    fresh, shipped = (
+        {record["id"]: record for record in found if record["id"] in planned}
+        for found in (records.local(smoke / "data" / "runs"), records.load(SMOKE.notebook))
+    )
+    assert fresh.keys() == shipped.keys() == planned
+    given = [run_id for run_id, record in fresh.items() if record["options"]["pruning"] in (None, "predefined")]
     for name in ("n_stored_weights", "macs", "training_macs", "n_epochs_trained", "n_steps"):
-        assert all(own[name] == given[1][key][name] for key, own in given[0].items()), name
-
-
-def test_fresh_smoke_runs_agree_with_the_shipped_records(checkout):
-    fresh, shipped = fresh_and_shipped(RIGL, checkout)
-    counted = ("macs", "training_macs", "n_steps", "n_batches")  # active weights of a ticket may move between layers
-    for name in counted:
-        both = [{record["id"]: record["metrics"].get(name) for record in some} for some in (fresh, shipped)]
-        tickets = {record["id"] for record in shipped if record["options"]["method"] == "lottery" or record["parent"]}
-        assert all(both[0][key] == both[1][key] for key in both[0] if key not in tickets), name
-    main = {run.id for run in RIGL.experiments("smoke")["main"]}
-    keys = ["method", "density", "distribution"]
+        assert all(records.metrics(fresh[i])[name] == records.metrics(shipped[i])[name] for i in given), name
     ours, theirs = (
-        records.frame(record for record in some if record["id"] in main).groupby(keys)["test_accuracy"].mean()
-        for some in (fresh, shipped)
+        records.frame(found.values()).groupby("training")["test_accuracy"].mean() for found in (fresh, shipped)
     )
     assert (ours - theirs).abs().max() < TOLERANCE
+
+
+def test_executed_notebook_says_what_it_shows(smoke):
+    folder = smoke / "figures" / SMOKE.notebook / "smoke"
+    notebook = json.loads((folder / f"{SMOKE.notebook}.ipynb").read_text())
+    text = "".join("".join(output.get("text", "")) for cell in notebook["cells"] for output in cell.get("outputs", []))
+    assert re.search(rf"{len(SMOKE.plan('smoke'))} (trained now|from records) \(", text)
 
 
 def test_papermill_stops_at_a_mistyped_parameter_and_names_the_real_ones(checkout):
     result = run("papermill notebooks/01_rigl.ipynb out.ipynb -p profil smoke", checkout)
     assert result.returncode != 0
-    assert re.search(r"no parameter 'profil'; there are profile, fresh, seeds.*Did you mean 'profile'", result.stderr)
+    assert re.search(r"no parameter 'profil'; there are profile, fresh, train.*Did you mean 'profile'", result.stderr)
 
 
 def test_papermill_works_from_a_folder_outside(checkout, tmp_path):
@@ -127,14 +122,6 @@ def test_papermill_works_from_a_folder_outside(checkout, tmp_path):
     result = run(command, checkout, folder=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_executed_notebook_says_what_it_shows(recipe, checkout):
-    stem = recipe.notebook
-    notebook = json.loads((checkout / "figures" / stem / "smoke" / f"{stem}.ipynb").read_text())
-    text = "".join("".join(output.get("text", "")) for cell in notebook["cells"] for output in cell.get("outputs", []))
-    assert re.search(rf"{len(recipe.plan('smoke'))} (trained now|from records) \(", text)
 
 
 def test_network_of_the_readme_gets_smaller(tmp_path, monkeypatch):
