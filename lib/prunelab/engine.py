@@ -196,13 +196,13 @@ class Schedule:
         heapq.heappush(self._later, (time.monotonic() + seconds, run_id))
 
     def finished(self, run_id: str) -> None:
-        """Its children may be ready now."""
+        """Takes note of a run that is on record now; its children may be ready."""
         self.n_left -= 1
         self._order.done(run_id)
         self._push(self._order.get_ready())
 
     def failed(self, run_id: str, reason: str) -> None:
-        """Its descendants fall with it."""
+        """Takes note of a run that is given up; its descendants fall with it."""
         self.n_left -= 1
         self.failures[run_id] = reason
         for child in self.children[run_id]:

@@ -34,7 +34,7 @@ RUNS_PER_GPU = 8  # where ResNet-20 stops gaining images a second, on an H100
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" becomes "cuda" where there is a GPU, else "cpu".
+    """Makes "auto" "cuda" where there is a GPU, else "cpu".
 
     Raises:
         ValueError: Another name than auto, cpu, cuda; or cuda where there is none.
@@ -179,7 +179,7 @@ class Worker:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """A process started in here never sees Ctrl-C, which reaches the engine, and the engine ends its workers."""
+    """Holds back Ctrl-C from a process started in here for good: it reaches the engine, which ends its workers."""
     resource_tracker.ensure_running()  # with the first process; it lets interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
