@@ -94,7 +94,7 @@ def compare(
 
 
 def n_bytes(model: nn.Module) -> int:
-    """Counts the bytes of the file in which `torch.save` stores a network's state; zeroed weights are stored in full."""
+    """Counts the bytes of the file in which `torch.save` stores a network's state; zeroed weights are in it."""
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return len(file.getbuffer())
