@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from prunelab import batch, bench, cli, engine, forecast, paths, recipes, records, workers
-from prunelab.forecast import Pace, Timing, Workload
+from prunelab.forecast import Calibration, Timing, Workload
 from prunelab.recipes import runner
 from prunelab.runs import Run
 
@@ -63,7 +63,8 @@ def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
 
     def calibrate(workloads, **options):
         asked.append((len(workloads), options))
-        return Pace({workload.kind: [Timing(10**9, step=6.0, test=1.0)] for workload in workloads}, start_seconds=3.0)
+        timings = {workload.kind: [Timing(10**9, step=6.0, test=1.0)] for workload in workloads}
+        return Calibration(timings, start_seconds=3.0)
 
     monkeypatch.setattr(forecast, "calibrate", calibrate)
     records.save(record(PLAN[0]))
@@ -73,7 +74,7 @@ def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
     # A run is 20 steps of 6 seconds and 3 * 20 * 100 * 1e9 MACs.
     assert rows[1] == ["01_toy", "smoke", "2", "12.00", "4.0", "1", "1", "2.0"]  # and 3 seconds to start
     assert rows[2] == ["01_toy", "small", "2", "12.00", "4.0", "0", "2", "4.0"]
-    assert asked == [(1, {"device": "cpu", "jobs": 1})]  # the same work four times
+    assert asked == [(1, {"device": "cpu", "n_workers": 1, "slots": 1})]  # the same work four times
     assert "(cpu, 1 runs at once)" in printed.out and "measuring this machine" in printed.err
 
 

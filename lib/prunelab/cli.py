@@ -118,27 +118,30 @@ def _plan(options: argparse.Namespace) -> None:
 
     device = workers.resolve_device(options.device)
     jobs = options.jobs or workers.default_jobs(device)
+    n_workers, slots = workers.share_out(jobs, device)
     plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
     known = {workload for *_, workloads in plans for workload in workloads.values()}
-    pace = None
+    calibration = None
     if known:
         print(f"measuring this machine for about {forecast.SECONDS:.0f} seconds", file=sys.stderr)
-        pace = forecast.calibrate(known, device=device, jobs=jobs)
+        calibration = forecast.calibrate(known, device=device, n_workers=n_workers, slots=slots)
     rows = []
     for recipe, profile, plan, workloads in plans:
         done = stores.on_record(plan)
         left = [run for run in plan if run.id not in done]
         row = {"notebook": recipe.notebook, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
         row |= {"minutes afresh": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
-        if pace and workloads:
+        if calibration and workloads:
             row["TMACs"] = f"{sum(workload.training_macs for workload in workloads.values()) / 1e12:,.2f}"
-            seconds = {run_id: pace.seconds(workload) for run_id, workload in workloads.items()}
+            seconds = {run_id: calibration.seconds(workload) for run_id, workload in workloads.items()}
             for column, runs in (("minutes afresh", plan), ("minutes left", left)):
-                expected = forecast.plan_seconds(runs, seconds, jobs=jobs, start_seconds=pace.start_seconds)
+                expected = forecast.plan_seconds(
+                    runs, seconds, n_workers=n_workers, start_seconds=calibration.start_seconds
+                )
                 row[column] = f"{expected / 60:.1f}"
         rows.append(row)
     _print_table(rows)
-    if pace:
+    if calibration:
         print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
 
 

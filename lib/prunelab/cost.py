@@ -11,6 +11,7 @@ Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded 
 import copy
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from prunelab.masks import layer_weights
 def layer_table(
     model: nn.Module, *, in_channels: int, image_size: int, n_active: Mapping[str, int] | None = None
 ) -> list[dict]:
-    """Weights and MACs of each convolution and linear layer, for one image.
+    """Lists the weights and MACs of each convolution and linear layer, for one image.
 
     Args:
         model: Left as it is; a copy without numbers is traced.
@@ -37,16 +38,13 @@ def layer_table(
     weights = layer_weights(shadow)
     n_positions: dict[str, int] = {}
 
-    def count_positions(name: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            # A weight is used once for each output position of its channel: once in a linear layer, h * w times in a
-            # convolution.
-            n_positions[name] = output[0].numel() // weights[name].shape[0]
-
-        return hook
+    def count_positions(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # A weight is used once for each output position of its channel: once in a linear layer, h * w times in a
+        # convolution.
+        n_positions[name] = output[0].numel() // weights[name].shape[0]
 
     for name in weights:
-        shadow.get_submodule(name).register_forward_hook(count_positions(name))
+        shadow.get_submodule(name).register_forward_hook(partial(count_positions, name))
     shadow(torch.empty(1, in_channels, image_size, image_size, device="meta"))
     return [
         {
@@ -62,12 +60,20 @@ def layer_table(
 
 
 def total(layers: list[dict], key: str) -> int:
-    """Sum of one column of a layer table, such as `macs`."""
+    """Returns the sum of one column of a layer table, such as `macs`."""
     return sum(layer[key] for layer in layers)
 
 
+def _macs_with(layers: list[dict], n_active: Mapping[str, int]) -> int:
+    """Returns what the network of a layer table costs with other numbers of active weights; layers not named are dense.
+
+    In the table no layer is without an active weight.
+    """
+    return sum(layer["macs"] // layer["n_active"] * n_active.get(layer["name"], layer["n_weights"]) for layer in layers)
+
+
 def matching_density(layers: list[dict], active_counts: Callable[[float], Mapping[str, int]], *, macs: float) -> float:
-    """The density at which a network costs as much as another one, to the nearest weight.
+    """Finds the density at which a network costs as much as another one, to the nearest weight.
 
     Args:
         layers: Table of the network, from `layer_table`, at any density.
@@ -80,12 +86,9 @@ def matching_density(layers: list[dict], active_counts: Callable[[float], Mappin
     """
     dense = active_counts(1.0)
     n_weights = sum(dense.values())
-    sizes = {layer["name"]: layer["n_weights"] for layer in layers}
-    n_positions = {layer["name"]: layer["macs"] // layer["n_active"] for layer in layers}
 
     def macs_with(n_active: int) -> int:
-        counts = sizes | active_counts(n_active / n_weights)
-        return sum(n_positions[name] * n for name, n in counts.items())
+        return _macs_with(layers, active_counts(n_active / n_weights))
 
     least, most = macs_with(len(dense)), macs_with(n_weights)
     if not least <= macs <= most:
@@ -101,19 +104,14 @@ def mean_macs(layers: list[dict], active_counts: Sequence[tuple[int, Mapping[str
         active_counts: From which step on how many weights of each masked layer were active; before that all were.
         n_steps: Optimizer steps of the training.
     """
-    n_positions = {layer["name"]: layer["macs"] / layer["n_weights"] for layer in layers}
-    sizes = {layer["name"]: layer["n_weights"] for layer in layers}
-    dense_macs = total(layers, "macs")
+    stages = [(0, {}), *active_counts]
     stops = [*(step for step, _ in active_counts), n_steps]
-    spent = dense_macs * stops[0]
-    for (step, counts), stop in zip(active_counts, stops[1:], strict=True):
-        saved = sum((sizes[name] - n) * n_positions[name] for name, n in counts.items())
-        spent += (dense_macs - saved) * (stop - step)
-    return spent / n_steps
+    spent = ((stop - step) * _macs_with(layers, n_active) for (step, n_active), stop in zip(stages, stops, strict=True))
+    return sum(spent) / n_steps
 
 
 def nearest_step(wanted: float, size: Callable[[int], float], *, least: int = 1, most: int) -> int:
-    """The step from `least` to `most` whose size is nearest to the wanted one; sizes must not fall. Ties go down."""
+    """Finds the step in `least`..`most` whose size is nearest to the wanted one; sizes must not fall. Ties go down."""
     above = bisect_left(range(most + 1), wanted, lo=least, hi=most, key=size)  # the first that reaches it
     return min((max(above - 1, least), above), key=lambda step: abs(size(step) - wanted))
 
@@ -121,7 +119,7 @@ def nearest_step(wanted: float, size: Callable[[int], float], *, least: int = 1,
 def training_macs(
     dense_macs: float, sparse_macs: float, *, n_samples: float, n_dense_gradient_samples: float = 0
 ) -> float:
-    """MACs of training: a forward pass, and a backward pass that costs two.
+    """Returns the MACs of training: a forward pass, and a backward pass that costs two.
 
     A sample costs 3 f_S; where the gradient of every weight is needed, 2 f_S + f_D. Dense training is f_S = f_D;
     static and SET never need a dense gradient, RigL needs it on the batches of its mask updates, SNFS on all.

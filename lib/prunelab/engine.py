@@ -10,13 +10,13 @@ its record stays as it was.
 
 import functools
 import heapq
-import os
 import random
-import shutil
 import sys
+import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from multiprocessing import connection
 from pathlib import Path
 
@@ -35,15 +35,20 @@ class RunFailed(RuntimeError):
     """A run that could not be finished, in spite of a retry."""
 
 
-def with_parents(plan: Iterable[Run]) -> list[Run]:
-    """The plan's runs and all their ancestors, each once, parents before children."""
+def with_parents(plan: Iterable[Run], *, takes: Callable[[Run], bool] = lambda parent: True) -> list[Run]:
+    """Returns the plan's runs and all their ancestors, each once, parents before children.
+
+    Args:
+        plan: Runs.
+        takes: Tells whether a parent that is not in the list yet is to come into it, with its own ancestors.
+    """
     ordered: dict[str, Run] = {}
 
     def add(run: Run) -> None:
-        if run.id not in ordered:
-            for parent in run.parents:
+        for parent in run.parents:
+            if parent.id not in ordered and takes(parent):
                 add(parent)
-            ordered[run.id] = run
+        ordered.setdefault(run.id, run)
 
     for run in plan:
         add(run)
@@ -84,7 +89,7 @@ def run(
         n_workers, slots = workers.share_out(min(jobs or workers.default_jobs(device), len(missing)), device)
         pool = _Pool(Schedule(missing), store=store, device=device, n_workers=n_workers, slots=slots)
         done = pool.train(progress=progress) | done
-    return [done[item.id] for item in plan if item.id in done]
+    return [done[run.id] for run in plan if run.id in done]
 
 
 def to_train(plan: Iterable[Run], done: Mapping[str, dict], *, store: Path) -> list[Run]:
@@ -97,19 +102,12 @@ def to_train(plan: Iterable[Run], done: Mapping[str, dict], *, store: Path) -> l
     Returns:
         Parents before children.
     """
-    chosen: dict[str, Run] = {}
-    has_state = functools.cache(functools.partial(stores.has_state, store=store))  # read once, whatever its children
 
-    def add(run: Run) -> None:
-        for parent in run.parents:
-            if parent.id not in chosen and not has_state(parent):
-                add(parent)
-        chosen.setdefault(run.id, run)
+    @functools.cache  # read once, however many children it has
+    def has_no_state(parent: Run) -> bool:
+        return not stores.has_state(parent, store)
 
-    for item in with_parents(plan):
-        if item.id not in done:
-            add(item)
-    return list(chosen.values())
+    return with_parents((run for run in with_parents(plan) if run.id not in done), takes=has_no_state)
 
 
 def verify(
@@ -131,23 +129,21 @@ def verify(
     """
     plan = list(plan)
     recorded = stores.on_record(plan)
-    eligible = [item for item in plan if item.id in recorded]
+    eligible = [run for run in plan if run.id in recorded]
     if not eligible or sample < 1:
         raise ValueError(f"cannot draw {sample} runs from {len(eligible)} on record")
     drawn = random.Random(seed).sample(eligible, min(sample, len(eligible)))
-    store = paths.RUNS.parent / f"verify-{os.getpid()}"
-    try:
-        trained = run(drawn, fresh=True, device=device, jobs=jobs, store=store)
-    finally:
-        shutil.rmtree(store, ignore_errors=True)
+    paths.RUNS.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=paths.RUNS.parent, ignore_cleanup_errors=True) as store:
+        trained = run(drawn, fresh=True, device=device, jobs=jobs, store=Path(store))
     return [
         {
-            "run": item,
-            "recorded": recorded[item.id],
+            "run": run,
+            "recorded": recorded[run.id],
             "trained": record,
-            "equal": records.metrics(recorded[item.id]).items() <= record["metrics"].items(),
+            "equal": records.metrics(recorded[run.id]).items() <= record["metrics"].items(),
         }
-        for item, record in zip(drawn, trained, strict=True)
+        for run, record in zip(drawn, trained, strict=True)
     ]
 
 
@@ -157,62 +153,61 @@ class Schedule:
     So no line is left over when all else is done. It knows no process, and looks at no run that is not concerned.
 
     Attributes:
-        items: All runs, by id.
+        runs: All runs, by id.
         children: The ids of the runs that start from each, by its id.
         n_left: Those that neither finished nor failed.
         failures: What went wrong, by id.
     """
 
-    def __init__(self, items: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run]) -> None:
         """Args:
-        items: Runs to train, parents before children; a parent that is not among them is on record.
+        runs: Runs to train, parents before children; a parent that is not among them is on record.
         """
-        self.items = {item.id: item for item in items}
-        self.n_left = len(self.items)
+        self.runs = {run.id: run for run in runs}
+        self.n_left = len(self.runs)
         self.failures: dict[str, str] = {}
-        self.children: dict[str, list[str]] = {run_id: [] for run_id in self.items}
-        self._n_awaited: dict[str, int] = {}
-        for item in self.items.values():
-            awaited = {parent.id for parent in item.parents} & self.items.keys()
-            self._n_awaited[item.id] = len(awaited)
-            for parent in awaited:
-                self.children[parent].append(item.id)
+        parents = {run.id: {parent.id for parent in run.parents} & self.runs.keys() for run in runs}
+        self.children: dict[str, list[str]] = {run_id: [] for run_id in self.runs}
+        for run_id, own in parents.items():
+            for parent in own:
+                self.children[parent].append(run_id)
         generations: dict[str, int] = {}
-        for run_id in reversed(self.items):  # children before their parents
+        for run_id in reversed(self.runs):  # children before their parents
             generations[run_id] = max((1 + generations[child] for child in self.children[run_id]), default=0)
-        self._rank = {run_id: (-generations[run_id], place) for place, run_id in enumerate(self.items)}
-        self._ready = [(self._rank[run_id], run_id) for run_id, n in self._n_awaited.items() if n == 0]
-        heapq.heapify(self._ready)
+        self._rank = {run_id: (-generations[run_id], place) for place, run_id in enumerate(self.runs)}
+        self._order = TopologicalSorter(parents)
+        self._order.prepare()
+        self._ready: list[tuple[tuple[int, int], str]] = []
         self._later: list[tuple[float, str]] = []
+        self._push(self._order.get_ready())
 
     def next_ready(self) -> Run | None:
         """Takes out the run to start next; None while there is none."""
         while self._later and self._later[0][0] <= time.monotonic():
-            self._push(heapq.heappop(self._later)[1])
-        return self.items[heapq.heappop(self._ready)[1]] if self._ready else None
+            self._push([heapq.heappop(self._later)[1]])
+        return self.runs[heapq.heappop(self._ready)[1]] if self._ready else None
 
-    def _push(self, run_id: str) -> None:
-        heapq.heappush(self._ready, (self._rank[run_id], run_id))
+    def _push(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
+            heapq.heappush(self._ready, (self._rank[run_id], run_id))
 
     def later(self, run_id: str, seconds: float) -> None:
         """Puts a run back for some time."""
         heapq.heappush(self._later, (time.monotonic() + seconds, run_id))
 
     def finished(self, run_id: str) -> None:
-        """Its children may be ready now."""
+        """Takes note of a run that is on record now; its children may be ready."""
         self.n_left -= 1
-        for child in self.children[run_id]:
-            self._n_awaited[child] -= 1
-            if self._n_awaited[child] == 0:
-                self._push(child)
+        self._order.done(run_id)
+        self._push(self._order.get_ready())
 
     def failed(self, run_id: str, reason: str) -> None:
-        """Its descendants fall with it."""
+        """Takes note of a run that is given up; its descendants fall with it."""
         self.n_left -= 1
         self.failures[run_id] = reason
         for child in self.children[run_id]:
             if child not in self.failures:
-                self.failed(child, f"{self.items[child]}: its parent failed")
+                self.failed(child, f"{self.runs[child]}: its parent failed")
 
 
 class _Pool:
@@ -231,7 +226,7 @@ class _Pool:
 
     def train(self, *, progress: bool) -> dict[str, dict]:
         """Returns the records of all runs, by id; the workers end with it, whatever happens."""
-        n_runs = len(self.schedule.items)
+        n_runs = len(self.schedule.runs)
         seconds = POLL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
         try:
             with tqdm(
@@ -240,8 +235,9 @@ class _Pool:
                 while self.schedule.n_left:
                     self._give_out()
                     self._collect()
-                    in_hand = [run_id for worker in self.workers for run_id in worker.in_hand]
-                    shares = sum(_share_done(self.store / run_id) for run_id in in_hand)
+                    shares = sum(
+                        _share_done(self.store / run_id) for worker in self.workers for run_id in worker.in_hand
+                    )
                     bar.update(round(n_runs - self.schedule.n_left + shares, 2) - bar.n)
         finally:
             for worker in self.workers:
@@ -256,13 +252,13 @@ class _Pool:
         while free := [worker for worker in self.workers if self._has_room(worker)]:
             worker = min(free, key=lambda worker: len(worker.in_hand))
             is_suspect = bool(self.suspects) and not worker.in_hand
-            item = self.suspects.popleft() if is_suspect else self.schedule.next_ready()
-            if item is None:
+            run = self.suspects.popleft() if is_suspect else self.schedule.next_ready()
+            if run is None:
                 return
             try:
-                worker.start(item, keep_state=bool(self.schedule.children[item.id]), is_reserved=is_suspect)
+                worker.start(run, keep_state=bool(self.schedule.children[run.id]), is_reserved=is_suspect)
             except OSError:  # it died before
-                self.suspects.append(item)
+                self.suspects.append(run)
                 self._replace(worker)
 
     def _has_room(self, worker: workers.Worker) -> bool:
@@ -272,30 +268,30 @@ class _Pool:
         busy = {worker.pipe: worker for worker in self.workers if worker.in_hand}
         for pipe in connection.wait(list(busy), timeout=POLL_SECONDS):
             try:
-                item, answer = busy[pipe].answer()
+                run, answer = busy[pipe].answer()
             except (EOFError, OSError):
                 self._replace(busy[pipe])
                 continue
             if answer is None:
-                self.schedule.later(item.id, BUSY_SECONDS)
+                self.schedule.later(run.id, BUSY_SECONDS)
             elif isinstance(answer, str):
-                self.schedule.failed(item.id, answer)
+                self.schedule.failed(run.id, answer)
             else:
-                self.done[item.id] = answer
-                self.schedule.finished(item.id)
+                self.done[run.id] = answer
+                self.schedule.finished(run.id)
 
     def _replace(self, worker: workers.Worker) -> None:
         """Puts a new worker in place of a dead one, whose runs are tried again or given up."""
         worker.kill()
-        self.workers[self.workers.index(worker)] = self.new_worker(worker.number)
+        self.workers[worker.number] = self.new_worker(worker.number)
         self.suspects.extendleft(reversed(worker.in_hand.values()))
         if len(worker.in_hand) == 1:
-            item = self.suspects[0]
-            self.deaths[item.id] += 1
-            if self.deaths[item.id] == MAX_DEATHS:
+            run = self.suspects[0]
+            self.deaths[run.id] += 1
+            if self.deaths[run.id] == MAX_DEATHS:
                 self.suspects.popleft()
                 reason = f"its worker was killed {MAX_DEATHS} times; out of memory? Try fewer runs at once"
-                self.schedule.failed(item.id, f"{item}: {reason}")
+                self.schedule.failed(run.id, f"{run}: {reason}")
 
 
 def _share_done(folder: Path) -> float:

@@ -1,9 +1,11 @@
 """How long a plan will take on this machine, from a few seconds of measurement. No image is needed, nothing is stored.
 
 Networks of each kind (same model, image and batch size) are trained for some steps on noise, the widest and the
-narrowest, in as many processes at once as will train the plan; the time of other widths is read between the two.
+narrowest, in as many processes at once as will train the plan, and in each as many in turn; the time of other widths is
+read between the two.
 """
 
+import itertools
 import math
 import multiprocessing
 import statistics
@@ -11,8 +13,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
 
 from prunelab.cost import training_macs
 from prunelab.data.dataset import Dataset
@@ -21,7 +25,7 @@ from prunelab.precision import best_precision
 from prunelab.runs import Run
 from prunelab.steps import N_WARM_UP, Stepper, build_optimizer, can_capture
 from prunelab.training import evaluate
-from prunelab.turns import own_stream
+from prunelab.turns import Turns, in_turns
 
 SECONDS = 10.0  # of measurement, shared among the networks
 
@@ -70,21 +74,21 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Calibration:
     """What was measured: of each kind of workload its timings, narrowest network first; and the start of a process."""
 
     timings: Mapping[tuple, Sequence[Timing]]
     start_seconds: float
 
     def seconds(self, workload: Workload) -> float:
-        """Expected time of one run."""
+        """Returns the expected time of one run on a worker, of which runs in turn have equal shares."""
         timings = self.timings[workload.kind]
         step, test = (_interpolated(workload.macs, timings, key) for key in ("step", "test"))
         return workload.n_steps * step + workload.n_evaluated * test
 
 
 def _interpolated(macs: int, timings: Sequence[Timing], key: str) -> float:
-    """Along a straight line through the first and the last timing, both axes logarithmic."""
+    """Reads a time along a straight line through the first and the last timing, both axes logarithmic."""
     low, high = timings[0], timings[-1]
     if low.macs == high.macs:
         return getattr(low, key)
@@ -92,13 +96,13 @@ def _interpolated(macs: int, timings: Sequence[Timing], key: str) -> float:
     return getattr(low, key) ** (1 - share) * getattr(high, key) ** share
 
 
-def plan_seconds(plan: Sequence[Run], seconds: Mapping[str, float], *, jobs: int, start_seconds: float) -> float:
-    """Expected wall-clock time of a plan: all its work shared by `jobs`, but at least its longest line of descent.
+def plan_seconds(plan: Sequence[Run], seconds: Mapping[str, float], *, n_workers: int, start_seconds: float) -> float:
+    """Forecasts the wall-clock time of a plan: all its work shared out, but at least its longest line of descent.
 
     Args:
         plan: Parents before children.
         seconds: Of each run, by id.
-        jobs: Runs at the same time.
+        n_workers: Among whom the work is shared.
         start_seconds: Until the first run starts.
     """
     if not plan:
@@ -106,76 +110,89 @@ def plan_seconds(plan: Sequence[Run], seconds: Mapping[str, float], *, jobs: int
     ends: dict[str, float] = {}
     for run in plan:
         ends[run.id] = seconds[run.id] + max((ends.get(parent.id, 0.0) for parent in run.parents), default=0.0)
-    return start_seconds + max(sum(seconds[run.id] for run in plan) / jobs, max(ends.values()))
+    return start_seconds + max(sum(seconds[run.id] for run in plan) / n_workers, max(ends.values()))
 
 
-def calibrate(workloads: Iterable[Workload], *, device: str, jobs: int, seconds: float = SECONDS) -> Pace:
+def calibrate(
+    workloads: Iterable[Workload], *, device: str, n_workers: int, slots: int, seconds: float = SECONDS
+) -> Calibration:
     """Measures this machine.
 
     Args:
         workloads: Of the runs whose time is asked for.
         device: "cpu" or "cuda".
-        jobs: Runs at the same time.
+        n_workers: Processes at the same time; on GPUs each has one of its own.
+        slots: Runs that each of them takes in turn.
         seconds: Spent in each process, longer where steps are slow.
     """
     kinds: dict[tuple, list[Workload]] = {}
-    for workload in workloads:
+    for workload in sorted(workloads, key=lambda workload: workload.macs):
         kinds.setdefault(workload.kind, []).append(workload)
-    chosen = {
-        kind: sorted({extreme(own, key=lambda workload: workload.macs) for extreme in (min, max)}, key=lambda w: w.macs)
-        for kind, own in kinds.items()
-    }
-    networks = [workload for own in chosen.values() for workload in own]
-    context = multiprocessing.get_context("spawn")
+    networks = [each for own in kinds.values() for each in {end.macs: end for end in (own[0], own[-1])}.values()]
+    devices = [f"cuda:{number}" if device == "cuda" else device for number in range(n_workers)]
     started = time.time()
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        answers = [pool.submit(_measure, networks, device, seconds / len(networks)) for _ in range(jobs)]
-        measured = [answer.result() for answer in answers]
+    measure = partial(_measure, networks, slots=slots, seconds=seconds / len(networks))
+    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        began, measured = zip(*pool.map(measure, devices), strict=True)
     timings: dict[tuple, list[Timing]] = {}
-    for network, *several in zip(networks, *(own for _, own in measured), strict=True):
+    for network, *several in zip(networks, *measured, strict=True):
         step, test = (statistics.mean(getattr(timing, key) for timing in several) for key in ("step", "test"))
         timings.setdefault(network.kind, []).append(Timing(network.macs, step, test))
-    return Pace(timings, start_seconds=statistics.mean(began for began, _ in measured) - started)
+    return Calibration(timings, start_seconds=statistics.mean(began) - started)
 
 
-def _measure(networks: Sequence[Workload], device: str, seconds: float) -> tuple[float, list[Timing]]:
-    """When this process was ready, and the timings of networks, each taken in a share of the time."""
+def _measure(networks: Sequence[Workload], device: str, *, slots: int, seconds: float) -> tuple[float, list[Timing]]:
+    """Returns when this process was ready, and the timings of networks, each taken in so many seconds."""
     began = time.time()
     if device == "cpu":
         torch.set_num_threads(1)
-    with own_stream(torch.device(device)) as stream, stream:
-        return began, [_time(network, torch.device(device), seconds) for network in networks]
+    torch.backends.cudnn.deterministic = True  # as in training
+    return began, [_time(network, torch.device(device), slots=slots, seconds=seconds) for network in networks]
 
 
-def _time(network: Workload, device: torch.device, seconds: float) -> Timing:
+def _time(network: Workload, device: torch.device, *, slots: int, seconds: float) -> Timing:
+    """Times as many networks as take turns on a device, all alike; a step is its share of a round."""
     dataset = _noise(network).to(device)
-    model = build_model(
-        network.model,
-        num_classes=network.num_classes,
-        in_channels=network.in_channels,
-        image_size=network.image_size,
-        width=network.width,
-    ).to(device, memory_format=torch.channels_last)
     precision = best_precision(device.type, network.model)
+    models = [
+        build_model(
+            network.model,
+            num_classes=network.num_classes,
+            in_channels=network.in_channels,
+            image_size=network.image_size,
+            width=network.width,
+        ).to(device, memory_format=torch.channels_last)
+        for _ in range(slots)
+    ]
+    trainings = [_steps(model, dataset, network, precision=precision) for model in models]
+
+    def spend(n_rounds: int) -> float:
+        """Returns the seconds that rounds take, a step of each network in turn, the last one's end awaited."""
+        started = time.perf_counter()
+        for training in trainings * n_rounds:
+            next(training)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    spend(N_WARM_UP + 1 if can_capture(device) else 1)
+    n_rounds = max(1, int(seconds / spend(1)))
+    step_seconds = spend(n_rounds) / n_rounds / slots
+    started = time.perf_counter()
+    evaluate(models[0], dataset, precision=precision)
+    return Timing(network.macs, step_seconds, (time.perf_counter() - started) / dataset.n_test)
+
+
+@in_turns
+def _steps(model: nn.Module, dataset: Dataset, network: Workload, *, precision: str) -> Turns[None]:
+    """Trains a network without end, a step a turn."""
     optimizer = build_optimizer(model, optimizer=network.optimizer, momentum=0.9, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     batches = dataset.train_batches(batch_size=network.batch_size, augment=True, generator=generator)
     stepper = Stepper(model, optimizer, batches, precision=precision)
-
-    def spend(n_steps: int) -> float:
-        """Seconds that steps take, the last one's end awaited."""
-        started = time.perf_counter()
-        for step in range(n_steps):
-            stepper.step(step)
-        float(stepper.loss_sum)
-        return time.perf_counter() - started
-
-    spend(N_WARM_UP + 1 if can_capture(device) else 1)
-    n_steps = max(1, int(seconds / spend(1)))
-    step_seconds = spend(n_steps) / n_steps
-    started = time.perf_counter()
-    evaluate(model, dataset, precision=precision)
-    return Timing(network.macs, step_seconds, (time.perf_counter() - started) / dataset.n_test)
+    for step in itertools.count():
+        stepper.step(step)
+        yield
 
 
 def _noise(network: Workload) -> Dataset:

@@ -29,7 +29,7 @@ N_POSITIONS, N_IMAGES = 21, 2000  # at which the loss along a path is taken, and
 
 
 def point_on_curve(points: Sequence[State], position: float) -> dict[str, Tensor]:
-    """The point of a Bezier curve at a position.
+    """Returns the point of a Bezier curve at a position.
 
     Args:
         points: Start, control points, end; all with the same names.
@@ -41,7 +41,7 @@ def point_on_curve(points: Sequence[State], position: float) -> dict[str, Tensor
 
 
 def union_masks(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of what is active in either: the smallest sparse subspace that holds both solutions.
+    """Returns masks of what is active in either: the smallest sparse subspace that holds both solutions.
 
     A layer that one of them leaves unmasked has no mask.
     """
@@ -49,7 +49,7 @@ def union_masks(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, T
 
 
 def barrier(losses: Sequence[float]) -> float:
-    """How far the loss on a path rises above the higher of its ends, at least 0; NaN where a loss is NaN."""
+    """Tells how far the loss on a path rises above the higher of its ends, at least 0; NaN where a loss is NaN."""
     return float(np.max(losses)) - max(losses[0], losses[-1])
 
 
@@ -65,7 +65,7 @@ def loss_along(
     n_images: int = N_IMAGES,
     batch_size: int = 200,
 ) -> tuple[list[float], list[float]]:
-    """Training loss at evenly spaced positions of a path.
+    """Measures the training loss at evenly spaced positions of a path.
 
     Every position, on every call, sees the same images in the same batches, without augmentation.
 
@@ -153,9 +153,9 @@ def fit_curve(
             raise ValueError(f"the mask of {name}, {tuple(mask.shape)}, fits no parameter of the model")
 
     controls = [point_on_curve((start, end), k / (n_control_points + 1)) for k in range(1, n_control_points + 1)]
-    for control in controls:
-        for name, mask in pruned.items():
-            control[name].masked_fill_(mask, 0.0)
+    masked = [(control[name], mask) for control in controls for name, mask in pruned.items()]
+    for tensor, mask in masked:
+        tensor.masked_fill_(mask, 0.0)
     free = [tensor.requires_grad_() for control in controls for tensor in control.values()]
     optimizer = torch.optim.SGD(free, momentum=momentum, nesterov=momentum > 0)
     positions = torch.rand(n_steps, generator=generator).tolist()
@@ -167,15 +167,14 @@ def fit_curve(
             group["lr"] = learning_rate_at(step, peak=learning_rate, n_steps=n_steps)
         optimizer.zero_grad(set_to_none=True)
         _loss(model, point_on_curve((start, *controls, end), position), *next(batches)).backward()
-        for control in controls:
-            for name, mask in pruned.items():
-                control[name].grad.masked_fill_(mask, 0.0)
+        for tensor, mask in masked:
+            tensor.grad.masked_fill_(mask, 0.0)
         optimizer.step()
     return [{name: tensor.detach() for name, tensor in control.items()} for control in controls]
 
 
 def _parameters(model: nn.Module, state: State) -> dict[str, Tensor]:
-    """The model's parameters as a state has them, on the model's device and without its buffers."""
+    """Returns the model's parameters as a state has them, on the model's device and without its buffers."""
     expected = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     for name in (*expected, *(name for name in state if name not in buffers)):

@@ -33,11 +33,11 @@ class Latency:
     seconds: tuple[float, ...]
 
     def spread(self) -> Spread:
-        """Quartiles of the seconds."""
+        """Returns the quartiles of the seconds."""
         return _spread(self.seconds)
 
     def speed_up_over(self, other: "Latency") -> Spread:
-        """Quartiles of how many times as fast this network is as another one of the same `compare`.
+        """Returns the quartiles of how many times as fast this network is as another one of the same `compare`.
 
         A ratio is taken within each round, so that a machine that slows down between rounds changes none.
         """
@@ -94,7 +94,7 @@ def compare(
 
 
 def n_bytes(model: nn.Module) -> int:
-    """Size in bytes of the file in which `torch.save` stores a network's state. Zeroed weights are stored in full."""
+    """Counts the bytes of the file in which `torch.save` stores a network's state; zeroed weights are in it."""
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return len(file.getbuffer())

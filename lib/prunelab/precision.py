@@ -18,7 +18,7 @@ BF16_ON_CPU = ("resnet20", "resnet32", "resnet56", "wrn22_2")
 
 
 def best_precision(device: str, model: str) -> str:
-    """The key of `PRECISIONS` that suits a network on a device.
+    """Returns the key of `PRECISIONS` that suits a network on a device.
 
     Args:
         device: "cpu" or "cuda".
@@ -31,7 +31,7 @@ def best_precision(device: str, model: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which products on a device are in a precision.
+    """Returns a context in which products on a device are in a precision.
 
     Raises:
         ValueError: An unknown precision.

@@ -8,6 +8,7 @@ from step to step (images, learning rate, masks) is written into the tensors tha
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,8 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Iterator[Tensor]]
 N_WARM_UP = 3  # optimizer steps before capture: momentum and workspaces must exist by then
 
 
-def _sgd(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=capturable or None)
-
-
-def _plain_sgd(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
-    return torch.optim.SGD(groups, momentum=momentum, fused=capturable or None)
+def _sgd(groups: list[dict], momentum: float, capturable: bool, *, nesterov: bool) -> Optimizer:
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov and momentum > 0, fused=capturable or None)
 
 
 def _adam(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
@@ -46,14 +43,14 @@ class OptimizerKind:
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerKind(_sgd, decays_all=False),  # Nesterov momentum; as in RigL's code
-    "plain_sgd": OptimizerKind(_plain_sgd, decays_all=True),  # as in the code of Liu et al. 2019
+    "sgd": OptimizerKind(partial(_sgd, nesterov=True), decays_all=False),  # as in RigL's code
+    "plain_sgd": OptimizerKind(partial(_sgd, nesterov=False), decays_all=True),  # as in the code of Liu et al. 2019
     "adam": OptimizerKind(_adam, decays_all=False),
 }
 
 
 def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float) -> Optimizer:
-    """An optimizer by name. On a GPU it is fused and can be captured; its learning rate is 0 until `set_learning_rate`.
+    """Builds an optimizer by name, whose learning rate is 0 until `set_learning_rate`; on a GPU it can be captured.
 
     Args:
         model: Its parameters are optimized; those without a gradient in a step, as frozen ones, keep their values.
@@ -125,7 +122,7 @@ class Stepper:
         objective: Gives the losses of a step.
         precision: A key of `precision.PRECISIONS`.
         """
-        self.model, self.optimizer, self.batches, self.method = model, optimizer, batches, method
+        self.model, self.optimizer, self.batches, self.method = model, optimizer, batches, method or Hooks()
         self.objective, self.precision = objective, precision
         self.device = next(model.parameters()).device
         self._autocast = autocast(self.device, precision)
@@ -149,11 +146,10 @@ class Stepper:
                 warnings.warn(f"steps cannot be captured here ({error}); they go on, more slowly", stacklevel=2)
         self.batches.advance()
         self._compute()
-        if self.method and self.method.before_update(step, self.optimizer):  # sees dense gradients, not masked yet
+        if self.method.before_update(step, self.optimizer):  # sees dense gradients, not masked yet
             return False
         self._update()
-        if self.method:
-            self.method.after_update(step + 1, self.optimizer)
+        self.method.after_update(step + 1, self.optimizer)
         self.n_until_capture -= 1
         return True
 
@@ -170,20 +166,18 @@ class Stepper:
             torch._foreach_mul_(gradients, 1.0 / loss_scale)
 
     def _next_of(self, losses: Iterator[Tensor]) -> Tensor | None:
-        """The next loss, worked out in this training's precision; None after the last."""
+        """Returns the next loss, worked out in this training's precision; None after the last."""
         with self._autocast:
             return next(losses, None)
 
     def _update_weights(self) -> None:
-        if self.method:
-            self.method.change_gradients()
+        self.method.change_gradients()
         self.optimizer.step()
-        if self.method:
-            self.method.change_weights()
+        self.method.change_weights()
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether steps on a device are captured as graphs."""
+    """Tells whether steps on a device are captured as graphs."""
     return device.type == "cuda"
 
 

@@ -84,7 +84,7 @@ def evaluate(
 
 @torch.no_grad()
 def _test(model: nn.Module, dataset: Dataset, *, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses, 0-d, and images of each class, those classified correctly and all; nothing is read yet."""
+    """Returns the sum of losses, and images of each class, those classified correctly and all; nothing is read yet."""
     was_training = model.training
     model.eval()
     device = dataset.device
@@ -177,11 +177,10 @@ def training(
     model = model.to(memory_format=torch.channels_last)
     optim = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
     batches = dataset.train_batches(batch_size=batch_size, augment=augment, generator=generator)
+    method = method or Hooks()
     objective = objective or partial(cross_entropy, label_smoothing=label_smoothing)
     stepper = Stepper(model, optim, batches, method=method, objective=objective, precision=precision)
-    result = Result()
-    if checkpoint is not None:
-        result = _restore(checkpoint, model, optim, batches, method) or result
+    result = _restore(checkpoint, model, optim, batches, method) if checkpoint else Result()
 
     rate_at = partial(
         learning_rate_at, peak=learning_rate, n_steps=n_steps, warmup_steps=warmup_steps, schedule=schedule
@@ -211,21 +210,21 @@ def training(
         ):
             result.curves[key].append(value)
         result.seconds = time.monotonic() - started
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+        if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_checkpoint(_state(result, model, optim, batches, method), checkpoint)
             saved = time.monotonic()
         report(result.n_steps / n_steps)
     return result
 
 
-def _state(result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks | None) -> dict:
+def _state(result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks) -> dict:
     return {
         "format": CHECKPOINT_FORMAT,
         "result": vars(result),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "batches": batches.state_dict(),
-        "method": method.state_dict() if method else None,
+        "method": method.state_dict(),
         "generators": {  # dropout draws from them
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
@@ -233,9 +232,7 @@ def _state(result: Result, model: nn.Module, optimizer: Optimizer, batches: Trai
     }
 
 
-def _restore(
-    checkpoint: Path, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks | None
-) -> Result | None:
+def _restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks) -> Result:
     try:
         state = load_checkpoint(checkpoint)
         if state["format"] != CHECKPOINT_FORMAT:
@@ -243,16 +240,15 @@ def _restore(
                 f"{checkpoint} has format {state['format']}, this version reads {CHECKPOINT_FORMAT}"
             )
     except FileNotFoundError:
-        return None
+        return Result()
     except CorruptCheckpoint as error:
         warnings.warn(f"{error}; this run starts again from its beginning", stacklevel=2)
-        return None
+        return Result()
     model.load_state_dict(state["model"])
     # Its groups stay, and with them the tensor of the learning rate, where the graphs of a GPU read it.
     optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
     batches.load_state_dict(state["batches"])
-    if method:
-        method.load_state_dict(state["method"])
+    method.load_state_dict(state["method"])
     torch.set_rng_state(state["generators"]["cpu"])
     if state["generators"]["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["generators"]["cuda"])

@@ -8,7 +8,7 @@ A record is written the moment its run ends, so whatever is killed, the same cal
 start from leaves its state (weights, masks) in `data/runs/<id>/state`.
 """
 
-import math
+import json
 import multiprocessing
 import os
 import signal
@@ -34,7 +34,7 @@ RUNS_PER_GPU = 8  # where ResNet-20 stops gaining images a second, on an H100
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" becomes "cuda" where there is a GPU, else "cpu".
+    """Makes "auto" "cuda" where there is a GPU, else "cpu".
 
     Raises:
         ValueError: Another name than auto, cpu, cuda; or cuda where there is none.
@@ -62,34 +62,34 @@ def share_out(jobs: int, device: str) -> tuple[int, int]:
     return n_workers, jobs // n_workers
 
 
-def execute(item: Run, *, store: Path, device: str, keep_state: bool = False) -> dict | None:
+def execute(run: Run, *, store: Path, device: str, keep_state: bool = False) -> dict | None:
     """Trains one run in this process, without a pause; arguments and what is returned are those of `executing`."""
-    return exhaust(executing(item, store=store, device=device, keep_state=keep_state))
+    return exhaust(executing(run, store=store, device=device, keep_state=keep_state))
 
 
-def executing(item: Run, *, store: Path, device: str, keep_state: bool = False) -> Turns[dict | None]:
+def executing(run: Run, *, store: Path, device: str, keep_state: bool = False) -> Turns[dict | None]:
     """Trains one run and puts its record, and on request its state, into the store; pauses after each step.
 
     Args:
-        item: Its parents' states are in the store.
+        run: Its parents' states are in the store.
         store: Folder of this machine's runs.
         device: "cpu" or "cuda".
         keep_state: Others start from this run.
     Returns:
         Its record; None while another process is training it.
     """
-    folder = store / item.id
+    folder = store / run.id
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):  # let go by the system when its holder dies
-            record = stores.on_record([item], fresh=True, store=store).get(item.id)
-            if record and not (keep_state and not stores.has_state(item, store)):
+            record = stores.on_record([run], fresh=True, store=store).get(run.id)
+            if record and not (keep_state and not stores.has_state(run, store)):
                 return record
             for half_written in folder.glob(".*"):  # left by a process killed in the middle of a write
                 half_written.unlink()
-            trained, state = yield from _train(item, store=store, device=device)
+            trained, state = yield from _train(run, store=store, device=device)
             if keep_state:
-                stores.save_state(item, state, store)
+                stores.save_state(run, state, store)
             if record is None:
                 record = trained
                 records.save(record, store)
@@ -100,27 +100,27 @@ def executing(item: Run, *, store: Path, device: str, keep_state: bool = False) 
         return None
 
 
-def _train(item: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | None]]:
+def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | None]]:
     """Returns a run's record and its state."""
     provenance = records.provenance()  # before training: the commit may change under a long run
-    recipe = recipes.get(item.recipe)
+    recipe = recipes.get(run.recipe)
     result = yield from runner.executing(
         recipe,
-        item,
+        run,
         device=device,
-        parents=[stores.load_state(parent, store) for parent in item.parents],
-        checkpoint=store / item.id / "checkpoint",
-        report=lambda share: atomic_write(store / item.id / "progress", f"{share:.4f}"),
+        parents=[stores.load_state(parent, store) for parent in run.parents],
+        checkpoint=store / run.id / "checkpoint",
+        report=lambda share: atomic_write(store / run.id / "progress", f"{share:.4f}"),
     )
     state, seconds, precision, dataset = (result.pop(key) for key in ("state", "seconds", "precision", "dataset"))
     record = {
         "format": records.FORMAT,
-        "id": item.id,
-        "recipe": item.recipe,
-        "options": recipe.defaults | dict(item.options),
-        "seed": item.seed,
-        "parent": item.parent_ids,
-        **_finite(result),
+        "id": run.id,
+        "recipe": run.recipe,
+        "options": recipe.defaults | dict(run.options),
+        "seed": run.seed,
+        "parent": run.parent_ids,
+        **json.loads(json.dumps(result), parse_constant=lambda name: None),  # JSON has no NaN and no infinity
         "provenance": provenance
         | {
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -131,15 +131,6 @@ def _train(item: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | 
         },
     }
     return record, state
-
-
-def _finite(value):
-    """The same value with None for each number that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Worker:
@@ -161,14 +152,14 @@ class Worker:
         theirs.close()
         self.number, self.in_hand, self.is_reserved = number, dict[str, Run](), False
 
-    def start(self, item: Run, *, keep_state: bool, is_reserved: bool) -> None:
+    def start(self, run: Run, *, keep_state: bool, is_reserved: bool) -> None:
         """Hands over a run.
 
         Raises:
             OSError: The worker is dead.
         """
-        self.pipe.send((item, keep_state))
-        self.in_hand[item.id], self.is_reserved = item, is_reserved
+        self.pipe.send((run, keep_state))
+        self.in_hand[run.id], self.is_reserved = run, is_reserved
 
     def answer(self) -> tuple[Run, dict | str | None]:
         """Returns a run that ended, and its record, or what went wrong, or None where another process trains it.
@@ -188,7 +179,7 @@ class Worker:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """A process started in here never sees Ctrl-C, which reaches the engine, and the engine ends its workers."""
+    """Holds back Ctrl-C from a process started in here for good: it reaches the engine, which ends its workers."""
     resource_tracker.ensure_running()  # with the first process; it lets interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -227,9 +218,9 @@ def take_turns(pipe: connection.Connection, executing: Callable[..., Turns[dict 
     turns: dict[str, tuple[Run, Turns]] = {}
     while True:
         while not turns or pipe.poll():
-            item, keep_state = pipe.recv()
-            turns[item.id] = item, executing(item, keep_state=keep_state)
-        for item, training in list(turns.values()):
+            run, keep_state = pipe.recv()
+            turns[run.id] = run, executing(run, keep_state=keep_state)
+        for run, training in list(turns.values()):
             try:
                 next(training)
                 continue
@@ -238,6 +229,6 @@ def take_turns(pipe: connection.Connection, executing: Callable[..., Turns[dict 
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
             except Exception as error:
-                answer = f"{item}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
-            del turns[item.id]
-            pipe.send((item.id, answer))
+                answer = f"{run}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            del turns[run.id]
+            pipe.send((run.id, answer))

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +25,12 @@ from prunelab.precision import best_precision
 
 
 def profile(*, quick: bool = False) -> dict[str, float]:
-    """Shares of the time of ResNet-20's step that its operations take; `quick` as for `measure`."""
+    """Returns the shares of ResNet-20's step that its operations take; `quick` as for `measure`."""
     return steps.profile(_images(quick=quick))
 
 
 def _images(*, quick: bool) -> dict:
-    """Options of the images that are trained on, which are decoded and cached before any clock starts."""
+    """Returns options of the images that are trained on, which are decoded and cached before any clock starts."""
     images = {"dataset": "glyphs", "n_train": 512}
     if not quick:  # long beside the start of a process
         images = {"dataset": "cifar10", "n_train": 50_000 if _on_gpu() else 10_000}
@@ -56,8 +56,8 @@ def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
     yield from GROUPS[group](quick)
 
 
-def _rounds(measurement: Callable[[], float], quick: bool) -> list[float]:
-    return [measurement() for _ in range(1 if quick else 3)]
+def _rounds(quick: bool, measurement: Callable[..., float], *arguments: object) -> list[float]:
+    return [measurement(*arguments) for _ in range(1 if quick else 3)]
 
 
 def _on_gpu() -> bool:
@@ -65,39 +65,36 @@ def _on_gpu() -> bool:
 
 
 def _engine(quick: bool) -> Iterator[dict]:
-    spent = _rounds(lambda: plans.schedule_milliseconds(100 if quick else 1000), quick)
+    spent = _rounds(quick, plans.schedule_milliseconds, 100 if quick else 1000)
     yield row("scheduling 1,000 children of a run, each", "<= 1", spent, unit="ms")
     images = _images(quick=quick)
-    least = ">= 8" if _on_gpu() else ">= 1.5"
-    yield row("engine over ordinary script, samples/s", least, _rounds(lambda: plans.engine_gain(images), quick))
+    gains = _rounds(quick, plans.engine_gain, images)
+    yield row("engine over ordinary script, samples/s", ">= 8" if _on_gpu() else ">= 1.5", gains)
     if _on_gpu():
-        yield row("8 runs at once over one at a time", ">= 3", _rounds(lambda: plans.at_once_gain(images), quick))
-        long = images | {"n_epochs": 2 if quick else 60}
-        spent = _rounds(lambda: plans.seconds_a_run(long), quick)
+        yield row("8 runs at once over one at a time", ">= 3", _rounds(quick, plans.at_once_gain, images))
+        spent = _rounds(quick, plans.seconds_a_run, images | {"n_epochs": 2 if quick else 60})
         yield row("ResNet-20 for 60 epochs, each of 8 runs", "<= 10", spent, unit="s")
     else:
         smoke = plans.SMOKE | {"n_epochs": 2 if quick else 30}
         small = images | {"model": "resnet8", "image_size": 16, "n_epochs": 3, "eval_every": 3}
         for name, runs in (("smoke", smoke), ("small", small)):
-            gain = _rounds(lambda runs=runs: plans.parallel_gain(runs), quick)
-            yield row(f"8 {name} runs, one a core over all threads", ">= 1.3", gain)
+            gains = _rounds(quick, plans.parallel_gain, runs)
+            yield row(f"8 {name} runs, one a core over all threads", ">= 1.3", gains)
 
 
 def _steps(quick: bool) -> Iterator[dict]:
     images = _images(quick=quick)
-    compared = _rounds(lambda: steps.method_ratios(images), quick)
-    yield row("masked step over dense step", "<= 1.05", [masked for masked, _ in compared])
-    yield row("RigL over static, update every 100 steps", "<= 1.02", [moving for _, moving in compared])
-    limit = _rounds(lambda: steps.share_of_limit(images), quick)
-    yield row("ResNet-20 FLOP/s over matrix product's", "none" if _on_gpu() else ">= 0.5", limit)
-    half = best_precision("cuda" if _on_gpu() else "cpu", "resnet20")
+    masked, moving = zip(*_rounds(quick, steps.method_ratios, images), strict=True)
+    yield row("masked step over dense step", "<= 1.05", masked)
+    yield row("RigL over static, update every 100 steps", "<= 1.02", moving)
+    shares = _rounds(quick, steps.share_of_limit, images)
+    yield row("ResNet-20 FLOP/s over matrix product's", "none" if _on_gpu() else ">= 0.5", shares)
+    half = best_precision(workers.resolve_device("auto"), "resnet20")
     if half != "fp32":
-        gain = _rounds(lambda: steps.precision_gain(images, half), quick)
-        yield row(f"float32 step over {half} step", ">= 1.2", gain)
-    gain = _rounds(lambda: steps.layout_gain(images), quick)
-    yield row("contiguous step over channels-last step", ">= 1", gain)
+        yield row(f"float32 step over {half} step", ">= 1.2", _rounds(quick, steps.precision_gain, images, half))
+    yield row("contiguous step over channels-last step", ">= 1", _rounds(quick, steps.layout_gain, images))
     if _on_gpu():
-        yield row("eager step over captured step", ">= 1", _rounds(lambda: steps.capture_gain(images), quick))
+        yield row("eager step over captured step", ">= 1", _rounds(quick, steps.capture_gain, images))
 
 
 def _channels(quick: bool) -> Iterator[dict]:
@@ -110,9 +107,9 @@ def _channels(quick: bool) -> Iterator[dict]:
         for batch_size, target in ((128, least), (1, "none")):
             gains = channels.gains(model, batch_size=batch_size, n_rounds=2 if quick else 9)
             yield row(f"{label} at half the MACs: speed-up over MAC ratio, batch {batch_size}", target, gains)
-    yield row("surgery of a ResNet-110", "<= 2", _rounds(channels.surgery_seconds, quick), unit="s")
+    yield row("surgery of a ResNet-110", "<= 2", _rounds(quick, channels.surgery_seconds), unit="s")
     for method in channels.SELECTIONS:
-        spent = _rounds(lambda method=method: channels.selection_seconds(method, images), quick)
+        spent = _rounds(quick, channels.selection_seconds, method, images)
         yield row(f"{method}: selection for VGG-16", "<= 60", spent, unit="s")
 
 
@@ -121,9 +118,9 @@ def _notebooks(quick: bool) -> Iterator[dict]:
     from prunelab.bench import notebooks
 
     if "01_rigl" in batch.stems():
-        yield row("01_rigl replayed from records", "<= 30", _rounds(notebooks.replay_seconds, quick), unit="s")
+        yield row("01_rigl replayed from records", "<= 30", _rounds(quick, notebooks.replay_seconds), unit="s")
         if not quick:
-            yield row("01_rigl trained afresh, smoke", "<= 120", _rounds(notebooks.fresh_seconds, quick), unit="s")
+            yield row("01_rigl trained afresh, smoke", "<= 120", _rounds(quick, notebooks.fresh_seconds), unit="s")
 
 
 # What is measured together, by name.
@@ -174,12 +171,12 @@ def save(group: str, measured: Mapping) -> Path:
     return path
 
 
-def row(claim: str, target: str, values: list[float], *, unit: str = "x") -> dict:
-    """One claim, judged: `target` is a sign and a number, or "none"."""
+def row(claim: str, target: str, values: Sequence[float], *, unit: str = "x") -> dict:
+    """Judges one claim: `target` is a sign and a number, or "none"."""
     median = statistics.median(values)
     verdict = "measured"
     if target != "none":
-        sign, _, number = target.partition(" ")
+        sign, number = target.split()
         missed_by = float(number) - median if sign == ">=" else median - float(number)
         verdict = f"missed by {missed_by:.3f}" if missed_by > 0 else "met"
     return {
@@ -198,10 +195,7 @@ def _curve(name: str, x: str, y: str, values: Iterable[int], measurement: Callab
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    cpuinfo = Path("/proc/cpuinfo")  # which only Linux has
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor() or platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"

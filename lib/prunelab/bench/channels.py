@@ -21,18 +21,18 @@ SHARE_STEPS = 256  # the share of channels that stay is found to this fraction
 
 
 def gains(name: str, *, batch_size: int, n_rounds: int) -> list[float]:
-    """Speed-up of a network at half the MACs over its ratio of MACs, each round."""
-    networks = {"large": _network(name), "small": _network(name, half_widths(name))}
-    ratio = _macs(networks["large"]) / _macs(networks["small"])
-    for network in networks.values():
-        network.to(workers.resolve_device("auto"))
+    """Returns the speed-up of a network at half the MACs over its ratio of MACs, each round."""
+    large, small = _network(name), _network(name, half_widths(name))
+    ratio = _macs(large) / _macs(small)
+    device = workers.resolve_device("auto")
+    networks = {"large": large.to(device), "small": small.to(device)}
     spent = latency.compare(networks, batch_size=batch_size, n_rounds=n_rounds, **IMAGE)
     rounds = zip(spent["large"].seconds, spent["small"].seconds, strict=True)
     return [large / small / ratio for large, small in rounds]
 
 
 def half_widths(name: str) -> dict[str, int]:
-    """Channels of each convolution that may lose some, at the share of them that is nearest to half the MACs."""
+    """Counts the channels of each convolution that may lose some, at the share that is nearest to half the MACs."""
     with torch.device("meta"):
         large = _network(name)
     widths, half = _conv_widths(trace(large, **IMAGE)), _macs(large) / 2
@@ -48,7 +48,7 @@ def half_widths(name: str) -> dict[str, int]:
 
 
 def surgery_seconds() -> float:
-    """Half of the channels of each layer of a ResNet-110 that may lose some are removed."""
+    """Times the removal of half of the channels of each layer of a ResNet-110 that may lose some."""
     model = _network("resnet110")
     counts = uniform_counts(trace(model, **IMAGE).widths, density=0.5)
     kept = {name: range(n) for name, n in counts.items()}
@@ -56,7 +56,7 @@ def surgery_seconds() -> float:
 
 
 def selection_seconds(method: str, images: dict) -> float:
-    """A key of `SELECTIONS` chooses half of the channels of each convolution of a VGG-16, ten positions an image."""
+    """Times how a key of `SELECTIONS` chooses half of the channels of each convolution of a VGG-16."""
     device = workers.resolve_device("auto")
     dataset = data.load(images["dataset"], n_train=images["n_train"], device=device)
     generator = torch.Generator().manual_seed(0)

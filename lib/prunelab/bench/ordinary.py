@@ -1,9 +1,7 @@
 """The ordinary PyTorch script of this field, which `bench` measures our engine against.
 
-torchvision's way to augment and batch images, and the usual loop; run as a program.
+torchvision's way to augment and batch images, and the usual loop; run in a process of its own.
 """
-
-import argparse
 
 import numpy as np
 import torch
@@ -31,17 +29,11 @@ class ImageArrays(VisionDataset):
         return len(self.data)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--n-train", type=int)
-    parser.add_argument("--n-epochs", type=int, default=160)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-
-    torch.manual_seed(args.seed)
+def train(dataset: str, *, n_train: int, n_epochs: int, seed: int) -> None:
+    """Trains a ResNet-20, and prints its loss and test accuracy after each epoch."""
+    torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = data.load(args.dataset, n_train=args.n_train)
+    images = data.load(dataset, n_train=n_train)
     normalize = [transforms.ToTensor(), transforms.Normalize(images.mean.tolist(), images.std.tolist())]
     augment = [transforms.RandomCrop(images.image_size, padding=4), transforms.RandomHorizontalFlip()]
     train_arrays, test_arrays = (split.squeeze(3).numpy() for split in (images.train_images, images.test_images))
@@ -54,9 +46,9 @@ def main() -> None:
     model = build_model("resnet20", num_classes=images.num_classes, in_channels=images.channels).to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=args.n_epochs)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_epochs)
 
-    for epoch in range(args.n_epochs):
+    for epoch in range(n_epochs):
         model.train()
         running_loss = 0.0
         for inputs, targets in train_loader:
@@ -76,7 +68,3 @@ def main() -> None:
                 correct += (predicted == targets.to(device)).sum().item()
         loss, accuracy = running_loss / len(train_loader), correct / len(test_set)
         print(f"epoch {epoch + 1}: loss {loss:.4f}, test accuracy {accuracy:.4f}")
-
-
-if __name__ == "__main__":
-    main()

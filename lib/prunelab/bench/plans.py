@@ -15,43 +15,42 @@ SMOKE = {"dataset": "digits", "model": "resnet8", "width": 0.5, "batch_size": 64
 
 
 def engine_gain(images: dict) -> float:
-    """Our engine trains one ResNet-20 a core, or one on a GPU; the ordinary script as many, one after another."""
+    """Lets our engine train one ResNet-20 a core, or one on a GPU; the ordinary script as many, one after another."""
     runs = _plan(1 if workers.resolve_device("auto") == "cuda" else workers.n_cores(), images)
 
     def ordinary() -> None:
         for run in runs:
-            arguments = ["--dataset", images["dataset"], "--n-train", str(images["n_train"]), "--n-epochs", "1"]
-            _python("-m", "prunelab.bench.ordinary", *arguments, "--seed", str(run.seed))
+            _python(f"from prunelab.bench import ordinary; ordinary.train(**{images}, n_epochs=1, seed={run.seed})")
 
     ours = seconds(lambda: _train(runs))
     return seconds(ordinary) / ours  # the same samples, so the rates are as the times are, inverted
 
 
 def parallel_gain(runs: dict) -> float:
-    """Eight runs through the engine, against one after another in one process with all threads."""
+    """Compares eight runs through the engine with one after another in one process with all threads."""
     ours = seconds(lambda: _train(_plan(8, runs)))
-    return seconds(lambda: _python("-c", f"from prunelab.bench import plans; plans.train_in_turn({runs})")) / ours
+    return seconds(lambda: _python(f"from prunelab.bench import plans; plans.train_in_turn({runs})")) / ours
 
 
 def train_in_turn(runs: dict) -> None:
-    """Eight runs, one after another in this process."""
+    """Trains eight runs, one after another in this process."""
     with tempfile.TemporaryDirectory() as store:
         for run in _plan(8, runs):
             workers.execute(run, store=Path(store), device=workers.resolve_device("auto"))
 
 
 def at_once_gain(runs: dict) -> float:
-    """Eight runs through the engine one at a time, against as many at once as it takes by itself."""
+    """Compares eight runs through the engine one at a time with as many at once as it takes by itself."""
     return seconds_a_run(runs, jobs=1) / seconds_a_run(runs)
 
 
 def seconds_a_run(runs: dict, *, n_runs: int = 8, jobs: int | None = None) -> float:
-    """Wall-clock time of a plan through the engine, shared by its runs."""
+    """Returns the wall-clock time of a plan through the engine, shared by its runs."""
     return seconds(lambda: _train(_plan(n_runs, runs), jobs=jobs)) / n_runs
 
 
 def schedule_milliseconds(n_children: int) -> float:
-    """What the engine spends on each run of a plan of many children of one parent, none of which is trained."""
+    """Returns what the engine spends on each run of a plan of many children of one parent, none of which is trained."""
     (parent,) = _plan(1, SMOKE)
     plan = [Run("rigl", {}, seed, (parent,)) for seed in range(n_children)]
     with tempfile.TemporaryDirectory() as store:
@@ -66,7 +65,7 @@ def schedule_milliseconds(n_children: int) -> float:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock time of a piece of work."""
+    """Returns the wall-clock time of a piece of work."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -82,9 +81,9 @@ def _train(plan: list[Run], *, jobs: int | None = None) -> None:
         engine.run(plan, fresh=True, progress=False, jobs=jobs, store=Path(store))
 
 
-def _python(*arguments: str) -> None:
-    """Runs Python with as many threads as it takes by itself."""
+def _python(code: str) -> None:
+    """Runs code in a process of its own, with as many threads as it takes by itself."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     }
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)

@@ -27,13 +27,25 @@ OPERATIONS = {
 }
 
 
+@contextmanager
+def _as_in_training() -> Iterator[None]:
+    """Gives one thread, and on a GPU a stream that can be captured."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with own_stream(torch.device(_device())) as stream, stream:
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_as_in_training()
 def method_ratios(images: dict) -> tuple[float, float]:
-    """Masked over dense, and RigL over static for equally many steps of ResNet-20, taking turns each step."""
+    """Compares masked with dense steps of ResNet-20, and RigL with static for equally many, taking turns each step."""
     # What masks cost does not depend on the batch: a small one shows it best, but a GPU must be kept busy.
     options = {"batch_size": 128 if _device() == "cuda" else 16}
-    with _as_in_training():
-        sides = {method: _stepper(images, method=method, **options) for method in ("dense", "static", "rigl")}
-        spent = _in_turn(sides, n_steps=UPDATE_EVERY)
+    sides = {method: _stepper(images, method=method, **options) for method in ("dense", "static", "rigl")}
+    spent = _in_turn(sides, n_steps=UPDATE_EVERY)
     dense, static, rigl_step = (statistics.median(seconds) for seconds in spent.values())
     # Of RigL's steps one, the slowest, has the mask update before it, which takes another batch.
     moving = (UPDATE_EVERY - 1) * rigl_step + max(spent["rigl"])
@@ -41,23 +53,23 @@ def method_ratios(images: dict) -> tuple[float, float]:
 
 
 def precision_gain(images: dict, half: str) -> float:
-    """A float32 step over one in half precision, of ResNet-20."""
+    """Compares a float32 step with one in half precision, of ResNet-20."""
     return _gain({name: _stepper(images, precision=name) for name in ("fp32", half)})
 
 
 def layout_gain(images: dict) -> float:
-    """A step on images and weights channel by channel, over one on channels-last ones, of ResNet-20."""
+    """Compares a step on images and weights channel by channel with one on channels-last ones."""
     formats = (torch.contiguous_format, torch.channels_last)
     return _gain({str(layout): _stepper(images, layout=layout) for layout in formats})
 
 
 def capture_gain(images: dict) -> float:
-    """A step launched by Python over one replayed as a CUDA graph, of ResNet-20."""
+    """Compares a step launched by Python with one replayed as a CUDA graph, of ResNet-20."""
     return _gain({"eager": _stepper(images, is_captured=False), "captured": _stepper(images)})
 
 
 def share_of_limit(images: dict) -> float:
-    """FLOP/s of ResNet-20's training, over those of a large matrix product in the same precision."""
+    """Returns the FLOP/s of ResNet-20's training over those of a large matrix product in the same precision."""
     device = _device()
     precision = best_precision(device, "resnet20") if device == "cuda" else "fp32"
     side = 8192 if device == "cuda" else 1024
@@ -69,28 +81,25 @@ def share_of_limit(images: dict) -> float:
     options = RigLOptions(method="dense")
     dataset = data.load(images["dataset"], n_train=images["n_train"])
     macs = 3 * options.batch_size * cost.total(layers_of(options, dataset, 1.0), "macs")
-    with _as_in_training():
-        spent = _in_turn({"product": multiply, "step": _stepper(images, precision=precision)}, n_steps=N_STEPS)
-    product, step = (statistics.median(seconds) for seconds in spent.values())
-    return (macs / step) / (side**3 / product)
+    return macs / side**3 * _gain({"product": multiply, "step": _stepper(images, precision=precision)})
 
 
+@_as_in_training()
 def milliseconds(image_size: int) -> float:
-    """A step of ResNet-20 on 128 images, as the engine would take it."""
+    """Times a step of ResNet-20 on 128 images, as the engine would take it."""
     name = "glyphs" if image_size <= 16 else "cifar10"
     images = {"dataset": name, "image_size": image_size, "n_train": 512, "in_colour": True}
-    with _as_in_training():
-        step = _stepper(images, precision=best_precision(_device(), "resnet20"))
-        return 1e3 * statistics.median(_in_turn({"step": step}, n_steps=N_STEPS)["step"])
+    step = _stepper(images, precision=best_precision(_device(), "resnet20"))
+    return 1e3 * statistics.median(_in_turn({"step": step}, n_steps=N_STEPS)["step"])
 
 
+@_as_in_training()
 def profile(images: dict) -> dict[str, float]:
-    """Shares of the time of ResNet-20's step under a static mask that its operations take."""
-    with _as_in_training():
-        step = _stepper(images, method="static", precision=best_precision(_device(), "resnet20"))
-        _in_turn({"step": step}, n_steps=1)
-        with torch.profiler.profile() as profiler:
-            step(N_WARM_UP)
+    """Returns the shares of the time of ResNet-20's step under a static mask that its operations take."""
+    step = _stepper(images, method="static", precision=best_precision(_device(), "resnet20"))
+    _in_turn({"step": step}, n_steps=1)
+    with torch.profiler.profile() as profiler:
+        step(N_WARM_UP)
     key = "self_device_time_total" if _device() == "cuda" else "self_cpu_time_total"
     spent = dict.fromkeys([*OPERATIONS, "all else"], 0.0)
     for event in profiler.key_averages():
@@ -103,15 +112,15 @@ def _device() -> str:
     return workers.resolve_device("auto")
 
 
+@_as_in_training()
 def _gain(sides: dict[str, Callable[[int], None]]) -> float:
-    """Median step of the first side over that of the second."""
-    with _as_in_training():
-        first, second = (statistics.median(seconds) for seconds in _in_turn(sides, n_steps=N_STEPS).values())
+    """Divides the median step of the first side by that of the second."""
+    first, second = (statistics.median(seconds) for seconds in _in_turn(sides, n_steps=N_STEPS).values())
     return first / second
 
 
 def _in_turn(sides: dict[str, Callable[[int], None]], *, n_steps: int) -> dict[str, list[float]]:
-    """Seconds of each step of each side, after some to warm up."""
+    """Returns the seconds of each step of each side, after some to warm up."""
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for step in range(N_WARM_UP + n_steps):
         for name, take_step in sides.items():
@@ -131,7 +140,7 @@ def _stepper(
     layout: torch.memory_format = torch.channels_last,
     is_captured: bool = True,
 ) -> Callable[[int], None]:
-    """A function that takes one optimizer step, preceded by a mask update where one is due, and waits for its end."""
+    """Returns what takes one optimizer step, preceded by a mask update where one is due, and waits for its end."""
     device = torch.device(_device())
     options = RigLOptions(
         **images, method=method, batch_size=batch_size, update_every=UPDATE_EVERY, decay="constant", stop_update=1.0
@@ -153,15 +162,3 @@ def _stepper(
         float(stepper.loss_sum)  # waits for a GPU
 
     return take_step
-
-
-@contextmanager
-def _as_in_training() -> Iterator[None]:
-    """One thread, and on a GPU a stream that can be captured."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with own_stream(torch.device(_device())) as stream, stream:
-            yield
-    finally:
-        torch.set_num_threads(before)
