@@ -4,7 +4,7 @@ import io
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
@@ -20,12 +20,10 @@ from torch import Tensor
 from prunelab import files, paths
 from prunelab.data import cache, embedded, folders
 from prunelab.data import dataset as dataset_module
-from prunelab.data.dataset import Dataset, Images, area_average, with_n_train
+from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, with_n_train
 
 if TYPE_CHECKING:
     from torchvision.datasets import MNIST, Omniglot, VisionDataset
-
-    from prunelab.data.streams import StreamedDataset
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -70,7 +68,7 @@ def load(
     n_train: int | None = None,
     in_colour: bool = False,
     device: torch.device | str = "cpu",
-) -> "Dataset | StreamedDataset":
+) -> LabelledImages:
     """Loads a data set onto a device: decoded before, from an archive or folder, or downloaded.
 
     What is in `STREAMED` stays in its folder instead, and its images are decoded and cut as they are used.
@@ -91,25 +89,19 @@ def load(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, or None for the images' own size; got {image_size}")
     if name in STREAMED:
-        return _streamed(name, image_size or STREAMED[name], n_train).to(device)
-    entry = _entry(name, image_size)
-    dataset = Dataset(
-        name=name,
-        **entry.images._asdict(),
-        flip=entry.images.train_images.shape[3] == 3 and name not in _NEVER_FLIPPED,
-        source=entry.source,
-        sha256=entry.sha256,
-    )
+        dataset = _streamed(name, image_size or STREAMED[name])
+    else:
+        images, source, sha256 = _entry(name, image_size)
+        flip = images.train_images.shape[3] == 3 and name not in _NEVER_FLIPPED
+        if in_colour:
+            images = images.map(lambda grey: grey.expand(-1, -1, -1, 3).contiguous())
+        dataset = Dataset(name, *images, flip, source, sha256)
     if n_train is not None:
         dataset = with_n_train(dataset, n_train)
-    if in_colour:
-        dataset = replace(
-            dataset, train_images=_coloured(dataset.train_images), test_images=_coloured(dataset.test_images)
-        )
     return dataset.to(device)
 
 
-def _streamed(name: str, image_size: int, n_train: int | None) -> "StreamedDataset":
+def _streamed(name: str, image_size: int) -> LabelledImages:
     from prunelab.data import streams  # and with it torchvision, which takes a second to import
 
     folder = paths.DATA / name
@@ -119,7 +111,7 @@ def _streamed(name: str, image_size: int, n_train: int | None) -> "StreamedDatas
             "(or test/) there, with one folder of images per class; an archive must be unpacked. "
             "The profile 'smoke' needs no download"
         )
-    return streams.open_folder(folder, name=name, image_size=image_size, n_train=n_train)
+    return streams.open_folder(folder, name=name, image_size=image_size)
 
 
 def _entry(name: str, image_size: int | None) -> cache.Entry:
@@ -186,7 +178,13 @@ def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
     try:
         images = _torchvision_images(name, root)
     except (OSError, RuntimeError, HTTPException) as error:
-        raise DatasetNotFoundError(_how_to_get(name, root, error)) from error
+        raise DatasetNotFoundError(
+            f"There is no usable copy of {name} on this machine, and its download failed "
+            f"({type(error).__name__}: {error}). Either put it into {paths.DATA} as one of {_accepted(name)} "
+            f"(train/ and test/ with one folder of images per class); or call prunelab.data.load({name!r}) once "
+            f"with a network, and torchvision downloads it into {root}; or choose the profile 'smoke', "
+            "which needs no download."
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
     raw = sorted(path for path in root.rglob("*") if path.is_file())
@@ -249,20 +247,10 @@ def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:
 
 
 def _resized(images: Images, image_size: int | None) -> Images:
-    if image_size is None:
-        return images
-    return images._replace(
-        train_images=_shrunk(images.train_images, image_size),
-        test_images=_shrunk(images.test_images, image_size),
-    )
+    def shrunk(images: Tensor) -> Tensor:
+        return torch.from_numpy(np.stack([area_average(image, image_size) for image in images.numpy()]))
 
-
-def _shrunk(images: Tensor, image_size: int) -> Tensor:
-    return torch.from_numpy(np.stack([area_average(image, image_size) for image in images.numpy()]))
-
-
-def _coloured(images: Tensor) -> Tensor:
-    return images.expand(-1, -1, -1, 3).contiguous()
+    return images if image_size is None else images.map(shrunk)
 
 
 def _find_source(name: str) -> Path | None:
@@ -286,14 +274,4 @@ def _known() -> str:
     return (
         f"known are {', '.join(names)}, and in {paths.DATA}: {', '.join(sorted(found)) or 'nothing yet'} "
         f"(an ImageFolder tree or archive put there as {_accepted('<name>')} is found by its name)"
-    )
-
-
-def _how_to_get(name: str, root: Path, error: Exception) -> str:
-    return (
-        f"There is no usable copy of {name} on this machine, and its download failed "
-        f"({type(error).__name__}: {error}). Either put it into {paths.DATA} as one of {_accepted(name)} "
-        f"(train/ and test/ with one folder of images per class); or call prunelab.data.load({name!r}) once "
-        f"with a network, and torchvision downloads it into {root}; or choose the profile 'smoke', "
-        "which needs no download."
     )
