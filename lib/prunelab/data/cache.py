@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 def read(path: Path, *, key: str | None) -> Entry | None:
-    """What `write` put there; None where there is nothing, it is damaged, or its source has changed since.
+    """Returns what `write` put there, or None where there is nothing, it is damaged, or its source has changed since.
 
     Args:
         path: Of the cache file.

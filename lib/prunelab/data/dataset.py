@@ -184,10 +184,10 @@ def validation_split(dataset: Dataset, *, n_validation: int, seed: int = 0) -> D
             f"n_validation must lie in 1..{n_images - 1}, as {dataset.name} has {n_images} training images; "
             f"got {n_validation}"
         )
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(n_images, dtype=torch.bool)
-    held_out[balanced_sample(dataset.train_labels.cpu(), n_validation, generator=generator)] = True
-    held_out = held_out.to(dataset.device)
+    chosen = balanced_sample(
+        dataset.train_labels.cpu(), n_validation, generator=torch.Generator().manual_seed(seed)
+    ).to(dataset.device)
+    held_out = torch.zeros_like(dataset.train_labels, dtype=torch.bool).index_fill(0, chosen, True)
     return replace(
         dataset.take(~held_out),
         test_images=dataset.train_images[held_out],
@@ -218,7 +218,7 @@ def area_average(image: np.ndarray, size: int) -> np.ndarray:
 
 @cache
 def _cover(side: int, size: int) -> np.ndarray:
-    """Share of each new pixel that each old one covers, float32 (size, side); rows sum to 1."""
+    """Returns the share of each new pixel that each old one covers, float32 (size, side); rows sum to 1."""
     edges = np.arange(size + 1) * side / size
     pixels = np.arange(side)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

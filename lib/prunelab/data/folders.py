@@ -144,14 +144,14 @@ def _assemble(source: Path, pixels: dict[str, np.ndarray]) -> Images:
 
 def _place(source: Path, path: str) -> tuple[str, str, str] | None:
     """Splits a path into enclosing folder, split and class; None for an image that stands elsewhere."""
-    enclosing, parts = "", path.split("/")
-    if parts[0] not in SPLITS:
-        enclosing, parts = f"{parts[0]}/", parts[1:]
-    if len(parts) < 2 or parts[0] not in SPLITS:
-        return None
-    if len(parts) == 2:
-        raise ValueError(f"{source}: {path} lies in no class folder")
-    return enclosing, parts[0], parts[1]
+    match path.split("/"):
+        case [split, class_name, _, *_] if split in SPLITS:
+            return "", split, class_name
+        case [above, split, class_name, _, *_] if split in SPLITS:
+            return f"{above}/", split, class_name
+        case [split, _] | [_, split, _] if split in SPLITS:
+            raise ValueError(f"{source}: {path} lies in no class folder")
+    return None
 
 
 @contextmanager

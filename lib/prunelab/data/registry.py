@@ -4,7 +4,6 @@ import io
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
@@ -46,19 +45,6 @@ _DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 
 class DatasetNotFoundError(FileNotFoundError):
     """A data set that is not on this machine and could not be fetched; says how to get it."""
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a data set would be built from.
-
-    Args:
-        key: Changes when what would be built changes; None where it never does.
-        build: Takes the image size.
-    """
-
-    key: str | None
-    build: Callable[[int | None], cache.Entry]
 
 
 def load(
@@ -115,18 +101,17 @@ def _streamed(name: str, image_size: int) -> LabelledImages:
 
 
 def _entry(name: str, image_size: int | None) -> cache.Entry:
-    """From the cache, or else built and cached."""
+    """Takes images from the cache, or else builds and caches them."""
     if not re.fullmatch(r"\w[\w .+:-]{0,99}", name):  # it becomes part of file names
         raise ValueError(f"unknown data set {name!r}; {_known()}")
-    origin = _origin(name)
-    key = origin.key if origin else None
+    key, build = _origin(name)
     stem = name.replace(":", "-")
     path = paths.CACHE / f"{stem}-{image_size or 'native'}.pt"
     if entry := cache.read(path, key=key):
         return entry
-    if origin is None and not path.is_file():
+    if build is None and not path.is_file():
         raise ValueError(f"unknown data set {name!r}; {_known()}")
-    if origin is None:
+    if build is None:
         raise DatasetNotFoundError(
             f"the decoded copy of {name} in {path} is damaged and its source is gone; "
             f"put it back into {paths.DATA} as one of {_accepted(name)}"
@@ -134,21 +119,27 @@ def _entry(name: str, image_size: int | None) -> cache.Entry:
     with cache.building(paths.CACHE / f"{stem}.lock"):
         entry = cache.read(path, key=key)  # by another process, while this one waited
         if entry is None:
-            entry = origin.build(image_size)
+            entry = build(image_size)
             cache.write(path, entry, key=key)
     return entry
 
 
-def _origin(name: str) -> _Origin | None:
+def _origin(name: str) -> tuple[str | None, Callable[[int | None], cache.Entry] | None]:
+    """Finds where a data set would be built from.
+
+    Returns:
+        key: Changes when what would be built changes; None where it never does.
+        build: Takes the image size; None where there is nothing to build from.
+    """
     if name == "digits" or name.partition(":")[0] == "glyphs":
         draw = embedded.digits if name == "digits" else _glyphs(name)
-        return _Origin(_code_sha256(), lambda size: _build_embedded(draw, size))
+        return _code_sha256(), partial(_build_embedded, draw)
     if source := _find_source(name):
         sha256 = folders.sha256(source)
-        return _Origin(sha256, lambda size: cache.Entry(folders.read(source, image_size=size), source.name, sha256))
+        return sha256, lambda size: cache.Entry(folders.read(source, image_size=size), source.name, sha256)
     if name in TORCHVISION:
-        return _Origin(None, lambda size: _build_torchvision(name, size))
-    return None
+        return None, partial(_build_torchvision, name)
+    return None, None
 
 
 def _glyphs(name: str) -> Callable[[], Images]:
@@ -159,7 +150,7 @@ def _glyphs(name: str) -> Callable[[], Images]:
 
 
 def _code_sha256() -> str:
-    """Of what draws the embedded images: our code, and the versions of what it calls."""
+    """Returns the SHA-256 of what draws the embedded images: our code, and the versions of what it calls."""
     code = [Path(module.__file__).read_bytes() for module in (embedded, dataset_module)]
     return files.sha256(b"\n".join(code + [version(package).encode() for package in _DRAWN_BY]))
 
@@ -171,7 +162,7 @@ def _build_embedded(draw: Callable[[], Images], image_size: int | None) -> cache
 
 
 def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
-    """Downloads where it must; torchvision checks its files by MD5."""
+    """Builds from torchvision, which downloads where it must and checks its files by MD5."""
     root = paths.CACHE / "torchvision" / name
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torchvision sets none, and would wait forever
@@ -200,25 +191,21 @@ def _torchvision_images(name: str, root: Path) -> Images:
         return _mnist10k(kind(root, train=False, download=True))
     if name == "omniglot-small":
         return _omniglot_small(kind(root, background=True, download=True))
-    if name == "svhn":
-        train, test = (kind(root, split=split, download=True) for split in ("train", "test"))
-    else:
-        train, test = (kind(root, train=is_train, download=True) for is_train in (True, False))
+    splits = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
+    train, test = (kind(root, **split, download=True) for split in splits)
     return Images(*_tensors(train), *_tensors(test), tuple(getattr(train, "classes", "0123456789")))
 
 
 def _mnist10k(dataset: "MNIST") -> Images:
-    """MNIST's 10,000 test images: the first 8,000 to train on, the others to test; class by class, as in a folder."""
+    """Splits MNIST's 10,000 test images: 8,000 to train on, the others to test; class by class, as in a folder."""
     images, labels = _tensors(dataset)
-    tensors = []
-    for part in (slice(8000), slice(8000, None)):
-        order = labels[part].argsort(stable=True)
-        tensors += [images[part][order], labels[part][order]]
-    return Images(*tensors, class_names=tuple("0123456789"))
+    train = labels[:8000].argsort(stable=True)
+    test = labels[8000:].argsort(stable=True) + 8000
+    return Images(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
 
 
 def _omniglot_small(dataset: "Omniglot") -> Images:
-    """Eight of Omniglot's alphabets, white on black, 32x32: drawers 1-14 to train on, 15-20 to test."""
+    """Reads eight of Omniglot's alphabets, white on black, 32x32: drawers 1-14 to train on, 15-20 to test."""
     found = []
     with ZipFile(Path(dataset.root, "images_background.zip")) as archive:  # MD5 covers it, not what was unpacked
         for path in sorted(archive.namelist()):  # so labels and order are a folder's
@@ -228,15 +215,14 @@ def _omniglot_small(dataset: "Omniglot") -> Images:
                 class_name = f"{re.sub('[()]', '', alphabet)}-{character}"
                 found.append((area_average(ink[..., None], 32), class_name, int(drawer)))
     images, names, drawers = zip(*found, strict=True)
-    class_names = tuple(sorted(set(names)))
-    images = torch.from_numpy(np.stack(images))
-    labels = torch.tensor([class_names.index(name) for name in names])
+    class_names, labels = np.unique(names, return_inverse=True)
+    images, labels = torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
     trains = torch.tensor(drawers) <= 14
-    return Images(images[trains], labels[trains], images[~trains], labels[~trains], class_names)
+    return Images(images[trains], labels[trains], images[~trains], labels[~trains], tuple(class_names.tolist()))
 
 
 def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:
-    """Images (n, h, w, c) and labels of torchvision's data set, which come in three shapes."""
+    """Returns images (n, h, w, c) and labels of torchvision's data set, which come in three shapes."""
     images = torch.as_tensor(dataset.data)
     if images.dim() == 3:  # MNIST and its kin: (n, h, w)
         images = images.unsqueeze(3)
@@ -254,7 +240,7 @@ def _resized(images: Images, image_size: int | None) -> Images:
 
 
 def _find_source(name: str) -> Path | None:
-    """The folder or archive of that name in `paths.DATA`; the folder where there are both."""
+    """Finds the folder or archive of that name in `paths.DATA`; the folder where there are both."""
     if (paths.DATA / name).is_dir():
         return paths.DATA / name
     archives = (paths.DATA / f"{name}{suffix}" for suffix in folders.ARCHIVE_SUFFIXES)
@@ -266,7 +252,7 @@ def _accepted(name: str) -> str:
 
 
 def _known() -> str:
-    """What there is to load, for an error."""
+    """Lists what there is to load, for an error."""
     found = {
         path.name.removesuffix(suffix) for suffix in folders.ARCHIVE_SUFFIXES for path in paths.DATA.glob(f"*{suffix}")
     } | {path.parent.name for path in paths.DATA.glob("*/train")}
