@@ -285,7 +285,7 @@ def _options(by_id: Mapping[str, dict], parent: str | list[str] | None) -> dict:
 
 @functools.cache
 def commit() -> str:
-    """Returns the short hash of the checked-out commit, with "+" where library code differs from it; "unknown" outside git."""
+    """Returns the short hash of the commit, with "+" where library code differs from it; "unknown" outside git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(paths.ROOT), *arguments]

@@ -68,7 +68,27 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
             raise ValueError(f"{source}: its images need more than {MAX_BYTES:,} bytes at {path}; set image_size")
     if refused:
         raise ValueError(f"{source}: {len(refused)} images cannot be used, such as {'; '.join(refused[:3])}")
-    return _assemble(source, pixels)
+    return assemble(source, pixels)
+
+
+def assemble(source: Path, pixels: dict[str, np.ndarray]) -> Images:
+    """Stacks decoded images by their paths, as `read` does; a grey one among coloured ones repeats its one channel.
+
+    Args:
+        source: What errors call it.
+        pixels: uint8 (h, w, c), by path.
+    """
+    listing = _listing(source, pixels)
+    train, test = ([pixels[path] for path in paths] for paths in (listing.train_files, listing.test_files))
+    sides = sorted({image.shape[:2] for image in train + test})
+    if len(sides) > 1 or sides[0][0] != sides[0][1]:
+        shown = ", ".join(f"{width}x{height}" for height, width in sides[:3])
+        raise ValueError(f"{source}: images are not all square and of one size ({shown}); set image_size")
+    shape = *sides[0], max(image.shape[2] for image in train + test)
+    train, test = (
+        torch.from_numpy(np.array([np.broadcast_to(image, shape) for image in split])) for split in (train, test)
+    )
+    return Images(train, listing.train_labels, test, listing.test_labels, listing.class_names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,21 +145,6 @@ def _listing(source: Path, paths: Iterable[str]) -> Listing:
         torch.from_numpy(np.searchsorted(class_names, classes)) for classes in (train_classes, test_classes)
     )
     return Listing(train, train_labels, test, test_labels, class_names)
-
-
-def _assemble(source: Path, pixels: dict[str, np.ndarray]) -> Images:
-    """Stacks decoded images; a grey one among coloured ones repeats its one channel."""
-    listing = _listing(source, pixels)
-    train, test = ([pixels[path] for path in paths] for paths in (listing.train_files, listing.test_files))
-    sides = sorted({image.shape[:2] for image in train + test})
-    if len(sides) > 1 or sides[0][0] != sides[0][1]:
-        shown = ", ".join(f"{width}x{height}" for height, width in sides[:3])
-        raise ValueError(f"{source}: images are not all square and of one size ({shown}); set image_size")
-    shape = *sides[0], max(image.shape[2] for image in train + test)
-    train, test = (
-        torch.from_numpy(np.array([np.broadcast_to(image, shape) for image in split])) for split in (train, test)
-    )
-    return Images(train, listing.train_labels, test, listing.test_labels, listing.class_names)
 
 
 def _place(source: Path, path: str) -> tuple[str, str, str] | None:

@@ -199,26 +199,25 @@ def _torchvision_images(name: str, root: Path) -> Images:
 def _mnist10k(dataset: "MNIST") -> Images:
     """Splits MNIST's 10,000 test images: 8,000 to train on, the others to test; class by class, as in a folder."""
     images, labels = _tensors(dataset)
-    train = labels[:8000].argsort(stable=True)
-    test = labels[8000:].argsort(stable=True) + 8000
-    return Images(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
+    pixels = {
+        f"{'train' if number < 8000 else 'test'}/{label}/{number:04}": image
+        for number, (image, label) in enumerate(zip(images.numpy(), labels.tolist(), strict=True))
+    }
+    return folders.assemble(Path("mnist10k"), pixels)
 
 
 def _omniglot_small(dataset: "Omniglot") -> Images:
     """Reads eight of Omniglot's alphabets, white on black, 32x32: drawers 1-14 to train on, 15-20 to test."""
-    found = []
-    with ZipFile(Path(dataset.root, "images_background.zip")) as archive:  # MD5 covers it, not what was unpacked
-        for path in sorted(archive.namelist()):  # so labels and order are a folder's
+    source, pixels = Path(dataset.root, "images_background.zip"), {}  # MD5 covers it, not what was unpacked
+    with ZipFile(source) as archive:
+        for path in archive.namelist():
             if match := _OMNIGLOT_SMALL.fullmatch(path):
                 alphabet, character, drawer = match.groups()
                 ink = 255 - np.array(Image.open(io.BytesIO(archive.read(path))).convert("L"))
                 class_name = f"{re.sub('[()]', '', alphabet)}-{character}"
-                found.append((area_average(ink[..., None], 32), class_name, int(drawer)))
-    images, names, drawers = zip(*found, strict=True)
-    class_names, labels = np.unique(names, return_inverse=True)
-    images, labels = torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
-    trains = torch.tensor(drawers) <= 14
-    return Images(images[trains], labels[trains], images[~trains], labels[~trains], tuple(class_names.tolist()))
+                split = "train" if int(drawer) <= 14 else "test"
+                pixels[f"{split}/{class_name}/{drawer}"] = area_average(ink[..., None], 32)
+    return folders.assemble(source, pixels)
 
 
 def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:
