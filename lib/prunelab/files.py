@@ -33,7 +33,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 
 def sha256(source: Path | bytes) -> str:
-    """SHA-256 of a file's content, or of bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's content, or of bytes, in hexadecimal."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     with open(source, "rb") as file:

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunelab.data.dataset import Dataset
+from prunelab.data.dataset import LabelledImages
 from prunelab.schedules import learning_rate as learning_rate_at
 
 State = Mapping[str, Tensor]
@@ -58,7 +58,7 @@ def loss_along(
     model: nn.Module,
     start: State,
     end: State,
-    dataset: Dataset,
+    dataset: LabelledImages,
     *,
     control_points: Sequence[State] = (),
     n_positions: int = N_POSITIONS,
@@ -107,7 +107,7 @@ def fit_curve(
     model: nn.Module,
     start: State,
     end: State,
-    dataset: Dataset,
+    dataset: LabelledImages,
     *,
     n_control_points: int,
     masks: Mapping[str, Tensor] | None,

@@ -16,12 +16,12 @@ _OUR_NAMES = {"pruning": "gmp", "fine_tuned": "fine_tune"}
 
 
 def files() -> list[Path]:
-    """The files of published numbers, by name."""
+    """Lists the files of published numbers, by name."""
     return sorted(path for path in paths.PAPER.glob("*.csv") if path.name != "claims.csv")
 
 
 def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.DataFrame:
-    """Published accuracies, ready to be drawn over ours.
+    """Reads published accuracies, ready to be drawn over ours.
 
     The same cell may stand in several sources, under different protocols, so the source must be chosen. Rows
     marked as misprints are left out.
@@ -60,6 +60,6 @@ def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.Dat
 
 
 def our_name(method: str) -> str:
-    """A method's name in our words: "Small-Dense" is `small_dense`, "Pruning (Zhu & Gupta)" is `gmp`."""
+    """Returns a method's name in our words: "Small-Dense" is `small_dense`, "Pruning (Zhu & Gupta)" is `gmp`."""
     name = method.partition(" (")[0].lower().replace("-", "_")
     return _OUR_NAMES.get(name, name)

@@ -72,7 +72,7 @@ def _canonical(record: dict) -> str:
 
 
 def _text(record: dict) -> str:
-    """A record's text in today's format, with its SHA-256."""
+    """Returns a record's text in today's format, with its SHA-256."""
     record = json.loads(_canonical(record | {"format": FORMAT}))  # as it will be read: all keys are text
     record.pop("sha256", None)
     _check(record)
@@ -109,7 +109,7 @@ def parse(content: bytes, *, where: str, adopt: bool = False) -> dict:
 
 
 def _read(path: Path) -> bytes | None:
-    """A file's content; None where there is no file, or, with a warning, where it cannot be read."""
+    """Reads a file's content; None where there is no file, or, with a warning, where it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def local(store: Path | None = None, ids: Iterable[str] | None = None) -> list[d
     """
     store = store or paths.RUNS
     files = sorted(store.glob("*/record.json")) if ids is None else [store / run_id / "record.json" for run_id in ids]
-    good, n_adopted = [], 0
+    good = []
     for path in files:
         if (content := _read(path)) is None:
             continue
@@ -154,16 +154,16 @@ def local(store: Path | None = None, ids: Iterable[str] | None = None) -> list[d
             record = parse(content, where=str(path), adopt=True)
             if record["id"] != path.parent.name:
                 raise BadRecord(f"{path} is of another run, {record['id']}; its run will be trained again")
-            if record["format"] == _EARLIER:
-                record["format"] = FORMAT
-                with contextlib.suppress(OSError):  # a store that is only read: adopted again next time
-                    save(record, store)
-                n_adopted += 1
             good.append(record)
         except BadRecord as error:
             warnings.warn(str(error), stacklevel=2)
-    if n_adopted:
-        warnings.warn(f"records of an earlier version, without a SHA-256, adopted: {n_adopted}", stacklevel=2)
+    earlier = [record for record in good if record["format"] == _EARLIER]
+    for record in earlier:
+        record["format"] = FORMAT
+        with contextlib.suppress(OSError):  # a store that is only read: adopted again next time
+            save(record, store)
+    if earlier:
+        warnings.warn(f"records of an earlier version, without a SHA-256, adopted: {len(earlier)}", stacklevel=2)
     return good
 
 
@@ -210,7 +210,6 @@ def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | No
         experiments: Ids of the runs of each experiment. The table then has a column `experiment`, one row for each
             run and experiment it belongs to, and no other runs.
     """
-    records = list(records)
     by_id = {record["id"]: record for record in records}
     rows = {
         run_id: {"id": run_id, "recipe": record["recipe"], "seed": record["seed"], "status": record["status"]}
@@ -228,6 +227,9 @@ def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | No
     )
 
 
+_AMBIGUOUS = ("n_weights", "total_training_macs_ratio")
+
+
 def metrics(record: Mapping) -> dict[str, int | float | None]:
     """Returns a record's metrics in today's words, each of which means the same for every recipe.
 
@@ -242,12 +244,9 @@ def metrics(record: Mapping) -> dict[str, int | float | None]:
     return own
 
 
-_AMBIGUOUS = ("n_weights", "total_training_macs_ratio")
-
-
 def _total_training_macs(record: Mapping, by_id: Mapping[str, Mapping]) -> float | None:
-    """Of a run and its ancestors; None where one of them is not among the records, or trained no network."""
-    parents = record["parent"] if isinstance(record["parent"], list) else [record["parent"]] if record["parent"] else []
+    """Adds up a run and its ancestors; None where one of them is not among the records, or trained no network."""
+    parents = [record["parent"]] if isinstance(record["parent"], str) else record["parent"] or []
     own = record["metrics"].get("training_macs")
     spent = [_total_training_macs(by_id[parent], by_id) if parent in by_id else None for parent in parents]
     return None if own is None or None in spent else own + sum(spent)
@@ -286,21 +285,20 @@ def _options(by_id: Mapping[str, dict], parent: str | list[str] | None) -> dict:
 
 @functools.cache
 def commit() -> str:
-    """Short hash of the checked-out commit, with "+" where library code differs from it; "unknown" outside git."""
+    """Returns the short hash of the commit, with "+" where library code differs from it; "unknown" outside git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(paths.ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "lib")
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", "lib") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def provenance() -> dict:
-    """Where and with what this process computes: date, commit, versions."""
+    """Tells where and with what this process computes: date, commit, versions."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),

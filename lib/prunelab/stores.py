@@ -35,9 +35,9 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
 
 def _is_of(record: dict, run: Run) -> bool:
     """Tells whether a record with the run's id has all that this id follows from, defaults included."""
-    if (record["recipe"], record["seed"], record["parent"]) != (run.recipe, run.seed, run.parent_ids):
-        return False
-    return _with_defaults(record)["options"] == recipes.get(run.recipe).defaults | dict(run.options)
+    return (record["recipe"], record["seed"], record["parent"]) == (run.recipe, run.seed, run.parent_ids) and (
+        _with_defaults(record)["options"] == recipes.get(run.recipe).defaults | dict(run.options)
+    )
 
 
 def _with_defaults(record: dict) -> dict:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.data.batches import TrainBatches
-from prunelab.data.dataset import Dataset
+from prunelab.data.dataset import LabelledImages
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import autocast
 from prunelab.schedules import learning_rate as learning_rate_at
@@ -66,7 +66,7 @@ def mean_per_class(n_correct: Tensor, n_images: Tensor) -> float:
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, *, precision: str = "fp32", metric: Metric = top_1
+    model: nn.Module, dataset: LabelledImages, *, precision: str = "fp32", metric: Metric = top_1
 ) -> tuple[float, float]:
     """Tests a model on the whole test set.
 
@@ -83,7 +83,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def _test(model: nn.Module, dataset: Dataset, *, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+def _test(model: nn.Module, dataset: LabelledImages, *, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the sum of losses, and images of each class, those classified correctly and all; nothing is read yet."""
     was_training = model.training
     model.eval()
@@ -106,7 +106,7 @@ def _read(totals: tuple[Tensor, Tensor, Tensor], metric: Metric) -> tuple[float,
     return float(loss_sum) / int(n_images.sum()), metric(n_correct, n_images)
 
 
-def train(model: nn.Module, dataset: Dataset, **options: Any) -> Result:
+def train(model: nn.Module, dataset: LabelledImages, **options: Any) -> Result:
     """Trains a model from beginning to end: all turns of `training`, whose arguments and errors these are."""
     return exhaust(training(model, dataset, **options))
 
@@ -114,7 +114,7 @@ def train(model: nn.Module, dataset: Dataset, **options: Any) -> Result:
 @in_turns
 def training(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: LabelledImages,
     *,
     n_epochs: int,
     batch_size: int,

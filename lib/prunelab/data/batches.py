@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from prunelab.data.dataset import Dataset
+    from prunelab.data.dataset import LabelledImages
 
 
 def crop_and_flip(
@@ -37,7 +37,7 @@ def crop_and_flip(
     return images.view(-1, channels).index_select(0, pixel.flatten()).view(-1, size, size, channels)
 
 
-class TrainBatches:
+class TrainBatches(Iterator[tuple[Tensor, Tensor]]):
     """Training batches without end: each pass takes the images in a new order, full batches only.
 
     Crops move by up to an eighth of the image size. A pass is drawn as a whole when it starts, so a state
@@ -53,7 +53,9 @@ class TrainBatches:
     Source: mirrored borders and random crops as in the CIFAR-10 code of Evci et al. 2020, arXiv:1911.11134.
     """
 
-    def __init__(self, dataset: "Dataset", *, batch_size: int, augment: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, dataset: "LabelledImages", *, batch_size: int, augment: bool, generator: torch.Generator
+    ) -> None:
         if not 1 <= batch_size <= dataset.n_train:
             raise ValueError(
                 f"batch_size must lie in 1..{dataset.n_train}, the number of training images; got {batch_size}"
@@ -63,11 +65,8 @@ class TrainBatches:
         self._start_pass()
         self._batch = self._drawn[:, :batch_size].clone()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self
-
     def __next__(self) -> tuple[Tensor, Tensor]:
-        """The next images, float32 (b, c, h, h) in channels_last, and their labels, int64 (b,)."""
+        """Gives the next images, float32 (b, c, h, h) in channels_last, and their labels, int64 (b,)."""
         self.advance()
         return self.current()
 
@@ -80,7 +79,7 @@ class TrainBatches:
         self._position = stop
 
     def current(self) -> tuple[Tensor, Tensor]:
-        """Images and labels of the batch in hand, from tensors that stay the same from batch to batch."""
+        """Returns images and labels of the batch in hand, in tensors that stay the same from batch to batch."""
         return normalise(self._pixels(), self.dataset), self.dataset.train_labels[self._batch[0]]
 
     def state_dict(self) -> dict[str, Tensor | int]:
@@ -93,44 +92,39 @@ class TrainBatches:
 
     def _start_pass(self, position: int = 0) -> None:
         self._pass_start, self._position = self.generator.get_state(), position
-        drawn = [torch.randperm(self.dataset.n_train, generator=self.generator, device=self.generator.device)]
+        n_images, options = self.dataset.n_train, {"generator": self.generator, "device": self.generator.device}
+        drawn = [torch.randperm(n_images, **options)]
         if self.augment:
-            drawn += [self._draw_below(n_values) for n_values in self._augmentations()]
+            drawn += [torch.randint(n_values, (n_images,), **options) for n_values in self._augmentations()]
         # One row for the image of each place in the pass, and if augmented, one for each number that changes it.
         self._drawn = torch.stack(drawn).to(self.dataset.device)
 
-    def _draw_below(self, n_values: int) -> Tensor:
-        """One number in 0..n_values - 1 for each place in the pass."""
-        n_images, device = self.dataset.n_train, self.generator.device
-        return torch.randint(n_values, (n_images,), generator=self.generator, device=device)
-
     def _augmentations(self) -> tuple[int, ...]:
-        """How many values each number has that changes an image: row, column and flip of its crop."""
+        """Returns how many values each number has that changes an image: row, column and flip of its crop."""
         n_offsets = 2 * self.padding + 1
         return n_offsets, n_offsets, 2 if self.dataset.flip else 1
 
     def _pixels(self) -> Tensor:
-        """Images of the batch in hand, uint8 (b, h, h, c)."""
+        """Returns the images of the batch in hand, uint8 (b, h, h, c)."""
         if not self.augment:
             return self.dataset.train_images[self._batch[0]]
         index, rows, columns, flips = self._batch
         return crop_and_flip(self.dataset.train_images, index, rows, columns, flips.bool(), padding=self.padding)
 
 
-def test_batches(dataset: "Dataset", *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole test set in order, as `TrainBatches` gives images and labels; the last batch may be short."""
+def test_batches(dataset: "LabelledImages", *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the whole test set in order, as `TrainBatches` gives images and labels; the last batch may be short."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    for start in range(0, len(dataset.test_labels), batch_size):
-        part = slice(start, start + batch_size)
-        yield normalise(dataset.test_images[part], dataset), dataset.test_labels[part]
+    for images, labels in zip(dataset.test_pixels(batch_size), dataset.test_labels.split(batch_size), strict=True):
+        yield normalise(images.to(dataset.device, non_blocking=True), dataset), labels
 
 
 test_batches.__test__ = False  # pytest takes it for a test where it is imported
 
 
-def normalise(images: Tensor, dataset: "Dataset") -> Tensor:
-    """uint8 (b, h, w, c) to float32 (b, c, h, w), with mean 0 and deviation 1 over the training set."""
+def normalise(images: Tensor, dataset: "LabelledImages") -> Tensor:
+    """Turns uint8 (b, h, w, c) into float32 (b, c, h, w), with mean 0 and deviation 1 over the training set."""
     mean, std = (255 * moment.view(1, -1, 1, 1) for moment in (dataset.mean, dataset.std))
     # No pixel moves: what was stored channels-last is read as channels_last.
     return images.permute(0, 3, 1, 2).float().sub_(mean).div_(std)

@@ -16,7 +16,6 @@ from prunelab import files
 from prunelab.data.dataset import Images
 
 _FORMAT = 1  # counts up when decoding or this file's layout changes
-_HEADER = 65  # the SHA-256 of what follows, in hexadecimal, and a newline
 
 
 class Entry(NamedTuple):
@@ -28,7 +27,7 @@ class Entry(NamedTuple):
 
 
 def read(path: Path, *, key: str | None) -> Entry | None:
-    """What `write` put there; None where there is nothing, it is damaged, or its source has changed since.
+    """Returns what `write` put there, or None where there is nothing, it is damaged, or its source has changed since.
 
     Args:
         path: Of the cache file.
@@ -36,7 +35,7 @@ def read(path: Path, *, key: str | None) -> Entry | None:
     """
     try:
         with path.open("rb") as file:
-            header, content = file.read(_HEADER), file.read()
+            header, content = file.readline(), file.read()
         if header != _header(content):
             return None
         state = torch.load(io.BytesIO(content), weights_only=True)

@@ -1,9 +1,9 @@
 """A data set that lies on a device as uint8, and what can be done to it without reading it again."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,12 +21,16 @@ class Images(NamedTuple):
     test_labels: Tensor
     class_names: tuple[str, ...]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Images":
+        """Returns them with their training and test images changed, and the same labels."""
+        return self._replace(train_images=change(self.train_images), test_images=change(self.test_images))
 
-class Labelled:
-    """What every data set knows from its labels, wherever its images lie.
 
-    Each kind of data set has also `name`, `source`, `sha256`, `image_size` (of a batch), `channels`, `train_batches`,
-    `test_batches` and `to`.
+class LabelledImages:
+    """What all data sets have in common, wherever their images lie.
+
+    Each kind has also `name`, `source`, `sha256`, `image_size` (of a batch), `channels`, `flip` and `train_batches`,
+    and for its batches `test_pixels` and `_moments`; `take` gives a part of it.
     """
 
     train_labels: Tensor
@@ -50,9 +54,28 @@ class Labelled:
         """Where batches lie."""
         return self.train_labels.device
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean pixel of each channel, as a share of 255, by which batches are normalised; float32 (c,)."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the pixels of each channel, as `mean`."""
+        return self._moments[1]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the same data set with its tensors, and so its batches, on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+
+    def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the whole test set in order; the last batch may be short."""
+        return test_batches(self, batch_size=batch_size)
+
 
 @dataclass(frozen=True, eq=False)
-class Dataset(Labelled):
+class Dataset(LabelledImages):
     """Training and test images on one device.
 
     Args:
@@ -85,39 +108,26 @@ class Dataset(Labelled):
     def channels(self) -> int:
         return self.train_images.shape[3]
 
-    def to(self, device: torch.device | str) -> "Dataset":
-        """The same data set on another device."""
-        images_and_labels = ("train_images", "train_labels", "test_images", "test_labels")
-        return replace(self, **{field: getattr(self, field).to(device) for field in images_and_labels})
-
     def train_batches(self, *, batch_size: int, augment: bool, generator: torch.Generator) -> TrainBatches:
         """Starts training batches without end."""
         return TrainBatches(self, batch_size=batch_size, augment=augment, generator=generator)
 
-    def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the whole test set in order; the last batch may be short."""
-        return test_batches(self, batch_size=batch_size)
+    def test_pixels(self, batch_size: int) -> Sequence[Tensor]:
+        """Returns the test images in order, uint8, in parts of so many."""
+        return self.test_images.split(batch_size)
 
-    @cached_property
-    def mean(self) -> Tensor:
-        """Mean training pixel of each channel, as a share of 255, float32 (c,)."""
-        return self._moments[0]
-
-    @cached_property
-    def std(self) -> Tensor:
-        """Standard deviation of the training pixels of each channel, as a share of 255, float32 (c,).
-
-        At least one grey level, so that a blank channel can be divided by it.
-        """
-        return self._moments[1]
+    def take(self, kept: Tensor) -> "Dataset":
+        """Returns the data set with those of its training images only; int64 or bool."""
+        return replace(self, train_images=self.train_images[kept], train_labels=self.train_labels[kept])
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the training pixels; at least one grey level, so that one can divide by it."""
         # Counting the 256 grey levels is exact: no sum over millions of floats depends on threads or device.
-        counts = torch.zeros(self.channels, 256, dtype=torch.int64, device=self.train_images.device)
-        for images in self.train_images.split(1024):
-            for channel in range(self.channels):
-                counts[channel] += torch.bincount(images[..., channel].flatten(), minlength=256)
+        counts = sum(
+            torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(dim=3)])
+            for images in self.train_images.split(1024)
+        )
         shares = counts.double() / counts.sum(dim=1, keepdim=True)
         levels = torch.arange(256, device=counts.device).double() / 255
         mean = shares @ levels
@@ -146,23 +156,18 @@ def balanced_sample(labels: Tensor, n: int, *, generator: torch.Generator) -> Te
     return by_class[turn.argsort(stable=True)[:n]].sort().values
 
 
-def balanced_part(dataset: Labelled, n_train: int) -> Tensor:
-    """Chooses a class-balanced part of the training images, the same on every call; int64 (n_train,), on the CPU."""
+def with_n_train(dataset: LabelledImages, n_train: int) -> LabelledImages:
+    """Returns the data set with a class-balanced part of its training images, the same on every call."""
     if not 1 <= n_train <= dataset.n_train:
         raise ValueError(
             f"n_train must lie in 1..{dataset.n_train}, the training images of {dataset.name}; got {n_train}"
         )
-    return balanced_sample(dataset.train_labels.cpu(), n_train, generator=torch.Generator().manual_seed(0))
-
-
-def with_n_train(dataset: Dataset, n_train: int) -> Dataset:
-    """The data set with its `balanced_part` of so many training images."""
-    kept = balanced_part(dataset, n_train).to(dataset.device)
-    return replace(dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept])
+    kept = balanced_sample(dataset.train_labels.cpu(), n_train, generator=torch.Generator().manual_seed(0))
+    return dataset.take(kept.to(dataset.device))
 
 
 def validation_split(dataset: Dataset, *, n_validation: int, seed: int = 0) -> Dataset:
-    """The data set with part of its training images in place of its test images, for tuning.
+    """Returns the data set with part of its training images in place of its test images, for tuning.
 
     Args:
         dataset: Left as it is.
@@ -179,14 +184,12 @@ def validation_split(dataset: Dataset, *, n_validation: int, seed: int = 0) -> D
             f"n_validation must lie in 1..{n_images - 1}, as {dataset.name} has {n_images} training images; "
             f"got {n_validation}"
         )
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(n_images, dtype=torch.bool)
-    held_out[balanced_sample(dataset.train_labels.cpu(), n_validation, generator=generator)] = True
-    held_out = held_out.to(dataset.device)
+    chosen = balanced_sample(
+        dataset.train_labels.cpu(), n_validation, generator=torch.Generator().manual_seed(seed)
+    ).to(dataset.device)
+    held_out = torch.zeros_like(dataset.train_labels, dtype=torch.bool).index_fill(0, chosen, True)
     return replace(
-        dataset,
-        train_images=dataset.train_images[~held_out],
-        train_labels=dataset.train_labels[~held_out],
+        dataset.take(~held_out),
         test_images=dataset.train_images[held_out],
         test_labels=dataset.train_labels[held_out],
     )
@@ -215,7 +218,7 @@ def area_average(image: np.ndarray, size: int) -> np.ndarray:
 
 @cache
 def _cover(side: int, size: int) -> np.ndarray:
-    """Share of each new pixel that each old one covers, float32 (size, side); rows sum to 1."""
+    """Returns the share of each new pixel that each old one covers, float32 (size, side); rows sum to 1."""
     edges = np.arange(size + 1) * side / size
     pixels = np.arange(side)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

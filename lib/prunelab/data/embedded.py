@@ -39,14 +39,14 @@ _FONT_SIZE = 44
 
 
 def digits() -> Images:
-    """The 1,797 handwritten digits of scikit-learn, 8x8 grey; a fifth of each is the test set."""
+    """Loads the 1,797 handwritten digits of scikit-learn, 8x8 grey; a fifth of each is the test set."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(-1)
     labels = torch.from_numpy(bunch.target).long()
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
-    is_test[balanced_sample(labels, len(labels) // 5, generator=torch.Generator().manual_seed(0))] = True
+    held_out = balanced_sample(labels, len(labels) // 5, generator=torch.Generator().manual_seed(0))
+    is_test = torch.zeros_like(labels, dtype=torch.bool).index_fill(0, held_out, True)
     return Images(
         images[~is_test],
         labels[~is_test],
@@ -57,7 +57,7 @@ def digits() -> Images:
 
 
 def glyphs(family: str = "latin", n_classes: int = 10) -> Images:
-    """Characters of one script, 32x32 grey, in several faces, turned, bent, thickened, faded and noisy.
+    """Draws characters of one script, 32x32 grey, in several faces, turned, bent, thickened, faded and noisy.
 
     A class depends on its character alone: with more classes, the first ones keep their images.
 
@@ -84,7 +84,7 @@ def glyphs(family: str = "latin", n_classes: int = 10) -> Images:
 
 
 def _draw_class(character: str, faces: tuple[str, ...]) -> Tensor:
-    """Training and test images of one class, uint8 (n, 32, 32, 1)."""
+    """Draws training and test images of one class, uint8 (n, 32, 32, 1)."""
     n = TRAIN_PER_CLASS + TEST_PER_CLASS
     generator = torch.Generator().manual_seed(ord(character))
 
@@ -112,7 +112,7 @@ def _draw_class(character: str, faces: tuple[str, ...]) -> Tensor:
 
 
 def _master(character: str, face: str) -> Tensor:
-    """The character in one face, white on black, its ink centred; float (64, 64) in [0, 1]."""
+    """Draws the character in one face, white on black, its ink centred; float (64, 64) in [0, 1]."""
     import matplotlib  # only to know where its fonts lie
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"

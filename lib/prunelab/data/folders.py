@@ -14,10 +14,10 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ MAX_BYTES = 16 << 30
 MAX_RATIO = 100
 ALWAYS_ALLOWED = 64 << 20
 MAX_PIXELS = 50_000_000  # of one image
+_DAMAGE = (EOFError, OSError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
 
 
 def read(source: Path, *, image_size: int | None = None) -> Images:
@@ -52,37 +53,51 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
     Raises:
         ValueError: A hostile or damaged archive, images that cannot be used, or another layout.
     """
-    found: dict[str, list[tuple[str, str, np.ndarray]]] = {split: [] for split in SPLITS}
-    refused, enclosing, seen, n_bytes = [], set(), set(), 0
+    pixels, refused, n_bytes = {}, [], 0
     for path, content in _image_files(source):
-        place = _place(source, path)
-        if place is None:
+        if _place(source, path) is None:
             continue
-        if path in seen:
+        if path in pixels:
             raise ValueError(f"{source}: {path} occurs twice")
-        seen.add(path)
-        folder, split, class_name = place
-        enclosing.add(folder)
         try:
-            pixels = _decode(content, image_size)
+            pixels[path] = _decode(content, image_size)
+            n_bytes += pixels[path].nbytes
         except Exception as error:  # decoders meet damaged files with errors of many kinds
             refused.append(f"{path} ({error})")
-            continue
-        n_bytes += pixels.nbytes
         if n_bytes > MAX_BYTES:
             raise ValueError(f"{source}: its images need more than {MAX_BYTES:,} bytes at {path}; set image_size")
-        found[split].append((path, class_name, pixels))
     if refused:
         raise ValueError(f"{source}: {len(refused)} images cannot be used, such as {'; '.join(refused[:3])}")
-    return _assemble(source, *_splits(source, found, enclosing))
+    return assemble(source, pixels)
 
 
-class Listing(NamedTuple):
-    """What images a folder has, by their paths in it, as `read` would order and number them."""
+def assemble(source: Path, pixels: dict[str, np.ndarray]) -> Images:
+    """Stacks decoded images by their paths, as `read` does; a grey one among coloured ones repeats its one channel.
 
-    train_files: list[str]
+    Args:
+        source: What errors call it.
+        pixels: uint8 (h, w, c), by path.
+    """
+    listing = _listing(source, pixels)
+    train, test = ([pixels[path] for path in paths] for paths in (listing.train_files, listing.test_files))
+    sides = sorted({image.shape[:2] for image in train + test})
+    if len(sides) > 1 or sides[0][0] != sides[0][1]:
+        shown = ", ".join(f"{width}x{height}" for height, width in sides[:3])
+        raise ValueError(f"{source}: images are not all square and of one size ({shown}); set image_size")
+    shape = *sides[0], max(image.shape[2] for image in train + test)
+    train, test = (
+        torch.from_numpy(np.array([np.broadcast_to(image, shape) for image in split])) for split in (train, test)
+    )
+    return Images(train, listing.train_labels, test, listing.test_labels, listing.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What images a source has, by their paths in it, in the order and with the labels that `read` gives them."""
+
+    train_files: Sequence[str]
     train_labels: Tensor
-    test_files: list[str]
+    test_files: Sequence[str]
     test_labels: Tensor
     class_names: tuple[str, ...]
 
@@ -93,25 +108,16 @@ def list_images(folder: Path) -> Listing:
     Raises:
         ValueError: Another layout.
     """
-    found: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-    enclosing = set()
-    for path in _walk(folder):
-        if place := _place(folder, path):
-            above, split, class_name = place
-            enclosing.add(above)
-            found[split].append((path, class_name))
-    train, test, class_names = _splits(folder, found, enclosing)
-    train_files, test_files = ([path for path, _ in split] for split in (train, test))
-    return Listing(train_files, _labels(train, class_names), test_files, _labels(test, class_names), class_names)
+    return _listing(folder, _walk(folder))
 
 
 def sha256(source: Path) -> str:
-    """SHA-256 of an archive, or of the paths and contents of a folder's images."""
+    """Returns the SHA-256 of an archive, or of the paths and contents of a folder's images."""
     return sha256_of_files(_image_files(source)) if source.is_dir() else files.sha256(source)
 
 
 def sha256_of_files(contents: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 over pairs of path and content, in the order given."""
+    """Returns the SHA-256 over pairs of path and content, in the order given."""
     digest = hashlib.sha256()
     for path, content in contents:
         digest.update(f"{path}\0{len(content)}\0".encode())
@@ -119,60 +125,38 @@ def sha256_of_files(contents: Iterable[tuple[str, bytes]]) -> str:
     return digest.hexdigest()
 
 
-def _splits(source: Path, found: dict[str, list], enclosing: set[str]) -> tuple[list, list, tuple[str, ...]]:
-    """Training and test images, each in the order of their paths, and the names of the classes.
-
-    Args:
-        source: For errors.
-        found: For each of `SPLITS` tuples that start with an image's path and its class.
-        enclosing: The folders in which the splits were found.
-    """
+def _listing(source: Path, paths: Iterable[str]) -> Listing:
+    places = {path: place for path in sorted(paths) if (place := _place(source, path))}
+    enclosing = {above for above, _, _ in places.values()}
     if len(enclosing) > 1:
         raise ValueError(f"{source}: several folders hold a train/, test/ or val/: {', '.join(sorted(enclosing))}")
+    found = {split: [path for path, place in places.items() if place[1] == split] for split in SPLITS}
     train, test = found["train"], found["test"] or found["val"]
     if not train or not test:
         raise ValueError(
             f"{source} has {len(train)} training and {len(test)} test images; "
             "it needs train/ and test/ (or val/) with one folder of images per class"
         )
-    class_names = tuple(sorted({class_name for _, class_name, *_ in train}))
-    if unknown := {class_name for _, class_name, *_ in test} - set(class_names):
+    train_classes, test_classes = ([places[path][2] for path in paths] for paths in (train, test))
+    class_names = tuple(sorted(set(train_classes)))
+    if unknown := set(test_classes) - set(class_names):
         raise ValueError(f"{source}: classes in its test set that are not in train/: {', '.join(sorted(unknown)[:5])}")
-    for split in (train, test):
-        split.sort(key=lambda item: item[0])
-    return train, test, class_names
-
-
-def _labels(split: list, class_names: tuple[str, ...]) -> Tensor:
-    labels = {class_name: label for label, class_name in enumerate(class_names)}
-    return torch.tensor([labels[class_name] for _, class_name, *_ in split])
-
-
-def _assemble(source: Path, train: list, test: list, class_names: tuple[str, ...]) -> Images:
-    sides = sorted({pixels.shape[:2] for _, _, pixels in train + test})
-    if len(sides) > 1 or sides[0][0] != sides[0][1]:
-        shown = ", ".join(f"{width}x{height}" for height, width in sides[:3])
-        raise ValueError(f"{source}: images are not all square and of one size ({shown}); set image_size")
-    channels = max(pixels.shape[2] for _, _, pixels in train + test)
-    tensors = []
-    for split in (train, test):
-        stacked = np.empty((len(split), *sides[0], channels), dtype=np.uint8)
-        for image, (_, _, pixels) in zip(stacked, split, strict=True):
-            image[...] = pixels  # a grey image among coloured ones repeats its one channel
-        tensors += [torch.from_numpy(stacked), _labels(split, class_names)]
-    return Images(*tensors, class_names)
+    train_labels, test_labels = (
+        torch.from_numpy(np.searchsorted(class_names, classes)) for classes in (train_classes, test_classes)
+    )
+    return Listing(train, train_labels, test, test_labels, class_names)
 
 
 def _place(source: Path, path: str) -> tuple[str, str, str] | None:
     """Splits a path into enclosing folder, split and class; None for an image that stands elsewhere."""
-    enclosing, parts = "", path.split("/")
-    if parts[0] not in SPLITS:
-        enclosing, parts = f"{parts[0]}/", parts[1:]
-    if len(parts) < 2 or parts[0] not in SPLITS:
-        return None
-    if len(parts) == 2:
-        raise ValueError(f"{source}: {path} lies in no class folder")
-    return enclosing, parts[0], parts[1]
+    match path.split("/"):
+        case [split, class_name, _, *_] if split in SPLITS:
+            return "", split, class_name
+        case [above, split, class_name, _, *_] if split in SPLITS:
+            return f"{above}/", split, class_name
+        case [split, _] | [_, split, _] if split in SPLITS:
+            raise ValueError(f"{source}: {path} lies in no class folder")
+    return None
 
 
 @contextmanager
@@ -187,7 +171,7 @@ def opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
 
 
 def _decode(content: bytes, image_size: int | None) -> np.ndarray:
-    """One image as uint8 (h, w, 1) if grey, else (h, w, 3)."""
+    """Returns one image as uint8 (h, w, 1) if grey, else (h, w, 3)."""
     with opened(io.BytesIO(content)) as image:
         mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
         pixels = np.array(image if image.mode == mode else image.convert(mode))
@@ -201,21 +185,24 @@ def _decode(content: bytes, image_size: int | None) -> np.ndarray:
 
 
 def _image_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """The path, from the source's top, and the content of each file that is named as an image."""
+    """Yields the path, from the source's top, and the content of each file that is named as an image."""
     if source.is_dir():
-        return ((path, (source / path).read_bytes()) for path in _walk(source))
-    return _read_zip(source) if source.name.endswith(".zip") else _read_tar(source)
+        yield from ((path, (source / path).read_bytes()) for path in _walk(source))
+        return
+    limit = min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_RATIO * source.stat().st_size))
+    try:
+        yield from _read_zip(source, limit) if source.name.endswith(".zip") else _read_tar(source, limit)
+    except _DAMAGE as error:
+        raise ValueError(f"{source} is truncated or damaged: {error}") from error
 
 
 def _is_image(path: str) -> bool:
-    """By its name; macOS puts a hidden ._x.jpg beside x.jpg, which is none."""
-    parts = path.split("/")
-    hidden = any(part.startswith(".") for part in parts)
-    return not hidden and os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
+    """Tells by its name; macOS puts a hidden ._x.jpg beside x.jpg, which is none."""
+    return "/." not in f"/{path}" and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """The path, from the folder, of each file in it that is named as an image."""
+    """Yields the path, from the folder, of each file in it that is named as an image."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
         above = Path(parent).relative_to(folder).parts
@@ -224,12 +211,8 @@ def _walk(folder: Path) -> Iterator[str]:
         yield from filter(_is_image, ("/".join((*above, name)) for name in sorted(names)))
 
 
-def _limit(archive: Path) -> int:
-    return min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_RATIO * archive.stat().st_size))
-
-
 def _clean_name(archive: Path, name: str, *, plain: bool) -> str:
-    """The member's path in its shortest form; refuses members that have no place among images."""
+    """Returns the member's path in its shortest form; refuses members that have no place among images."""
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", name):
         raise ValueError(f"{archive}: member {name!r} points outside the archive")
@@ -238,38 +221,32 @@ def _clean_name(archive: Path, name: str, *, plain: bool) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def _read_tar(archive: Path) -> Iterator[tuple[str, bytes]]:
+def _read_tar(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
     decompress = lzma.open if archive.name.endswith(".xz") else gzip.open
-    try:
-        with decompress(archive) as raw:
-            stream = _Capped(archive, raw, limit=_limit(archive))
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    plain = member.isdir() or (member.isreg() and not member.issparse())
-                    path = _clean_name(archive, member.name, plain=plain)
-                    if member.isreg() and _is_image(path):
-                        yield path, tar.extractfile(member).read()
-            while stream.read(1 << 20):  # up to the checksum at the very end
-                pass
-    except (EOFError, OSError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{archive} is truncated or damaged: {error}") from error
+    with decompress(archive) as raw:
+        stream = _Capped(archive, raw, limit=limit)
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                plain = member.isdir() or (member.isreg() and not member.issparse())
+                path = _clean_name(archive, member.name, plain=plain)
+                if member.isreg() and _is_image(path):
+                    yield path, tar.extractfile(member).read()
+        while stream.read(1 << 20):  # up to the checksum at the very end
+            pass
 
 
-def _read_zip(archive: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with zipfile.ZipFile(archive) as file:
-            if sum(member.file_size for member in file.infolist()) > _limit(archive):
-                raise ValueError(f"{archive} unfolds to more than {_limit(archive):,} bytes")
-            for member in file.infolist():
-                kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not made on Unix
-                path = _clean_name(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
-                if member.flag_bits & 1:
-                    raise ValueError(f"{archive}: member {member.filename!r} needs a password")
-                content = file.read(member)  # even of what is no image: a damaged name is noticed nowhere else
-                if not member.is_dir() and _is_image(path):
-                    yield path, content
-    except (EOFError, OSError, NotImplementedError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{archive} is truncated or damaged: {error}") from error
+def _read_zip(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(archive) as file:
+        if sum(member.file_size for member in file.infolist()) > limit:
+            raise ValueError(f"{archive} unfolds to more than {limit:,} bytes")
+        for member in file.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not made on Unix
+            path = _clean_name(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            if member.flag_bits & 1:
+                raise ValueError(f"{archive}: member {member.filename!r} needs a password")
+            content = file.read(member)  # even of what is no image: a damaged name is noticed nowhere else
+            if not member.is_dir() and _is_image(path):
+                yield path, content
 
 
 class _Capped:

@@ -4,7 +4,6 @@ import io
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
@@ -20,12 +19,10 @@ from torch import Tensor
 from prunelab import files, paths
 from prunelab.data import cache, embedded, folders
 from prunelab.data import dataset as dataset_module
-from prunelab.data.dataset import Dataset, Images, area_average, with_n_train
+from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, with_n_train
 
 if TYPE_CHECKING:
     from torchvision.datasets import MNIST, Omniglot, VisionDataset
-
-    from prunelab.data.streams import StreamedDataset
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -50,19 +47,6 @@ class DatasetNotFoundError(FileNotFoundError):
     """A data set that is not on this machine and could not be fetched; says how to get it."""
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where a data set would be built from.
-
-    Args:
-        key: Changes when what would be built changes; None where it never does.
-        build: Takes the image size.
-    """
-
-    key: str | None
-    build: Callable[[int | None], cache.Entry]
-
-
 def load(
     name: str,
     *,
@@ -70,7 +54,7 @@ def load(
     n_train: int | None = None,
     in_colour: bool = False,
     device: torch.device | str = "cpu",
-) -> "Dataset | StreamedDataset":
+) -> LabelledImages:
     """Loads a data set onto a device: decoded before, from an archive or folder, or downloaded.
 
     What is in `STREAMED` stays in its folder instead, and its images are decoded and cut as they are used.
@@ -91,25 +75,19 @@ def load(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, or None for the images' own size; got {image_size}")
     if name in STREAMED:
-        return _streamed(name, image_size or STREAMED[name], n_train).to(device)
-    entry = _entry(name, image_size)
-    dataset = Dataset(
-        name=name,
-        **entry.images._asdict(),
-        flip=entry.images.train_images.shape[3] == 3 and name not in _NEVER_FLIPPED,
-        source=entry.source,
-        sha256=entry.sha256,
-    )
+        dataset = _streamed(name, image_size or STREAMED[name])
+    else:
+        images, source, sha256 = _entry(name, image_size)
+        flip = images.train_images.shape[3] == 3 and name not in _NEVER_FLIPPED
+        if in_colour:
+            images = images.map(lambda grey: grey.expand(-1, -1, -1, 3).contiguous())
+        dataset = Dataset(name, *images, flip, source, sha256)
     if n_train is not None:
         dataset = with_n_train(dataset, n_train)
-    if in_colour:
-        dataset = replace(
-            dataset, train_images=_coloured(dataset.train_images), test_images=_coloured(dataset.test_images)
-        )
     return dataset.to(device)
 
 
-def _streamed(name: str, image_size: int, n_train: int | None) -> "StreamedDataset":
+def _streamed(name: str, image_size: int) -> LabelledImages:
     from prunelab.data import streams  # and with it torchvision, which takes a second to import
 
     folder = paths.DATA / name
@@ -119,22 +97,21 @@ def _streamed(name: str, image_size: int, n_train: int | None) -> "StreamedDatas
             "(or test/) there, with one folder of images per class; an archive must be unpacked. "
             "The profile 'smoke' needs no download"
         )
-    return streams.open_folder(folder, name=name, image_size=image_size, n_train=n_train)
+    return streams.open_folder(folder, name=name, image_size=image_size)
 
 
 def _entry(name: str, image_size: int | None) -> cache.Entry:
-    """From the cache, or else built and cached."""
+    """Takes images from the cache, or else builds and caches them."""
     if not re.fullmatch(r"\w[\w .+:-]{0,99}", name):  # it becomes part of file names
         raise ValueError(f"unknown data set {name!r}; {_known()}")
-    origin = _origin(name)
-    key = origin.key if origin else None
+    key, build = _origin(name)
     stem = name.replace(":", "-")
     path = paths.CACHE / f"{stem}-{image_size or 'native'}.pt"
     if entry := cache.read(path, key=key):
         return entry
-    if origin is None and not path.is_file():
+    if build is None and not path.is_file():
         raise ValueError(f"unknown data set {name!r}; {_known()}")
-    if origin is None:
+    if build is None:
         raise DatasetNotFoundError(
             f"the decoded copy of {name} in {path} is damaged and its source is gone; "
             f"put it back into {paths.DATA} as one of {_accepted(name)}"
@@ -142,21 +119,27 @@ def _entry(name: str, image_size: int | None) -> cache.Entry:
     with cache.building(paths.CACHE / f"{stem}.lock"):
         entry = cache.read(path, key=key)  # by another process, while this one waited
         if entry is None:
-            entry = origin.build(image_size)
+            entry = build(image_size)
             cache.write(path, entry, key=key)
     return entry
 
 
-def _origin(name: str) -> _Origin | None:
+def _origin(name: str) -> tuple[str | None, Callable[[int | None], cache.Entry] | None]:
+    """Finds where a data set would be built from.
+
+    Returns:
+        key: Changes when what would be built changes; None where it never does.
+        build: Takes the image size; None where there is nothing to build from.
+    """
     if name == "digits" or name.partition(":")[0] == "glyphs":
         draw = embedded.digits if name == "digits" else _glyphs(name)
-        return _Origin(_code_sha256(), lambda size: _build_embedded(draw, size))
+        return _code_sha256(), partial(_build_embedded, draw)
     if source := _find_source(name):
         sha256 = folders.sha256(source)
-        return _Origin(sha256, lambda size: cache.Entry(folders.read(source, image_size=size), source.name, sha256))
+        return sha256, lambda size: cache.Entry(folders.read(source, image_size=size), source.name, sha256)
     if name in TORCHVISION:
-        return _Origin(None, lambda size: _build_torchvision(name, size))
-    return None
+        return None, partial(_build_torchvision, name)
+    return None, None
 
 
 def _glyphs(name: str) -> Callable[[], Images]:
@@ -167,7 +150,7 @@ def _glyphs(name: str) -> Callable[[], Images]:
 
 
 def _code_sha256() -> str:
-    """Of what draws the embedded images: our code, and the versions of what it calls."""
+    """Returns the SHA-256 of what draws the embedded images: our code, and the versions of what it calls."""
     code = [Path(module.__file__).read_bytes() for module in (embedded, dataset_module)]
     return files.sha256(b"\n".join(code + [version(package).encode() for package in _DRAWN_BY]))
 
@@ -179,14 +162,20 @@ def _build_embedded(draw: Callable[[], Images], image_size: int | None) -> cache
 
 
 def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
-    """Downloads where it must; torchvision checks its files by MD5."""
+    """Builds from torchvision, which downloads where it must and checks its files by MD5."""
     root = paths.CACHE / "torchvision" / name
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torchvision sets none, and would wait forever
     try:
         images = _torchvision_images(name, root)
     except (OSError, RuntimeError, HTTPException) as error:
-        raise DatasetNotFoundError(_how_to_get(name, root, error)) from error
+        raise DatasetNotFoundError(
+            f"There is no usable copy of {name} on this machine, and its download failed "
+            f"({type(error).__name__}: {error}). Either put it into {paths.DATA} as one of {_accepted(name)} "
+            f"(train/ and test/ with one folder of images per class); or call prunelab.data.load({name!r}) once "
+            f"with a network, and torchvision downloads it into {root}; or choose the profile 'smoke', "
+            "which needs no download."
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
     raw = sorted(path for path in root.rglob("*") if path.is_file())
@@ -202,43 +191,37 @@ def _torchvision_images(name: str, root: Path) -> Images:
         return _mnist10k(kind(root, train=False, download=True))
     if name == "omniglot-small":
         return _omniglot_small(kind(root, background=True, download=True))
-    if name == "svhn":
-        train, test = (kind(root, split=split, download=True) for split in ("train", "test"))
-    else:
-        train, test = (kind(root, train=is_train, download=True) for is_train in (True, False))
+    splits = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
+    train, test = (kind(root, **split, download=True) for split in splits)
     return Images(*_tensors(train), *_tensors(test), tuple(getattr(train, "classes", "0123456789")))
 
 
 def _mnist10k(dataset: "MNIST") -> Images:
-    """MNIST's 10,000 test images: the first 8,000 to train on, the others to test; class by class, as in a folder."""
+    """Splits MNIST's 10,000 test images: 8,000 to train on, the others to test; class by class, as in a folder."""
     images, labels = _tensors(dataset)
-    tensors = []
-    for part in (slice(8000), slice(8000, None)):
-        order = labels[part].argsort(stable=True)
-        tensors += [images[part][order], labels[part][order]]
-    return Images(*tensors, class_names=tuple("0123456789"))
+    pixels = {
+        f"{'train' if number < 8000 else 'test'}/{label}/{number:04}": image
+        for number, (image, label) in enumerate(zip(images.numpy(), labels.tolist(), strict=True))
+    }
+    return folders.assemble(Path("mnist10k"), pixels)
 
 
 def _omniglot_small(dataset: "Omniglot") -> Images:
-    """Eight of Omniglot's alphabets, white on black, 32x32: drawers 1-14 to train on, 15-20 to test."""
-    found = []
-    with ZipFile(Path(dataset.root, "images_background.zip")) as archive:  # MD5 covers it, not what was unpacked
-        for path in sorted(archive.namelist()):  # so labels and order are a folder's
+    """Reads eight of Omniglot's alphabets, white on black, 32x32: drawers 1-14 to train on, 15-20 to test."""
+    source, pixels = Path(dataset.root, "images_background.zip"), {}  # MD5 covers it, not what was unpacked
+    with ZipFile(source) as archive:
+        for path in archive.namelist():
             if match := _OMNIGLOT_SMALL.fullmatch(path):
                 alphabet, character, drawer = match.groups()
                 ink = 255 - np.array(Image.open(io.BytesIO(archive.read(path))).convert("L"))
                 class_name = f"{re.sub('[()]', '', alphabet)}-{character}"
-                found.append((area_average(ink[..., None], 32), class_name, int(drawer)))
-    images, names, drawers = zip(*found, strict=True)
-    class_names = tuple(sorted(set(names)))
-    images = torch.from_numpy(np.stack(images))
-    labels = torch.tensor([class_names.index(name) for name in names])
-    trains = torch.tensor(drawers) <= 14
-    return Images(images[trains], labels[trains], images[~trains], labels[~trains], class_names)
+                split = "train" if int(drawer) <= 14 else "test"
+                pixels[f"{split}/{class_name}/{drawer}"] = area_average(ink[..., None], 32)
+    return folders.assemble(source, pixels)
 
 
 def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:
-    """Images (n, h, w, c) and labels of torchvision's data set, which come in three shapes."""
+    """Returns images (n, h, w, c) and labels of torchvision's data set, which come in three shapes."""
     images = torch.as_tensor(dataset.data)
     if images.dim() == 3:  # MNIST and its kin: (n, h, w)
         images = images.unsqueeze(3)
@@ -249,24 +232,14 @@ def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:
 
 
 def _resized(images: Images, image_size: int | None) -> Images:
-    if image_size is None:
-        return images
-    return images._replace(
-        train_images=_shrunk(images.train_images, image_size),
-        test_images=_shrunk(images.test_images, image_size),
-    )
+    def shrunk(images: Tensor) -> Tensor:
+        return torch.from_numpy(np.stack([area_average(image, image_size) for image in images.numpy()]))
 
-
-def _shrunk(images: Tensor, image_size: int) -> Tensor:
-    return torch.from_numpy(np.stack([area_average(image, image_size) for image in images.numpy()]))
-
-
-def _coloured(images: Tensor) -> Tensor:
-    return images.expand(-1, -1, -1, 3).contiguous()
+    return images if image_size is None else images.map(shrunk)
 
 
 def _find_source(name: str) -> Path | None:
-    """The folder or archive of that name in `paths.DATA`; the folder where there are both."""
+    """Finds the folder or archive of that name in `paths.DATA`; the folder where there are both."""
     if (paths.DATA / name).is_dir():
         return paths.DATA / name
     archives = (paths.DATA / f"{name}{suffix}" for suffix in folders.ARCHIVE_SUFFIXES)
@@ -278,7 +251,7 @@ def _accepted(name: str) -> str:
 
 
 def _known() -> str:
-    """What there is to load, for an error."""
+    """Lists what there is to load, for an error."""
     found = {
         path.name.removesuffix(suffix) for suffix in folders.ARCHIVE_SUFFIXES for path in paths.DATA.glob(f"*{suffix}")
     } | {path.parent.name for path in paths.DATA.glob("*/train")}
@@ -286,14 +259,4 @@ def _known() -> str:
     return (
         f"known are {', '.join(names)}, and in {paths.DATA}: {', '.join(sorted(found)) or 'nothing yet'} "
         f"(an ImageFolder tree or archive put there as {_accepted('<name>')} is found by its name)"
-    )
-
-
-def _how_to_get(name: str, root: Path, error: Exception) -> str:
-    return (
-        f"There is no usable copy of {name} on this machine, and its download failed "
-        f"({type(error).__name__}: {error}). Either put it into {paths.DATA} as one of {_accepted(name)} "
-        f"(train/ and test/ with one folder of images per class); or call prunelab.data.load({name!r}) once "
-        f"with a network, and torchvision downloads it into {root}; or choose the profile 'smoke', "
-        "which needs no download."
     )

@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import functional as F
 
 from prunelab import files
 from prunelab.data import folders
-from prunelab.data.batches import TrainBatches, normalise
-from prunelab.data.dataset import Labelled, balanced_part
+from prunelab.data.batches import TrainBatches
+from prunelab.data.dataset import LabelledImages
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as everybody has them
 RESIZED = 256 / 224  # shorter side of a test image before its centre is cut out, in sides of the crop
@@ -27,20 +27,20 @@ _N_TRIES = 10  # for a crop that fits into the image
 
 
 @dataclass(frozen=True, eq=False)
-class StreamedDataset(Labelled):
+class StreamedDataset(folders.Listing, LabelledImages):
     """Images in a folder, as `data.Dataset` wherever images come in batches; there are no tensors of all of them.
 
     A crop of random area and shape is cut from each training image, resized, and mirrored in one case of two; of a test
     image the centre is cut. Grey images become coloured.
 
     Args:
-        name: As it was asked for.
-        folder: Holds the images.
-        train_files: Paths in it.
+        train_files: Paths in the folder.
         train_labels: int64 (n,), indices into `class_names`, on the device that batches are for.
         test_files: As `train_files`.
         test_labels: As `train_labels`.
         class_names: One for each label.
+        name: As it was asked for.
+        folder: Holds the images.
         image_size: Side of the crops.
         sha256: Of the paths and sizes of all images, not of their contents, which would take hours.
         n_threads: That decode images. Their number changes no number.
@@ -48,11 +48,6 @@ class StreamedDataset(Labelled):
 
     name: str
     folder: Path
-    train_files: Sequence[str]
-    train_labels: Tensor
-    test_files: Sequence[str]
-    test_labels: Tensor
-    class_names: tuple[str, ...]
     image_size: int
     sha256: str
     n_threads: int
@@ -64,59 +59,43 @@ class StreamedDataset(Labelled):
         return self.folder.name
 
     @cached_property
-    def mean(self) -> Tensor:
-        """By which batches are normalised, float32 (3,)."""
-        return torch.tensor(MEAN, device=self.device)
-
-    @cached_property
-    def std(self) -> Tensor:
-        """As `mean`."""
-        return torch.tensor(STD, device=self.device)
-
-    def to(self, device: torch.device | str) -> "StreamedDataset":
-        """The same data set with batches on another device."""
-        return replace(self, train_labels=self.train_labels.to(device), test_labels=self.test_labels.to(device))
+    def _moments(self) -> Tensor:
+        return torch.tensor([MEAN, STD], device=self.device)
 
     def train_batches(self, *, batch_size: int, augment: bool, generator: torch.Generator) -> "StreamedBatches":
         """Starts training batches without end."""
         return StreamedBatches(self, batch_size=batch_size, augment=augment, generator=generator)
 
-    def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the whole test set in order; the last batch may be short."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        parts = torch.arange(self.n_test)[:, None].split(batch_size)
-        decoded = _decoded(self, self.test_files, parts)
-        for images, labels in zip(decoded, self.test_labels.split(batch_size), strict=True):
-            yield normalise(images.to(self.device, non_blocking=True), self), labels
+    def test_pixels(self, batch_size: int) -> Iterator[Tensor]:
+        """Yields the test images in order, uint8, in parts of so many."""
+        return _decoded(self, self.test_files, torch.arange(self.n_test)[:, None].split(batch_size))
+
+    def take(self, kept: Tensor) -> "StreamedDataset":
+        """Returns the data set with those of its training images only; int64."""
+        train_files = [self.train_files[i] for i in kept.tolist()]
+        return replace(self, train_files=train_files, train_labels=self.train_labels[kept])
 
 
-def open_folder(folder: Path, *, name: str, image_size: int, n_train: int | None = None) -> StreamedDataset:
+def open_folder(folder: Path, *, name: str, image_size: int) -> StreamedDataset:
     """Lists a folder's images, opening none.
 
     Args:
         folder: An ImageFolder tree, as `folders.read` takes it.
         name: As it was asked for.
         image_size: Side of the images of a batch.
-        n_train: A class-balanced part of the training images, always the same; None takes them all.
     Raises:
-        ValueError: Another layout, or an impossible number.
+        ValueError: Another layout.
     """
     listing = folders.list_images(folder)
     lines = [f"{path}\0{os.stat(folder / path).st_size}" for path in listing.train_files + listing.test_files]
-    dataset = StreamedDataset(
+    return StreamedDataset(
         name=name,
         folder=folder,
-        **listing._asdict(),
+        **vars(listing),
         image_size=image_size,
         sha256=files.sha256("\n".join(lines).encode()),
         n_threads=torch.get_num_threads(),
     )
-    if n_train is None:
-        return dataset
-    kept = balanced_part(dataset, n_train)
-    train_files = [dataset.train_files[i] for i in kept.tolist()]
-    return replace(dataset, train_files=train_files, train_labels=dataset.train_labels[kept])
 
 
 class StreamedBatches(TrainBatches):

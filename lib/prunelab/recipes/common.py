@@ -16,24 +16,24 @@ from prunelab.recipes.recipe import State
 Masks = dict[str, Tensor]
 
 
-def dataset_of(options: TrainingOptions, device: str) -> data.Dataset:
+def dataset_of(options: TrainingOptions, device: str) -> data.LabelledImages:
     """Loads the images of a run, shared by the runs that a worker trains."""
     return _load(options.dataset, options.image_size, options.n_train, options.in_colour, device)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, image_size: int | None, n_train: int | None, in_colour: bool, device: str) -> data.Dataset:
+def _load(name: str, image_size: int | None, n_train: int | None, in_colour: bool, device: str) -> data.LabelledImages:
     return data.load(name, image_size=image_size, n_train=n_train, in_colour=in_colour, device=device)
 
 
-def image_of(dataset: data.Dataset) -> dict[str, int]:
+def image_of(dataset: data.LabelledImages) -> dict[str, int]:
     """Returns the shape of an image, as `cost.layer_table` takes it."""
     return {"in_channels": dataset.channels, "image_size": dataset.image_size}
 
 
 def network_of(
     options: TrainingOptions,
-    dataset: data.Dataset,
+    dataset: data.LabelledImages,
     *,
     width: float,
     like: State | None = None,
@@ -54,7 +54,7 @@ def network_of(
     return without(model, removed)
 
 
-def layers_of(options: TrainingOptions, dataset: data.Dataset, width: float) -> list[dict]:
+def layers_of(options: TrainingOptions, dataset: data.LabelledImages, width: float) -> list[dict]:
     """Returns the layer table of the whole network, dense; to be read only, since it is kept."""
     return _layers(options.model, dataset.num_classes, dataset.channels, dataset.image_size, width)
 
@@ -67,7 +67,7 @@ def _layers(model: str, num_classes: int, in_channels: int, image_size: int, wid
     return cost.layer_table(network, **image)
 
 
-def source_of(dataset: data.Dataset) -> dict[str, str]:
+def source_of(dataset: data.LabelledImages) -> dict[str, str]:
     """Says which images they are, as a record has it."""
     return {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab import cost
-from prunelab.data import Dataset
+from prunelab.data import LabelledImages
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import CustomGrowth
 from prunelab.methods.static import Static, active_counts
@@ -19,7 +19,7 @@ GrowScore = Callable[[Tensor, Tensor], Tensor]
 _WIDTH_STEPS = 256  # a small dense network's width is found to this fraction of the full one's
 
 
-def width_of(options: MaskingOptions, dataset: Dataset) -> float:
+def width_of(options: MaskingOptions, dataset: LabelledImages) -> float:
     """Returns the width of a run's network: of a small dense one that at which it is as large as its rival."""
     column = METHODS[options.method].matched
     if column is None:
@@ -42,7 +42,7 @@ def build_method(
     options: MaskingOptions,
     model: nn.Module,
     masks: Masks | None,
-    dataset: Dataset,
+    dataset: LabelledImages,
     *,
     n_epochs: int,
     seed: int,
@@ -76,7 +76,7 @@ def build_method(
     )
 
 
-def _allocated(options: MaskingOptions, model: nn.Module, dataset: Dataset) -> dict[str, int]:
+def _allocated(options: MaskingOptions, model: nn.Module, dataset: LabelledImages) -> dict[str, int]:
     """Active weights by layer: those of the density, or of that at which MACs are as many as with ERK."""
     if options.equal == "weights":
         return _counts(options, model)

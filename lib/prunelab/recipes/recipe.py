@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor, nn
 
-from prunelab.data import Dataset
+from prunelab.data import LabelledImages
 from prunelab.methods.hooks import Hooks
 from prunelab.recipes.options import TrainingOptions
 from prunelab.runs import PROFILES, Option, Run, build_options, make_run
@@ -103,7 +103,7 @@ class Recipe:
     seeds: Mapping[str, tuple[int, ...]]
     experiments_of: Callable[[str, tuple[int, ...]], dict[str, list[Run]]]
     check: Callable[..., None]
-    outline: Callable[[TrainingOptions, Dataset], Outline]
+    outline: Callable[[TrainingOptions, LabelledImages], Outline]
     setup: Callable[..., Setup | dict]
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prunelab import cost
-from prunelab.data import Dataset
+from prunelab.data import LabelledImages
 from prunelab.forecast import Workload
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import best_precision
@@ -107,7 +107,9 @@ def executing(
     }
 
 
-def _account(options: TrainingOptions, dataset: Dataset, setup: Setup, result: Result, layers: list[dict]) -> dict:
+def _account(
+    options: TrainingOptions, dataset: LabelledImages, setup: Setup, result: Result, layers: list[dict]
+) -> dict:
     """Metrics that every run has, measured on the final network."""
     macs, reference_macs = (cost.total(table, "macs") for table in (layers, setup.reference))
     n_active, n_reference = cost.total(layers, "n_active"), cost.total(setup.reference, "n_weights")

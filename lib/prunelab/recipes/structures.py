@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunelab.channels import filters
 from prunelab.channels.surgery import shrink, without
 from prunelab.channels.trace import Trace, trace
-from prunelab.data import Dataset
+from prunelab.data import LabelledImages
 from prunelab.methods.magnitude import rescaled_init_
 from prunelab.models import build_model
 from prunelab.models.layers import Select
@@ -36,7 +36,7 @@ class Structure:
     removed: tuple[str, ...] = ()
     masks: Masks = field(default_factory=dict)
 
-    def shrunken(self, model: nn.Module, dataset: Dataset) -> nn.Module:
+    def shrunken(self, model: nn.Module, dataset: LabelledImages) -> nn.Module:
         """Gives a network of the same kind this structure; copies it where nothing is removed."""
         if self.removed:
             model = without(model, self.removed)
@@ -54,7 +54,7 @@ class Original:
     """
 
     options: PruningOptions
-    dataset: Dataset
+    dataset: LabelledImages
     model: nn.Module
     traced: Trace
     parents: Sequence[State]
@@ -95,7 +95,7 @@ class Original:
         return filters.uniform_counts(self.filter_widths, density=self.options.density)
 
 
-def original_of(options: PruningOptions, dataset: Dataset, parents: Sequence[State], *, seed: int) -> Original:
+def original_of(options: PruningOptions, dataset: LabelledImages, parents: Sequence[State], *, seed: int) -> Original:
     """Builds the network that is to be pruned, on the data set's device; fresh values are the global generator's.
 
     Raises:
@@ -107,7 +107,7 @@ def original_of(options: PruningOptions, dataset: Dataset, parents: Sequence[Sta
     return Original(options, dataset, model, traced, parents, seed)
 
 
-def _trained(options: PruningOptions, dataset: Dataset, parent: State) -> nn.Module:
+def _trained(options: PruningOptions, dataset: LabelledImages, parent: State) -> nn.Module:
     """Builds a parent's network, with its values and its classes: a design may come from other images."""
     try:
         model = network_of(options, dataset, width=options.width, like=parent, num_classes=parent.num_classes)

@@ -10,7 +10,7 @@ from prunelab import cost
 from prunelab.channels.filters import TARGETS
 from prunelab.channels.selection import Selection
 from prunelab.channels.trace import trace
-from prunelab.data import Dataset
+from prunelab.data import LabelledImages
 from prunelab.density import check_density
 from prunelab.latency import n_bytes
 from prunelab.methods.static import Static
@@ -45,7 +45,7 @@ def check(options: RethinkingOptions, *, n_parents: int) -> None:
         raise ValueError("a predefined structure has no values to inherit; prune a trained network, by l1 for example")
 
 
-def outline(options: RethinkingOptions, dataset: Dataset) -> Outline:
+def outline(options: RethinkingOptions, dataset: LabelledImages) -> Outline:
     """Foretells the width of a network, by its density where training finds it, and the length of its training."""
     is_narrower = options.training != "dense" and options.pruning not in WEIGHT_PRUNINGS
     share = 1.0
@@ -56,7 +56,7 @@ def outline(options: RethinkingOptions, dataset: Dataset) -> Outline:
     return Outline(width, _n_epochs(options, macs / full_macs if is_narrower else options.density))
 
 
-def setup(options: RethinkingOptions, dataset: Dataset, parents: Sequence[State], *, seed: int) -> Setup:
+def setup(options: RethinkingOptions, dataset: LabelledImages, parents: Sequence[State], *, seed: int) -> Setup:
     """Sets up a large network; or what pruning leaves of one, with the values it inherits or with fresh ones.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunelab import landscape, units
-from prunelab.data import Dataset
+from prunelab.data import LabelledImages
 from prunelab.density import check_density
 from prunelab.masks import prunable_weights
 from prunelab.methods import METHODS, check_method
@@ -37,7 +37,7 @@ def check(options: RigLOptions, *, n_parents: int) -> None:
         raise ValueError(f"{options.method} chooses its own mask and takes none from a parent; use start='fresh'")
 
 
-def outline(options: RigLOptions, dataset: Dataset) -> Outline:
+def outline(options: RigLOptions, dataset: LabelledImages) -> Outline:
     """Foretells the width of a run's network and the length of its training."""
     width, n_epochs = width_of(options, dataset), _n_epochs(options)
     if not options.path:
@@ -49,7 +49,7 @@ def outline(options: RigLOptions, dataset: Dataset) -> Outline:
 
 def setup(
     options: RigLOptions,
-    dataset: Dataset,
+    dataset: LabelledImages,
     parents: Sequence[State],
     *,
     seed: int,
@@ -121,7 +121,7 @@ def _units(model: nn.Module, masks: Masks) -> dict:
     }
 
 
-def _follow_path(options: RigLOptions, dataset: Dataset, parents: Sequence[State], *, seed: int) -> dict:
+def _follow_path(options: RigLOptions, dataset: LabelledImages, parents: Sequence[State], *, seed: int) -> dict:
     """Gives the training loss between two solutions, along a curve that is optimised first, or along a line."""
     started = time.monotonic()
     n_control_points, is_dense = PATHS[options.path]
