@@ -19,7 +19,7 @@ COUNT_TOLERANCE = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `prunelab`.
+    """Runs `prunelab`.
 
     Returns:
         Exit code: 0 for done, 1 where verify or bench found a difference, 2 for an error, 130 for Ctrl-C.
@@ -43,50 +43,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], about: str) -> Callable:
-        sub = commands.add_parser(name, help=about, description=about)
+    def shared() -> argparse.ArgumentParser:
+        return argparse.ArgumentParser(add_help=False)
+
+    def plan(profile: str, *, required: bool = False) -> argparse.ArgumentParser:
+        options = shared()
+        options.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_rigl; none for all")
+        options.add_argument("--profile", required=required, help=f"smoke, small, full or paper{profile}")
+        options.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="instead of the profile's own")
+        return options
+
+    training = shared()
+    training.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    training.add_argument("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
+    fresh = shared()
+    fresh.add_argument("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
+
+    def add(command: Callable[[argparse.Namespace], int | None], about: str, *parents) -> Callable:
+        sub = commands.add_parser(command.__name__[1:], help=about, description=about, parents=parents)
         sub.set_defaults(command=command)
         return sub.add_argument
 
-    def add_plan_options(option: Callable, *, required: bool = False, profile: str) -> None:
-        option("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_rigl; none for all")
-        option("--profile", required=required, help=f"smoke, small, full or paper{profile}")
-        option("--seeds", type=_seeds, metavar="0,1,2", help="instead of the profile's own")
-
-    def add_training_options(option: Callable) -> None:
-        option("--device", default="auto", help="auto, cpu or cuda")
-        option("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
-
-    option = add("plan", _plan, "What a profile trains, and what that costs here.")
-    add_plan_options(option, profile="; none for each")
-    add_training_options(option)
-
-    option = add("run", _run, "Train what is not on record.")
-    add_plan_options(option, required=True, profile="")
-    option("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
-    add_training_options(option)
+    option = add(_plan, "What a profile trains, and what that costs here.", plan("; none for each"), training)
+    option("--help-options", action="store_true", help="what may be chosen of the notebooks' runs; plans nothing")
+    option = add(_run, "Train what is not on record.", plan("", required=True), fresh, training)
     option("--ship", action="store_true", help="merge the records into data/records")
-
-    option = add("figures", _figures, "Execute notebooks with papermill: every figure and number anew.")
-    add_plan_options(option, profile="; the notebook's own by default")
-    option("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
+    about = "Execute notebooks with papermill: every figure and number anew."
+    option = add(_figures, about, plan("; the notebook's own by default"), fresh)
     option("--device", help="auto, cpu or cuda")
     option("--timeout", type=float, default=NOTEBOOK_MINUTES, metavar="MINUTES", help="for each notebook")
-
-    option = add(
-        "verify",
-        _verify,
-        "Train some recorded runs again and compare. Exit code 1 if a count (weights, MACs, steps) differs.",
-    )
-    add_plan_options(option, profile="; the largest one on record by default")
+    about = "Train some recorded runs again and compare. Exit code 1 if a count (weights, MACs, steps) differs."
+    option = add(_verify, about, plan("; the largest one on record by default"), training)
     option("--sample", type=int, default=3, metavar="N", help="how many runs of each notebook (3)")
     option("--draw", type=int, metavar="SEED", help="draw the same runs each time")
-    add_training_options(option)
-
-    option = add("status", _status, "What is on record, what is being trained.")
-    add_plan_options(option, profile="; none for each")
-
-    option = add("bench", _bench, "Measure the speed claims on this machine. Exit code 1 if one is missed.")
+    add(_status, "What is on record, what is being trained.", plan("; none for each"))
+    option = add(_bench, "Measure the speed claims on this machine. Exit code 1 if one is missed.")
     option("groups", nargs="*", metavar="GROUP", help="engine, steps, channels, notebooks or curves; none for all")
     option("--quick", action="store_true", help="a rough look in some minutes, which judges and writes nothing")
     return parser
@@ -100,12 +91,12 @@ def _recipes(options: argparse.Namespace) -> "list[Recipe]":
     from prunelab import recipes
 
     names = [Path(name).stem for name in options.notebooks]  # notebooks/01_rigl.ipynb will do
-    names = names or sorted(recipe.notebook for recipe in recipes.RECIPES.values())
-    return [recipes.for_notebook(name) for name in names]
+    every = sorted(recipe.notebook for recipe in recipes.RECIPES.values())
+    return [recipes.for_notebook(name) for name in names or every]
 
 
 def _plans(options: argparse.Namespace) -> "Iterable[tuple[Recipe, str, list]]":
-    """Recipe, profile and runs, parents included, of each notebook and profile that was asked for."""
+    """Gives recipe, profile and runs, parents included, of each notebook and profile that was asked for."""
     from prunelab import engine, recipes
 
     for recipe in _recipes(options):
@@ -116,44 +107,66 @@ def _plans(options: argparse.Namespace) -> "Iterable[tuple[Recipe, str, list]]":
 def _plan(options: argparse.Namespace) -> None:
     from prunelab import forecast, stores, workers
 
+    if options.help_options:
+        return _help_options(_recipes(options))
     device = workers.resolve_device(options.device)
     jobs = options.jobs or workers.default_jobs(device)
     plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
     known = {workload for *_, workloads in plans for workload in workloads.values()}
-    pace = None
     if known:
         print(f"measuring this machine for about {forecast.SECONDS:.0f} seconds", file=sys.stderr)
         pace = forecast.calibrate(known, device=device, jobs=jobs)
+
+    def minutes(runs: list, workloads: "dict[str, forecast.Workload]") -> str:
+        if not workloads:
+            return "unknown"
+        seconds = {run_id: pace.seconds(workload) for run_id, workload in workloads.items()}
+        return f"{forecast.plan_seconds(runs, seconds, jobs=jobs, start_seconds=pace.start_seconds) / 60:.1f}"
+
     rows = []
     for recipe, profile, plan, workloads in plans:
         done = stores.on_record(plan)
         left = [run for run in plan if run.id not in done]
-        row = {"notebook": recipe.notebook, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
-        row |= {"minutes afresh": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
-        if pace and workloads:
-            row["TMACs"] = f"{sum(workload.training_macs for workload in workloads.values()) / 1e12:,.2f}"
-            seconds = {run_id: pace.seconds(workload) for run_id, workload in workloads.items()}
-            for column, runs in (("minutes afresh", plan), ("minutes left", left)):
-                expected = forecast.plan_seconds(runs, seconds, jobs=jobs, start_seconds=pace.start_seconds)
-                row[column] = f"{expected / 60:.1f}"
-        rows.append(row)
+        macs = sum(workload.training_macs for workload in workloads.values())
+        rows.append(
+            {
+                "notebook": recipe.notebook,
+                "profile": profile,
+                "runs": len(plan),
+                "TMACs": f"{macs / 1e12:,.2f}" if workloads else "unknown",
+                "minutes afresh": minutes(plan, workloads),
+                "on record": len(done),
+                "to train": len(left),
+                "minutes left": minutes(left, workloads),
+            }
+        )
     _print_table(rows)
-    if pace:
+    if known:
         print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
 
 
+def _help_options(chosen: "Iterable[Recipe]") -> None:
+    from prunelab import runs
+
+    for recipe in chosen:
+        print(f"{recipe.notebook}:")
+        described = runs.describe(recipe.options).items()
+        rows = [(name, kind, str(default), about) for name, (kind, default, about) in described]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
+
+
 def _workloads(recipe: "Recipe", plan: list) -> "dict[str, forecast.Workload]":
-    """What each run is for a machine, by id; none where the images are missing that decide it."""
+    """Returns what each run is for a machine, by id; none where the images are missing that decide it."""
     from prunelab.recipes import runner
 
-    alike: dict[frozenset, forecast.Workload] = {}  # runs that differ in their seed cost the same
-    for run in plan:
-        key = frozenset(run.options.items())
-        try:
-            alike[key] = alike[key] if key in alike else runner.forecast(recipe, run)
-        except OSError:
-            return {}
-    return {run.id: alike[frozenset(run.options.items())] for run in plan}
+    alike = {frozenset(run.options.items()): run for run in plan}  # runs that differ in their seed cost the same
+    try:
+        costs = {options: runner.forecast(recipe, run) for options, run in alike.items()}
+    except OSError:
+        return {}
+    return {run.id: costs[frozenset(run.options.items())] for run in plan}
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -171,10 +184,8 @@ def _figures(options: argparse.Namespace) -> int:
     from prunelab import batch, paths
 
     seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
-    given = {"profile": options.profile, "seeds": seeds, "device": options.device}
+    given = {"profile": options.profile, "seeds": seeds, "device": options.device, "fresh": options.fresh or None}
     parameters = {name: value for name, value in given.items() if value is not None}
-    if options.fresh:
-        parameters["fresh"] = True
     stems = [Path(name).stem for name in options.notebooks] or batch.stems()
     at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
     failed = []
@@ -184,7 +195,8 @@ def _figures(options: argparse.Namespace) -> int:
             failed.append(stem)
             print(f"prunelab: {outcome}", file=sys.stderr)
         else:
-            print(f"{stem}: {seconds:.0f} s, {_short(outcome, paths.ROOT)}", flush=True)
+            path = outcome.relative_to(paths.ROOT) if outcome.is_relative_to(paths.ROOT) else outcome
+            print(f"{stem}: {seconds:.0f} s, {path}", flush=True)
 
     batch.execute_all(stems, parameters=parameters, timeout=60 * options.timeout, report=report, at_once=at_once)
     return 2 if failed else 0
@@ -209,10 +221,6 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
     return 1 if workers.resolve_device(device) == "cuda" else None
 
 
-def _short(path: Path, root: Path) -> Path:
-    return path.relative_to(root) if path.is_relative_to(root) else path
-
-
 def _verify(options: argparse.Namespace) -> int:
     from prunelab import engine
 
@@ -227,10 +235,15 @@ def _verify(options: argparse.Namespace) -> int:
             jobs=options.jobs,
         ):
             recorded, trained = pair["recorded"], pair["trained"]
-            row = {"run": str(pair["run"]), "recorded on": recorded["provenance"]["device"]}
-            row["recorded"], row["trained now"] = (item["metrics"].get("test_accuracy") for item in (recorded, trained))
-            row["all numbers"] = "equal" if pair["equal"] else ", ".join(_differing_counts(pair)) or "differ"
-            rows.append(row)
+            rows.append(
+                {
+                    "run": str(pair["run"]),
+                    "recorded on": recorded["provenance"]["device"],
+                    "recorded": recorded["metrics"].get("test_accuracy"),
+                    "trained now": trained["metrics"].get("test_accuracy"),
+                    "all numbers": "equal" if pair["equal"] else ", ".join(_differing_counts(pair)) or "differ",
+                }
+            )
     _print_table(rows)
     if any(row["all numbers"] == "differ" for row in rows):
         print("Equal numbers are promised on the same kind of processor with the same versions; here they differ.")
@@ -238,7 +251,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _differing_counts(pair: dict) -> list[str]:
-    """Whole numbers, such as steps and active weights, that are further apart than another processor explains."""
+    """Names whole numbers, such as steps and active weights, that are further apart than another processor explains."""
     recorded, trained = pair["recorded"]["metrics"], pair["trained"]["metrics"]
     return [
         f"{name} {value} became {trained.get(name)}"
@@ -248,7 +261,7 @@ def _differing_counts(pair: dict) -> list[str]:
 
 
 def _recorded_profile(recipe: "Recipe") -> str:
-    """The largest profile whose runs are all on record; the smallest one where there is none."""
+    """Returns the largest profile whose runs are all on record; the smallest one where there is none."""
     from prunelab import recipes, stores
 
     whole = [
