@@ -158,11 +158,10 @@ async def _execute(
             os.replace(partial, output)
             failed.unlink(missing_ok=True)
             return output
-        cell = _last_cell(partial)
-        if cell is None:
-            raise NotebookFailed(f"{notebook_stem} did not start: {error}")
-        os.replace(partial, failed)
-        raise NotebookFailed(f"{notebook_stem}, {cell}: {error} (up to there: {failed})")
+        if cell := _last_cell(partial):
+            os.replace(partial, failed)
+            raise NotebookFailed(f"{notebook_stem}, {cell}: {error} (up to there: {failed})")
+        raise NotebookFailed(f"{notebook_stem} did not start: {error}")
     finally:
         partial.unlink(missing_ok=True)
 
