@@ -163,9 +163,8 @@ def _expression(text: str, where: Cell) -> tuple[Cell, ...]:
     cells = tuple(_cell(part) for part in text.split(" - "))
     if len(cells) > 2:
         raise ValueError(f"expected one cell or the difference of two, got {text!r}")
-    for cell in cells:
-        if both := sorted(cell.keys() & where.keys()):
-            raise ValueError(f"{', '.join(both)} stands in {text!r} and in where")
+    if both := sorted(where.keys() & set().union(*cells)):
+        raise ValueError(f"{', '.join(both)} stands in {text!r} and in where")
     return tuple(cell | where for cell in cells)
 
 
@@ -198,15 +197,14 @@ def judge(
 def _whole_and_levels(
     claim: Claim, frame: pd.DataFrame, planned: pd.DataFrame, profile: str | None
 ) -> dict[str, Verdict]:
-    """Judges a part, and where it cannot be judged each listed value that is planned, if one of them can."""
+    """Judges a part, at "", and where it cannot be judged each listed value that is planned, if one of them can."""
     if profile is not None:
         _check_profile(profile)
     too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
     pairs = pd.DataFrame() if too_small or planned.empty else compared(claim, planned)
     if pairs.empty:
-        lacking = f"runs that profile {profile} does not plan"
-        if too_small or profile is None:
-            lacking = f"runs of profile {claim.profile}"
+        unplanned = f"runs that profile {profile} does not plan"
+        lacking = f"runs of profile {claim.profile}" if too_small or profile is None else unplanned
         return {"": Verdict(reason=f"needs {claim.needs or lacking}")}
     whole = _judge_pairs(claim, pairs, frame)
     unplanned = [at for at in _levels(claim) if at not in set(pairs["at"])]
@@ -215,8 +213,8 @@ def _whole_and_levels(
     if whole.verdict != NOT_JUDGED:
         return {"": whole}
     by_level = {at: _judge_pairs(claim, own, frame) for at, own in pairs.groupby("at", sort=False) if at}
-    can_be_judged = any(verdict.verdict != NOT_JUDGED for verdict in by_level.values())
-    return {"": whole} | (by_level if can_be_judged else {})
+    is_judged = any(verdict.verdict != NOT_JUDGED for verdict in by_level.values())
+    return {"": whole} | (by_level if is_judged else {})
 
 
 def _judge_pairs(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame) -> Verdict:
@@ -228,15 +226,13 @@ def _judge_pairs(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame) -> Verd
     low, high = interval(differences, pairs.index)
     counts = pairs["at"].value_counts()
     fewest, n_seeds = counts.idxmin(), int(counts.min())
-    verdict, reason = INCONCLUSIVE, ""
+    reason = ""
     if np.isnan(differences).any():
         reason = f"a diverged run has no {claim.metric}"
     elif n_seeds < MIN_SEEDS:
         reason = f"{n_seeds} of {MIN_SEEDS} seeds" + (f" at {fewest}" if fewest else "")
-    elif low > claim.margin:
-        verdict = REPRODUCED
-    elif high < claim.margin:
-        verdict = NOT_REPRODUCED
+    is_open = reason or low <= claim.margin <= high
+    verdict = INCONCLUSIVE if is_open else REPRODUCED if low > claim.margin else NOT_REPRODUCED
     return Verdict(float(differences.mean()), low, high, n_seeds, len(differences), verdict, reason)
 
 

@@ -25,8 +25,7 @@ def forest(judged: pd.DataFrame, *, ax: Axes, metric: str = "test_accuracy") -> 
     Returns:
         The rows drawn; where there are none the figure says so.
     """
-    rows = claims.pooled(judged)
-    rows = rows[(rows["metric"] == metric) & (rows["verdict"] != claims.NOT_JUDGED)].reset_index(drop=True)
+    rows = claims.pooled(judged).query("metric == @metric and verdict != @claims.NOT_JUDGED").reset_index(drop=True)
     if rows.empty:
         ax.text(0.5, 0.5, "These records judge no claim: they need a larger profile.", ha="center", va="center")
         ax.set_axis_off()
