@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import pytest
 from filelock import FileLock
@@ -9,8 +10,9 @@ from filelock import FileLock
 from prunelab import batch, bench, cli, engine, forecast, paths, recipes, records, workers
 from prunelab.forecast import Calibration, Timing, Workload
 from prunelab.recipes import runner
-from prunelab.runs import Run
+from prunelab.runs import Run, describe
 
+RIGL_OPTIONS = describe(recipes.RIGL.options)
 PLAN = [Run("toy", {}, seed) for seed in (0, 1)]
 
 
@@ -85,6 +87,18 @@ def test_plan_without_the_images_still_counts_the_runs(capsys, monkeypatch):
     monkeypatch.setattr(runner, "forecast", without_images)
     assert cli.main(["plan", "--profile", "smoke"]) == 0
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", *["unknown"] * 2, "0", "2", "unknown"]
+
+
+def test_plan_tells_the_options_of_a_notebook_and_plans_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(recipes, "RECIPES", {"rigl": recipes.RIGL})
+    monkeypatch.setattr(engine, "with_parents", lambda plan: pytest.fail("planned"))
+    assert cli.main(["plan", "--help-options", "notebooks/01_rigl.ipynb"]) == 0
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title == "01_rigl:"
+    table = {name: about for name, *about in (re.split(r"\s{2,}", row.strip()) for row in rows)}
+    assert table.keys() == RIGL_OPTIONS.keys()
+    assert table["image_size"] == ["int or None", *map(str, RIGL_OPTIONS["image_size"][1:])]
+    assert len({row.rindex(RIGL_OPTIONS[name][2]) for name, row in zip(table, rows, strict=True)}) == 1  # aligned
 
 
 def test_run_hands_its_options_to_the_engine_and_ships_what_it_returns(capsys, monkeypatch):

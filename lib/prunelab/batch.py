@@ -6,6 +6,7 @@ the output appears whole, when the last cell has run.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -58,8 +59,8 @@ def execute(
         ValueError: No such notebook, or a parameter it does not declare.
         NotebookFailed: A cell raised, time ran out or the kernel died. What ran stays as `*.failed.ipynb`.
     """
-    options = {"parameters": parameters, "timeout": timeout, "cell_timeout": cell_timeout, "output": output}
-    return asyncio.run(_execute(notebook_stem, [], **options))
+    limits = {"timeout": timeout, "cell_timeout": cell_timeout}
+    return asyncio.run(_execute(notebook_stem, [], parameters=parameters, output=output, **limits))
 
 
 def execute_all(
@@ -157,11 +158,10 @@ async def _execute(
             os.replace(partial, output)
             failed.unlink(missing_ok=True)
             return output
-        cell = _last_cell(partial)
-        if cell is None:
-            raise NotebookFailed(f"{notebook_stem} did not start: {error}")
-        os.replace(partial, failed)
-        raise NotebookFailed(f"{notebook_stem}, {cell}: {error} (up to there: {failed})")
+        if cell := _last_cell(partial):
+            os.replace(partial, failed)
+            raise NotebookFailed(f"{notebook_stem}, {cell}: {error} (up to there: {failed})")
+        raise NotebookFailed(f"{notebook_stem} did not start: {error}")
     finally:
         partial.unlink(missing_ok=True)
 
@@ -182,27 +182,22 @@ async def _run(request: dict, timeout: float) -> str | None:
     search = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "stderr", "w+b") as stderr:
         outcome = Path(folder) / "outcome.json"
-        reader, writer = os.pipe()  # never written to: its end tells the process that this one is gone
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "prunelab.batch", json.dumps(request | {"outcome": str(outcome)})),
+            stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the process that this one is gone
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=stderr,
+            env=os.environ | {"PYTHONPATH": search},
+            start_new_session=True,  # a terminal's Ctrl-C reaches the caller alone, which then ends it
+        )
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "prunelab.batch", json.dumps(request | {"outcome": str(outcome)})),
-                stdin=reader,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=stderr,
-                env=os.environ | {"PYTHONPATH": search},
-                start_new_session=True,  # a terminal's Ctrl-C reaches the caller alone, which then ends it
-            )
-            try:
-                await asyncio.wait_for(process.wait(), timeout)
-            except TimeoutError:
-                return f"stopped, {timeout:.0f} seconds are over"
-            finally:
-                if process.returncode is None:
-                    _end(process.pid)
-                    await process.wait()
+            await asyncio.wait_for(process.wait(), timeout)
+        except TimeoutError:
+            return f"stopped, {timeout:.0f} seconds are over"
         finally:
-            os.close(reader)
-            os.close(writer)
+            if process.returncode is None:
+                _end(process.pid)
+                await process.wait()
         if outcome.exists():
             return json.loads(outcome.read_text())
         stderr.seek(0)
@@ -212,16 +207,12 @@ async def _run(request: dict, timeout: float) -> str | None:
 
 def _end(pid: int, *, itself: bool = True) -> None:
     """Kills a process and all that it started, each of which may have started a session of its own."""
-    try:
+    gone = contextlib.suppress(psutil.NoSuchProcess)
+    with gone:
         process = psutil.Process(pid)
-        family = [process] * itself + process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
+        for member in [process] * itself + process.children(recursive=True):
+            with gone:
+                member.kill()
 
 
 def _last_cell(partial: Path) -> str | None:
@@ -232,11 +223,12 @@ def _last_cell(partial: Path) -> str | None:
         return None
     added = {"injected-parameters", "papermill-error-cell-tag"}
     own = [cell for cell in cells if not added & set(cell.metadata.get("tags", []))]
-    last = None
-    for number, cell in enumerate(own, start=1):
-        if cell.cell_type == "code" and cell.source.strip() and cell.metadata.papermill.start_time:
-            last = f"cell {number} ({cell.source.strip().splitlines()[0]})"
-    return last
+    began = [
+        f"cell {number} ({cell.source.strip().splitlines()[0]})"
+        for number, cell in enumerate(own, start=1)
+        if cell.cell_type == "code" and cell.source.strip() and cell.metadata.papermill.start_time
+    ]
+    return began[-1] if began else None
 
 
 def _main(request: dict) -> None:
@@ -247,8 +239,7 @@ def _main(request: dict) -> None:
         psutil.Process().cpu_affinity(cores)  # all that it starts inherits them
 
     def end_with_caller() -> None:
-        while os.read(0, 1):
-            pass
+        os.read(0, 1)
         _end(os.getpid(), itself=False)
         partial.unlink(missing_ok=True)
         os._exit(1)

@@ -16,10 +16,11 @@ listed value. Diverged runs count with the accuracy they have. Which runs are co
 one of them is not on record the claim is `not judged`, and each listed value is judged by itself.
 """
 
+import contextlib
 import math
 import textwrap
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,7 @@ COLUMNS = tuple("where" if field.name == "listed" else field.name for field in f
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say about one claim.
+    """What the records say about one claim; by default that they do not judge it.
 
     Attributes:
         difference: Mean over all pairs, between `low` and `high`; all NaN where there is no pair.
@@ -88,13 +89,13 @@ class Verdict:
         reason: Why it is not judged, or could not be decided whatever the values; else "".
     """
 
-    difference: float
-    low: float
-    high: float
-    n_seeds: int
-    n_pairs: int
-    verdict: str
-    reason: str
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n_seeds: int = 0
+    n_pairs: int = 0
+    verdict: str = NOT_JUDGED
+    reason: str = ""
 
 
 def load(path: Path | None = None) -> list[Claim]:
@@ -111,7 +112,7 @@ def load(path: Path | None = None) -> list[Claim]:
 
 
 def parse(row: dict[str, str]) -> Claim:
-    """One claim from the text of its row.
+    """Reads one claim from the text of its row.
 
     Raises:
         ValueError: A malformed expression or number, or an unknown profile; names the row and the text.
@@ -119,9 +120,7 @@ def parse(row: dict[str, str]) -> Claim:
     try:
         where = _cell(row["where"]) if row["where"] else {}
         better, worse = (_expression(row[side], where) for side in ("better", "worse"))
-        if row["profile"] not in PROFILES:
-            raise ValueError(f"unknown profile {row['profile']!r}; there are {', '.join(PROFILES)}")
-        text = {column: row[column] for column in COLUMNS if column != "where"}
+        _check_profile(row["profile"])
         parsed = {
             "better": better,
             "worse": worse,
@@ -130,19 +129,21 @@ def parse(row: dict[str, str]) -> Claim:
             "paper_better": _number(row["paper_better"]) if row["paper_better"] else math.nan,
             "paper_worse": _number(row["paper_worse"]) if row["paper_worse"] else math.nan,
         }
-        return Claim(**text | parsed)
+        return Claim(**{column: row[column] for column in COLUMNS if column != "where"} | parsed)
     except ValueError as error:
         raise ValueError(f"claim {row['id']} part {row['part']}: {error}") from error
 
 
+def _check_profile(profile: str) -> None:
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
+
+
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"expected a number, got {text!r}")
-    return number
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise ValueError(f"expected a number, got {text!r}")
 
 
 def _cell(text: str) -> Cell:
@@ -162,9 +163,8 @@ def _expression(text: str, where: Cell) -> tuple[Cell, ...]:
     cells = tuple(_cell(part) for part in text.split(" - "))
     if len(cells) > 2:
         raise ValueError(f"expected one cell or the difference of two, got {text!r}")
-    for cell in cells:
-        if both := sorted(cell.keys() & where.keys()):
-            raise ValueError(f"{', '.join(both)} stands in {text!r} and in where")
+    if both := sorted(where.keys() & set().union(*cells)):
+        raise ValueError(f"{', '.join(both)} stands in {text!r} and in where")
     return tuple(cell | where for cell in cells)
 
 
@@ -191,55 +191,53 @@ def judge(
         ValueError: An unknown profile, a column that the runs do not have, or a cell that matches several
             runs of a seed.
     """
-    if profile is not None and profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
-    pairs, lacking = _pairs(claim, frame if planned is None else planned, profile)
-    if pairs.empty:
-        return _not_judged(f"needs {lacking}")
-    verdict = _judge_pairs(claim, pairs, frame)
-    unplanned = [at for at in levels(claim) if at not in set(pairs["at"])]
-    if unplanned and verdict.verdict != NOT_JUDGED:  # less than what the claim says
-        return _not_judged(f"no runs are planned at {', '.join(unplanned)}")
-    return verdict
+    return _whole_and_levels(claim, frame, frame if planned is None else planned, profile)[""]
 
 
-def _pairs(claim: Claim, planned: pd.DataFrame, profile: str | None) -> tuple[pd.DataFrame, str]:
-    """The planned pairs that a claim compares; and where there is none, what it needs."""
+def _whole_and_levels(
+    claim: Claim, frame: pd.DataFrame, planned: pd.DataFrame, profile: str | None
+) -> dict[str, Verdict]:
+    """Judges a part, at "", and where it cannot be judged each listed value that is planned, if one of them can."""
+    if profile is not None:
+        _check_profile(profile)
     too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
-    lacking = f"runs that profile {profile} does not plan"
-    if too_small or profile is None:
-        lacking = f"runs of profile {claim.profile}"
     pairs = pd.DataFrame() if too_small or planned.empty else compared(claim, planned)
-    return pairs, claim.needs or lacking
+    if pairs.empty:
+        unplanned = f"runs that profile {profile} does not plan"
+        lacking = f"runs of profile {claim.profile}" if too_small or profile is None else unplanned
+        return {"": Verdict(reason=f"needs {claim.needs or lacking}")}
+    whole = _judge_pairs(claim, pairs, frame)
+    unplanned = [at for at in _levels(claim) if at not in set(pairs["at"])]
+    if unplanned and whole.verdict != NOT_JUDGED:  # less than what the claim says
+        whole = Verdict(reason=f"no runs are planned at {', '.join(unplanned)}")
+    if whole.verdict != NOT_JUDGED:
+        return {"": whole}
+    by_level = {at: _judge_pairs(claim, own, frame) for at, own in pairs.groupby("at", sort=False) if at}
+    is_judged = any(verdict.verdict != NOT_JUDGED for verdict in by_level.values())
+    return {"": whole} | (by_level if is_judged else {})
 
 
 def _judge_pairs(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame) -> Verdict:
     ids = set(pairs.drop(columns="at").to_numpy().flat)
     if missing := ids.difference(frame.get("id", ())):
-        return _not_judged(f"{len(missing)} of {len(ids)} runs not recorded")
+        return Verdict(reason=f"{len(missing)} of {len(ids)} runs not recorded")
 
     differences = _differences(claim, pairs, frame)
     low, high = interval(differences, pairs.index)
     counts = pairs["at"].value_counts()
     fewest, n_seeds = counts.idxmin(), int(counts.min())
-    verdict, reason = INCONCLUSIVE, ""
+    reason = ""
     if np.isnan(differences).any():
         reason = f"a diverged run has no {claim.metric}"
     elif n_seeds < MIN_SEEDS:
         reason = f"{n_seeds} of {MIN_SEEDS} seeds" + (f" at {fewest}" if fewest else "")
-    elif low > claim.margin:
-        verdict = REPRODUCED
-    elif high < claim.margin:
-        verdict = NOT_REPRODUCED
+    is_open = reason or low <= claim.margin <= high
+    verdict = INCONCLUSIVE if is_open else REPRODUCED if low > claim.margin else NOT_REPRODUCED
     return Verdict(float(differences.mean()), low, high, n_seeds, len(differences), verdict, reason)
 
 
-def _not_judged(reason: str) -> Verdict:
-    return Verdict(math.nan, math.nan, math.nan, 0, 0, NOT_JUDGED, reason)
-
-
 def interval(differences: Iterable[float], seeds: Iterable[int]) -> tuple[float, float]:
-    """Percentile bootstrap of a mean over pairs, in which whole seeds are drawn.
+    """Returns the percentile bootstrap of a mean over pairs, in which whole seeds are drawn.
 
     All pairs of a seed share its initialisation and the order of its data, so they are drawn together.
 
@@ -258,17 +256,12 @@ def interval(differences: Iterable[float], seeds: Iterable[int]) -> tuple[float,
     return float(low), float(high)
 
 
-def levels(claim: Claim) -> dict[str, Claim]:
-    """Returns the claim at each combination of its listed values, such as "density=0.1"; at "" where none is listed."""
-    found = {}
-    for values in product(*claim.listed.values()):
-        at = {column: (value,) for column, value in zip(claim.listed, values, strict=True)}
-        better, worse = (
-            tuple(cell | {column: at[column] for column in cell.keys() & at.keys()} for cell in cells)
-            for cells in (claim.better, claim.worse)
-        )
-        found[_text(at)] = replace(claim, better=better, worse=worse, listed={})
-    return found
+def _levels(claim: Claim) -> dict[str, list[Cell]]:
+    """Returns the cells at each combination of listed values, such as "density=0.1"; at "" where none is listed."""
+    combinations = (zip(claim.listed, values, strict=True) for values in product(*claim.listed.values()))
+    chosen = [{column: (value,) for column, value in combination} for combination in combinations]
+    cells = claim.better + claim.worse
+    return {_text(at): [cell | {column: at[column] for column in cell.keys() & at} for cell in cells] for at in chosen}
 
 
 def compared(claim: Claim, planned: pd.DataFrame) -> pd.DataFrame:
@@ -288,15 +281,13 @@ def compared(claim: Claim, planned: pd.DataFrame) -> pd.DataFrame:
         if claim.needs:
             return pd.DataFrame()
         raise _no_column(claim, missing, planned)
-    pairs = []
-    for at, level in levels(claim).items():
-        cells = [_by_seed(claim, cell, planned) for cell in level.better + level.worse]
-        pairs.append(pd.concat(cells, axis=1, join="inner", ignore_index=True).assign(at=at))
-    return pd.concat(pairs)
+    runs = {at: [_by_seed(claim, cell, planned) for cell in cells] for at, cells in _levels(claim).items()}
+    pairs = {at: pd.concat(own, axis=1, join="inner", ignore_index=True) for at, own in runs.items()}
+    return pd.concat(own.assign(at=at) for at, own in pairs.items())
 
 
 def _by_seed(claim: Claim, cell: Cell, planned: pd.DataFrame) -> pd.Series:
-    """The ids of the runs in a cell of one value a column, one a seed."""
+    """Finds the ids of the runs in a cell of one value a column, one a seed."""
     chosen = np.logical_and.reduce([_equals(planned[column], value) for column, (value,) in cell.items()])
     runs = pd.Series(planned["id"].to_numpy()[chosen], planned["seed"].to_numpy()[chosen])
     if runs.index.has_duplicates:
@@ -308,7 +299,7 @@ def _by_seed(claim: Claim, cell: Cell, planned: pd.DataFrame) -> pd.Series:
 
 
 def _differences(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame) -> np.ndarray:
-    """better - worse of each pair, where each may itself be the difference of two cells."""
+    """Takes better - worse of each pair, where each may itself be the difference of two cells."""
     if claim.metric not in frame:
         raise _no_column(claim, [claim.metric], frame)
     metric = frame[["id", claim.metric]].drop_duplicates("id").set_index("id")[claim.metric]
@@ -338,13 +329,11 @@ def _text(cell: Cell) -> str:
 
 
 def overall(verdicts: Iterable[str]) -> str:
-    """The verdict on a claim from those on its parts: all that are judged must be reproduced."""
-    judged = {verdict for verdict in verdicts if verdict != NOT_JUDGED}
-    if not judged:
-        return NOT_JUDGED
-    if NOT_REPRODUCED in judged:
-        return NOT_REPRODUCED
-    return REPRODUCED if judged == {REPRODUCED} else INCONCLUSIVE
+    """Returns the verdict on a claim from those on its parts: all that are judged must be reproduced."""
+    judged = set(verdicts) - {NOT_JUDGED}
+    if judged <= {REPRODUCED}:
+        return REPRODUCED if judged else NOT_JUDGED
+    return NOT_REPRODUCED if NOT_REPRODUCED in judged else INCONCLUSIVE
 
 
 def table(
@@ -390,25 +379,13 @@ def table(
     )
 
 
-def _whole_and_levels(
-    claim: Claim, frame: pd.DataFrame, planned: pd.DataFrame, profile: str | None
-) -> dict[str, Verdict]:
-    """Verdicts on a part, and where it cannot be judged on each listed value that is planned, if one of them can."""
-    whole = {"": judge(claim, frame, planned=planned, profile=profile)}
-    pairs, _ = _pairs(claim, planned, profile)
-    if whole[""].verdict != NOT_JUDGED or pairs.empty:
-        return whole
-    by_level = {at: _judge_pairs(claim, own, frame) for at, own in pairs.groupby("at", sort=False) if at}
-    return whole | by_level if any(verdict.verdict != NOT_JUDGED for verdict in by_level.values()) else whole
-
-
 def pooled(judged: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `table` that count: the parts as wholes, without those on single listed values."""
+    """Returns the rows of `table` that count: the parts as wholes, without those on single listed values."""
     return judged[judged["at"] == ""].drop(columns="at")
 
 
 def summary(judged: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim of what `table` gave: its parts, those judged, and the verdict on the whole."""
+    """Returns one row a claim of what `table` gave: its parts, those judged, and the verdict on the whole."""
     by_claim = pooled(judged).groupby("claim", sort=False)["verdict"]
     return by_claim.agg(
         n_parts="size",
@@ -418,15 +395,14 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def tally(judged: pd.DataFrame) -> str:
-    """How many parts in `table` have which verdict, in words."""
-    verdicts = pooled(judged)["verdict"]
-    counts = verdicts.value_counts()
+    """Says how many parts in `table` have which verdict."""
+    verdicts = list(pooled(judged)["verdict"])
     words = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_JUDGED)
-    return f"of {len(verdicts)} comparisons " + ", ".join(f"{counts.get(word, 0)} are {word}" for word in words)
+    return f"of {len(verdicts)} comparisons " + ", ".join(f"{verdicts.count(word)} are {word}" for word in words)
 
 
 def report(judged: pd.DataFrame) -> str:
-    """The judged rows of `table` as plain text, one line a comparison, and below what the others wait for."""
+    """Writes the judged rows of `table` as plain text, one line a comparison, and below what the others wait for."""
     names = judged["claim"] + judged["part"]
     has_levels = names.isin(names[judged["at"] != ""])
     is_told = (judged["verdict"] != NOT_JUDGED) | has_levels
@@ -441,7 +417,7 @@ def report(judged: pd.DataFrame) -> str:
 
 
 def markdown(judged: pd.DataFrame) -> str:
-    """The judged rows of `table` for a page of text, one line a comparison."""
+    """Writes the judged rows of `table` for a page of text, one line a comparison."""
     lines = ["| claim | comparison | difference, 95 % interval | paper | verdict |", "|---|---|---|---|---|"]
     for row in pooled(judged).query("verdict != @NOT_JUDGED").itertuples():
         paper = "" if math.isnan(row.paper) else _written(row.paper, row.metric)
@@ -455,7 +431,7 @@ def _difference(row: NamedTuple) -> str:
 
 
 def _written(value: float, metric: str) -> str:
-    """A share in points; a loss as it is."""
+    """Writes a share in points, a loss as it is."""
     return f"{value:+.3f}" if _is_loss(metric) else f"{100 * value:+.1f}"
 
 

@@ -1,25 +1,15 @@
-"""The command line, `prunelab`: thin over engine, records, recipes and batch driver. It does the printing."""
+"""The command line, `prunelab`: what can be asked for. What is done then stands in `commands`."""
 
 import argparse
-import ast
-import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from prunelab import forecast
-    from prunelab.recipes import Recipe
+from collections.abc import Callable, Sequence
 
 NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
-# By how much a count may move with the kind of processor, where weights decide: selection cut tiny networks 9 % apart.
-COUNT_TOLERANCE = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `prunelab`.
+    """Runs `prunelab`.
 
     Returns:
         Exit code: 0 for done, 1 where verify or bench found a difference, 2 for an error, 130 for Ctrl-C.
@@ -27,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *about: print(f"prunelab: warning: {message}", file=sys.stderr)
     try:
-        return options.command(options) or 0
+        from prunelab.commands import COMMANDS  # these load torch, which takes seconds: --help does not wait for it
+
+        return COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
         print("\nprunelab: stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -41,52 +33,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prunelab", description="Five papers on sparse and small networks: train, draw, check."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], about: str) -> Callable:
-        sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(command=command)
-        return sub.add_argument
+    def shared() -> argparse.ArgumentParser:
+        return argparse.ArgumentParser(add_help=False)
 
-    def add_plan_options(option: Callable, *, required: bool = False, profile: str) -> None:
-        option("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_rigl; none for all")
-        option("--profile", required=required, help=f"smoke, small, full or paper{profile}")
-        option("--seeds", type=_seeds, metavar="0,1,2", help="instead of the profile's own")
+    def plan(profile: str, *, required: bool = False) -> argparse.ArgumentParser:
+        options = shared()
+        options.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_rigl; none for all")
+        options.add_argument("--profile", required=required, help=f"smoke, small, full or paper{profile}")
+        options.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="instead of the profile's own")
+        return options
 
-    def add_training_options(option: Callable) -> None:
-        option("--device", default="auto", help="auto, cpu or cuda")
-        option("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
+    training = shared()
+    training.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    training.add_argument("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
+    fresh = shared()
+    fresh.add_argument("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
 
-    option = add("plan", _plan, "What a profile trains, and what that costs here.")
-    add_plan_options(option, profile="; none for each")
-    add_training_options(option)
+    def add(name: str, about: str, *parents: argparse.ArgumentParser) -> Callable:
+        return commands.add_parser(name, help=about, description=about, parents=parents).add_argument
 
-    option = add("run", _run, "Train what is not on record.")
-    add_plan_options(option, required=True, profile="")
-    option("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
-    add_training_options(option)
+    option = add("plan", "What a profile trains, and what that costs here.", plan("; none for each"), training)
+    option("--help-options", action="store_true", help="what may be chosen of the notebooks' runs; plans nothing")
+    option = add("run", "Train what is not on record.", plan("", required=True), fresh, training)
     option("--ship", action="store_true", help="merge the records into data/records")
-
-    option = add("figures", _figures, "Execute notebooks with papermill: every figure and number anew.")
-    add_plan_options(option, profile="; the notebook's own by default")
-    option("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
+    about = "Execute notebooks with papermill: every figure and number anew."
+    option = add("figures", about, plan("; the notebook's own by default"), fresh)
     option("--device", help="auto, cpu or cuda")
     option("--timeout", type=float, default=NOTEBOOK_MINUTES, metavar="MINUTES", help="for each notebook")
-
-    option = add(
-        "verify",
-        _verify,
-        "Train some recorded runs again and compare. Exit code 1 if a count (weights, MACs, steps) differs.",
-    )
-    add_plan_options(option, profile="; the largest one on record by default")
+    about = "Train some recorded runs again and compare. Exit code 1 if a count (weights, MACs, steps) differs."
+    option = add("verify", about, plan("; the largest one on record by default"), training)
     option("--sample", type=int, default=3, metavar="N", help="how many runs of each notebook (3)")
     option("--draw", type=int, metavar="SEED", help="draw the same runs each time")
-    add_training_options(option)
-
-    option = add("status", _status, "What is on record, what is being trained.")
-    add_plan_options(option, profile="; none for each")
-
-    option = add("bench", _bench, "Measure the speed claims on this machine. Exit code 1 if one is missed.")
+    add("status", "What is on record, what is being trained.", plan("; none for each"))
+    option = add("bench", "Measure the speed claims on this machine. Exit code 1 if one is missed.")
     option("groups", nargs="*", metavar="GROUP", help="engine, steps, channels, notebooks or curves; none for all")
     option("--quick", action="store_true", help="a rough look in some minutes, which judges and writes nothing")
     return parser
@@ -94,271 +75,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _seeds(text: str) -> list[int]:
     return [int(seed) for seed in text.split(",")]
-
-
-def _recipes(options: argparse.Namespace) -> "list[Recipe]":
-    from prunelab import recipes
-
-    names = [Path(name).stem for name in options.notebooks]  # notebooks/01_rigl.ipynb will do
-    names = names or sorted(recipe.notebook for recipe in recipes.RECIPES.values())
-    return [recipes.for_notebook(name) for name in names]
-
-
-def _plans(options: argparse.Namespace) -> "Iterable[tuple[Recipe, str, list]]":
-    """Recipe, profile and runs, parents included, of each notebook and profile that was asked for."""
-    from prunelab import engine, recipes
-
-    for recipe in _recipes(options):
-        for profile in [options.profile] if options.profile else recipes.PROFILES:
-            yield recipe, profile, engine.with_parents(recipe.plan(profile, seeds=options.seeds))
-
-
-def _plan(options: argparse.Namespace) -> None:
-    from prunelab import forecast, stores, workers
-
-    device = workers.resolve_device(options.device)
-    jobs = options.jobs or workers.default_jobs(device)
-    n_workers, slots = workers.share_out(jobs, device)
-    plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
-    known = {workload for *_, workloads in plans for workload in workloads.values()}
-    calibration = None
-    if known:
-        print(f"measuring this machine for about {forecast.SECONDS:.0f} seconds", file=sys.stderr)
-        calibration = forecast.calibrate(known, device=device, n_workers=n_workers, slots=slots)
-    rows = []
-    for recipe, profile, plan, workloads in plans:
-        done = stores.on_record(plan)
-        left = [run for run in plan if run.id not in done]
-        row = {"notebook": recipe.notebook, "profile": profile, "runs": len(plan), "TMACs": "unknown"}
-        row |= {"minutes afresh": "unknown", "on record": len(done), "to train": len(left), "minutes left": "unknown"}
-        if calibration and workloads:
-            row["TMACs"] = f"{sum(workload.training_macs for workload in workloads.values()) / 1e12:,.2f}"
-            seconds = {run_id: calibration.seconds(workload) for run_id, workload in workloads.items()}
-            for column, runs in (("minutes afresh", plan), ("minutes left", left)):
-                expected = forecast.plan_seconds(
-                    runs, seconds, n_workers=n_workers, start_seconds=calibration.start_seconds
-                )
-                row[column] = f"{expected / 60:.1f}"
-        rows.append(row)
-    _print_table(rows)
-    if calibration:
-        print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
-
-
-def _workloads(recipe: "Recipe", plan: list) -> "dict[str, forecast.Workload]":
-    """What each run is for a machine, by id; none where the images are missing that decide it."""
-    from prunelab.recipes import runner
-
-    alike: dict[frozenset, forecast.Workload] = {}  # runs that differ in their seed cost the same
-    for run in plan:
-        key = frozenset(run.options.items())
-        try:
-            alike[key] = alike[key] if key in alike else runner.forecast(recipe, run)
-        except OSError:
-            return {}
-    return {run.id: alike[frozenset(run.options.items())] for run in plan}
-
-
-def _run(options: argparse.Namespace) -> None:
-    from prunelab import engine, records
-
-    for recipe, profile, plan in _plans(options):
-        done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs)
-        n_diverged = sum(record["status"] == "diverged" for record in done)
-        print(f"{recipe.notebook} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
-        if options.ship:
-            print(f"{recipe.notebook}: {records.ship(recipe.notebook, done)} records ship now")
-
-
-def _figures(options: argparse.Namespace) -> int:
-    from prunelab import batch, paths
-
-    seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
-    given = {"profile": options.profile, "seeds": seeds, "device": options.device}
-    parameters = {name: value for name, value in given.items() if value is not None}
-    if options.fresh:
-        parameters["fresh"] = True
-    stems = [Path(name).stem for name in options.notebooks] or batch.stems()
-    at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
-    failed = []
-
-    def report(stem: str, outcome: Path | batch.NotebookFailed, seconds: float) -> None:
-        if isinstance(outcome, batch.NotebookFailed):
-            failed.append(stem)
-            print(f"prunelab: {outcome}", file=sys.stderr)
-        else:
-            print(f"{stem}: {seconds:.0f} s, {_short(outcome, paths.ROOT)}", flush=True)
-
-    batch.execute_all(stems, parameters=parameters, timeout=60 * options.timeout, report=report, at_once=at_once)
-    return 2 if failed else 0
-
-
-def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
-    """Trains what the notebooks will ask for, all in one plan, which leaves no core idle; they find it on record.
-
-    Returns:
-        How many notebooks may run at the same time: 1 where they share a GPU, None for no limit.
-    """
-    from prunelab import batch, engine, paths, recipes, workers
-
-    plan = []
-    for recipe in recipes.RECIPES.values():
-        if recipe.notebook in stems:
-            default = batch.declared(paths.NOTEBOOKS / f"{recipe.notebook}.ipynb")["profile"]
-            plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
-    device = options.device or "auto"
-    with contextlib.suppress(engine.RunFailed):  # its notebook says so, and the others can still be drawn
-        engine.run(plan, fresh=True, device=device, progress=sys.stderr.isatty())
-    return 1 if workers.resolve_device(device) == "cuda" else None
-
-
-def _short(path: Path, root: Path) -> Path:
-    return path.relative_to(root) if path.is_relative_to(root) else path
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from prunelab import engine
-
-    rows = []
-    for recipe in _recipes(options):
-        profile = options.profile or _recorded_profile(recipe)
-        for pair in engine.verify(
-            recipe.plan(profile, seeds=options.seeds),
-            sample=options.sample,
-            seed=options.draw,
-            device=options.device,
-            jobs=options.jobs,
-        ):
-            recorded, trained = pair["recorded"], pair["trained"]
-            row = {"run": str(pair["run"]), "recorded on": recorded["provenance"]["device"]}
-            row["recorded"], row["trained now"] = (item["metrics"].get("test_accuracy") for item in (recorded, trained))
-            row["all numbers"] = "equal" if pair["equal"] else ", ".join(_differing_counts(pair)) or "differ"
-            rows.append(row)
-    _print_table(rows)
-    if any(row["all numbers"] == "differ" for row in rows):
-        print("Equal numbers are promised on the same kind of processor with the same versions; here they differ.")
-    return 0 if all(row["all numbers"] in ("equal", "differ") for row in rows) else 1
-
-
-def _differing_counts(pair: dict) -> list[str]:
-    """Whole numbers, such as steps and active weights, that are further apart than another processor explains."""
-    recorded, trained = pair["recorded"]["metrics"], pair["trained"]["metrics"]
-    return [
-        f"{name} {value} became {trained.get(name)}"
-        for name, value in recorded.items()
-        if isinstance(value, int) and abs(trained.get(name, 0) - value) > COUNT_TOLERANCE * value
-    ]
-
-
-def _recorded_profile(recipe: "Recipe") -> str:
-    """The largest profile whose runs are all on record; the smallest one where there is none."""
-    from prunelab import recipes, stores
-
-    whole = [
-        profile
-        for profile in recipes.PROFILES
-        if len(stores.on_record(plan := recipe.plan(profile))) == len({run.id for run in plan})
-    ]
-    return whole[-1] if whole else recipes.PROFILES[0]
-
-
-def _status(options: argparse.Namespace) -> None:
-    from prunelab import records
-
-    mine = {record["id"]: record for record in records.local()}
-    rows = []
-    for recipe, profile, plan in _plans(options):
-        ids = {run.id for run in plan}
-        shipped = {record["id"]: record for record in records.load(recipe.notebook)}
-        known = mine | shipped
-        rows.append(
-            {
-                "notebook": recipe.notebook,
-                "profile": profile,
-                "runs": len(ids),
-                "shipped": len(ids & shipped.keys()),
-                "trained here": len(ids & mine.keys()),
-                "left": len(ids - known.keys()),
-                "training now": sum(map(_is_running, ids - mine.keys())),
-                "diverged": sum(known[run_id]["status"] == "diverged" for run_id in ids & known.keys()),
-            }
-        )
-    _print_table(rows)
-
-
-def _is_running(run_id: str) -> bool:
-    from filelock import FileLock, Timeout
-
-    from prunelab import paths
-
-    folder = paths.RUNS / run_id
-    if not (folder / "progress").exists():
-        return False
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            return False  # its engine was killed; the next one goes on from its checkpoint
-    except Timeout:
-        return True
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from prunelab import bench
-
-    measured = {}
-    for group in options.groups or [*bench.GROUPS, "curves"]:
-        own = _bench_curves(quick=options.quick) if group == "curves" else _bench_claims(group, quick=options.quick)
-        measured[group] = own
-        if not options.quick:  # group by group, so that a stopped command keeps what is done
-            print(f"written to {bench.save(group, own)}", flush=True)
-    rows = [row for own in measured.values() for row in own.get("claims", [])]
-    return 1 if not options.quick and any(row["verdict"].startswith("missed") for row in rows) else 0
-
-
-def _bench_claims(group: str, *, quick: bool) -> dict:
-    from prunelab import bench
-
-    rows = []
-    for row in bench.measure(group, quick=quick):
-        rows.append(row)
-        measured = f"{row['median']:7.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
-        print(f"{row['claim']:42} {measured:28} {row['target']:8} {row['verdict']}", flush=True)
-    return {"claims": rows}
-
-
-def _bench_curves(*, quick: bool) -> dict:
-    from prunelab import bench
-
-    curves = []
-    for curve in bench.curves(quick=quick):
-        curves.append(curve)
-        points = ", ".join(f"{x}: {y:g}" for x, y in curve["points"])
-        print(f"{curve['y']} by {curve['x']}: {points}", flush=True)
-    profile = bench.profile(quick=quick)
-    print("where a step's time goes: " + ", ".join(f"{name} {share:.0%}" for name, share in profile.items()))
-    if not quick:
-        _draw_speed(curves)
-    return {"curves": curves, "profile": profile}
-
-
-def _draw_speed(curves: list[dict]) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    from prunelab import figures, workers
-
-    fig, axes = plt.subplots(1, len(curves), figsize=(11, 3.4), layout="constrained")
-    fig.suptitle("Starting a process costs seconds, which many runs share; a step grows with the area of the images")
-    data = figures.speed_curves(curves, axes=axes)
-    alt = "Seconds a run by runs in a plan and by runs at once; milliseconds a step by the side of the images."
-    figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
-
-
-def _print_table(rows: list[dict]) -> None:
-    import pandas as pd
-
-    print(pd.DataFrame(rows).to_string(index=False) if rows else "nothing")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -37,28 +38,23 @@ def mask_update(
         (axes[0], magnitude, drop_colors, "1  drop the smallest\nmagnitude |w|"),
         (axes[1], score, grow_colors, "2  grow the largest\ngradient |g|"),
     ):
-        ax.bar(position, heights, color=colors, width=0.7)
+        bars = ax.bar(position, heights, color=colors, width=0.7)
+        ax.bar_label(bars, fmt="%.1f", fontsize=8, color="#555555")
         ax.set_ylabel(label, rotation=0, ha="right", va="center")
-        ax.set_xticks([])
-        ax.set_ylim(0, 1.25 * max(heights.max(), 1e-12))
-        for x, height in zip(position, heights, strict=True):
-            ax.annotate(f"{height:.1f}", (x, height), ha="center", va="bottom", fontsize=8, color="#555555")
+        ax.set(xticks=[], yticks=[], ylim=(0, 1.25 * max(heights.max(), 1e-12)))
         ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.set_yticks([])
 
     for row, active, colors in ((1, before, drop_colors), (0, after, grow_colors)):
         for x in position:
-            face = colors[x] if active[x] else "white"
-            axes[2].scatter(x, row, s=330, marker="s", facecolor=face, edgecolor="#888888", linewidth=1)
+            square = {"facecolor": colors[x] if active[x] else "white", "edgecolor": "#888888", "linewidth": 1}
+            axes[2].scatter(x, row, s=330, marker="s", **square)
     axes[2].set_ylabel("3  the mask", rotation=0, ha="right", va="center")
-    axes[2].set_yticks([1, 0], ["before", "after"])
+    axes[2].set(yticks=[1, 0], yticklabels=["before", "after"], ylim=(-0.6, 1.6))
+    axes[2].set(xticks=position, xticklabels=[f"w{x}" for x in position])
     axes[2].yaxis.tick_right()
-    axes[2].set_ylim(-0.6, 1.6)
-    axes[2].set_xticks(position, [f"w{x}" for x in position])
     axes[2].tick_params(length=0)
     axes[2].spines[:].set_visible(False)
-    for ax in axes:
-        ax.set_xlim(-0.6, len(position) - 0.4)
+    plt.setp(axes, xlim=(-0.6, len(position) - 0.4))
     named = {"kept": KEPT, "dropped": DROPPED, "grown": GROWN, "inactive": INACTIVE}
     handles = [axes[0].bar(0, 0, color=color, label=name) for name, color in named.items()]
     axes[0].legend(handles=handles, ncols=4, frameon=False, fontsize=8.5, loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -55,7 +55,7 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
 
 
 def _assigned(namespace: MutableMapping[str, object]) -> list[str]:
-    """Names that stand in the notebook now and that its cells of plain assignments set."""
+    """Returns the names that stand in the notebook now and that its cells of plain assignments set."""
     if "In" not in namespace:  # not under IPython: whatever has a plain value
         return [name for name, value in namespace.items() if isinstance(value, _PLAIN) and name[0] != "_"]
     names = dict.fromkeys(name for cell in namespace["In"] for name in _targets(cell))
@@ -63,7 +63,7 @@ def _assigned(namespace: MutableMapping[str, object]) -> list[str]:
 
 
 def _targets(cell: str) -> list[str]:
-    """The names a cell sets, if it does nothing else."""
+    """Returns the names that a cell sets, if it does nothing else."""
     try:
         statements = ast.parse(cell).body
     except SyntaxError:
@@ -93,23 +93,21 @@ def _value(name: str, value: object, kind: type) -> object:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    if not text:
-        return ()
-    parts = [part.strip() for part in text.split(",")]
-    seeds = tuple(int(part) for part in parts if re.fullmatch("[0-9]+", part))
-    if len(seeds) < len(parts) or len(set(seeds)) < len(seeds):
+    parts = text.split(",") if text else []
+    seeds = tuple(int(part) for part in parts if re.fullmatch(r"\s*[0-9]+\s*", part))
+    if len(set(seeds)) < len(parts):
         raise ValueError(f"seeds must be different whole numbers from 0 on, such as '0,1,2'; got {text!r}")
     return seeds
 
 
 def environment_line(*, profile: str, device: str = "auto") -> str:
-    """Versions, device, commit and profile, in one line."""
+    """Says in one line which versions, device, commit and profile these are."""
     import torch
 
     from prunelab.workers import resolve_device
 
-    on_gpu = resolve_device(device) == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else f"cpu ({os.cpu_count()} cores)"
+    is_cpu = resolve_device(device) == "cpu"
+    where = f"cpu ({os.cpu_count()} cores)" if is_cpu else torch.cuda.get_device_name()
     code = f"prunelab {__version__} at commit {records.commit()}"
     return f"{code}, torch {torch.__version__}, {where}, profile {profile}"
 
@@ -138,9 +136,8 @@ class Tables(dict[str, pd.DataFrame]):
             for name, n in planned["experiment"].value_counts(sort=False).items()
             if len(self.get(name, ())) < n
         }
-        self.missing = "every run is on record"
-        if self._counts:
-            self.missing = f"on record are only {', '.join(self._counts.values())}"
+        counts = ", ".join(self._counts.values())
+        self.missing = f"on record are only {counts}" if counts else "every run is on record"
 
     def have(self, *names: str) -> bool:
         """Tells whether there are records of each of some experiments; says so where there are none."""
@@ -151,7 +148,7 @@ class Tables(dict[str, pd.DataFrame]):
 
 
 def provenance_line(shown: Iterable[dict], *, since: datetime = _STARTED) -> str:
-    """How many runs come from records and how many were trained now; when, on what commit and device.
+    """Says how many runs come from records and how many were trained now; when, on what commit and device.
 
     Args:
         shown: Records.
@@ -159,11 +156,9 @@ def provenance_line(shown: Iterable[dict], *, since: datetime = _STARTED) -> str
     """
     groups = {"from records": [], "trained now": []}
     for record in shown:
-        run = record["provenance"]
-        is_new = datetime.fromisoformat(run["date"]) >= since
-        groups["trained now" if is_new else "from records"].append(run)
-    parts = [f"{len(runs)} {how} ({_origin(runs)})" for how, runs in groups.items() if runs]
-    return "; ".join(parts) if parts else "no runs"
+        is_new = datetime.fromisoformat(record["provenance"]["date"]) >= since
+        groups["trained now" if is_new else "from records"].append(record["provenance"])
+    return "; ".join(f"{len(runs)} {how} ({_origin(runs)})" for how, runs in groups.items() if runs) or "no runs"
 
 
 def _origin(runs: list[dict]) -> str:
@@ -171,8 +166,7 @@ def _origin(runs: list[dict]) -> str:
     when = " to ".join(dict.fromkeys((days[0], days[-1])))
     commits = ", ".join(sorted({run["commit"] for run in runs}))
     devices = ", ".join(sorted({run["device"] for run in runs}))
-    effort = _duration(sum(run["seconds"] for run in runs))
-    return f"{when}, commit {commits}, on {devices}, {effort} of training"
+    return f"{when}, commit {commits}, on {devices}, {_duration(sum(run['seconds'] for run in runs))} of training"
 
 
 def _duration(seconds: float) -> str:

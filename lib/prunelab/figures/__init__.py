@@ -15,7 +15,6 @@ from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survi
 from prunelab.figures.lines import metric_vs, metric_vs_cost, metric_vs_sparsity, published
 from prunelab.figures.save import SIZE, save_figure
 from prunelab.figures.settings import heat_map, strips
-from prunelab.figures.speed import speed_curves
 from prunelab.figures.style import (
     DISTRIBUTION_STYLE,
     METHOD_STYLE,
@@ -24,7 +23,7 @@ from prunelab.figures.style import (
     START_STYLE,
     TRAINING_STYLE,
 )
-from prunelab.figures.traces import curves, loss_paths
+from prunelab.figures.traces import curves, loss_paths, speed_curves
 from prunelab.figures.verdicts import forest
 
 __all__ = [

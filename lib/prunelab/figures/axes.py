@@ -9,7 +9,9 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from prunelab.figures.style import is_share, label, percent
+from prunelab.figures.style import is_share, label, legend_title, percent
+
+_HOLLOW = {"color": "#555555", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": ""}
 
 
 def ticks(axis: Axis, positions: Iterable[float], labels: Iterable[str]) -> None:
@@ -28,24 +30,29 @@ def log_steps(low: float, high: float) -> list[float]:
 def sparsity_axis(ax: Axes, densities: Iterable[float]) -> None:
     """Marks each density, or some where there are many, as sparsity; a halving of density takes the same width."""
     ax.set_xscale("log")
-    ax.set_xlabel("sparsity")
     marked = sorted(set(densities))
     marked = marked[:: 1 + len(marked) // 8]  # from the sparsest on
     ticks(ax.xaxis, marked, [percent(1 - density) for density in marked])
     ax.invert_xaxis()
 
 
-def metric_axis(ax: Axes, metric: str) -> None:
-    """Names the vertical axis, in percent where the metric is a share."""
-    ax.set_ylabel(label(metric))
-    if is_share(metric):
-        ax.yaxis.set_major_formatter(percent)
+def is_diverged(runs: pd.DataFrame) -> pd.Series:
+    """Tells of each run whether it diverged."""
+    return runs["status"] == "diverged"
+
+
+def draw_runs(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict, size: float) -> None:
+    """Draws a marker for each run, hollow for one that diverged."""
+    finished = runs[~is_diverged(runs)]
+    dots = {"color": style["color"], "markersize": size, "alpha": 0.7, "markeredgewidth": 0}
+    ax.plot(finished[x], finished[metric], style["marker"], **dots)
+    draw_diverged(runs, x, metric, ax=ax, style=style)
 
 
 def draw_diverged(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict) -> None:
-    """Draws a hollow marker for each of these runs, on the lower edge for one without a value."""
-    hollow = {"color": style["color"], "marker": style["marker"], "markersize": 8, "linestyle": ""}
-    hollow["markerfacecolor"] = "none"
+    """Draws a hollow marker for each run that diverged, on the lower edge for one without a value."""
+    hollow = _HOLLOW | {"color": style["color"], "marker": style["marker"]}
+    runs = runs[is_diverged(runs)]
     valued, lost = runs[runs[metric].notna()], runs[runs[metric].isna()]
     if len(valued):
         ax.plot(valued[x], valued[metric], **hollow)
@@ -69,11 +76,30 @@ def add_to_legend(ax: Axes, **style) -> None:
     ax.plot([], [], **style)[0].set_in_layout(False)
 
 
-def finish(ax: Axes, *, diverged: bool = False, legend_at: str = "best", legend_title: str | None = None) -> None:
-    """Adds what all drawings share: a light grid, and a legend, which explains hollow markers."""
-    if diverged:
-        hollow = {"color": "#555555", "marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": ""}
-        add_to_legend(ax, **hollow, label="diverged")
+def finish(
+    ax: Axes,
+    *,
+    x: str = "",
+    y: str = "",
+    runs: pd.DataFrame | None = None,
+    by: str | None = None,
+    legend_at: str = "best",
+) -> None:
+    """Adds what all drawings share: names of the axes, a light grid, and a legend, which explains hollow markers.
+
+    Args:
+        ax: With everything drawn.
+        x: The column along the horizontal axis.
+        y: The column along the vertical axis, which is in percent where it is a share.
+        runs: Those drawn, where some may have diverged.
+        by: The column whose values the legend names.
+        legend_at: A place of matplotlib's, for a legend that is not too long.
+    """
+    ax.set(xlabel=label(x), ylabel=label(y))
+    if is_share(y):
+        ax.yaxis.set_major_formatter(percent)
+    if runs is not None and is_diverged(runs).any():
+        add_to_legend(ax, **_HOLLOW, label="diverged")
     ax.grid(True, color="#E6E6E6", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -81,7 +107,7 @@ def finish(ax: Axes, *, diverged: bool = False, legend_at: str = "best", legend_
     if n_entries := len(ax.get_legend_handles_labels()[0]):
         # A long one would cover the lines.
         place = {"loc": legend_at} if n_entries <= 7 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-        ax.legend(fontsize=8.5, frameon=False, title=legend_title, title_fontsize=8.5, **place)
+        ax.legend(fontsize=8.5, frameon=False, title=legend_title(by), title_fontsize=8.5, **place)
 
 
 def one_legend(axes: Iterable[Axes]) -> None:

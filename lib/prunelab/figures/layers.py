@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from numpy.typing import ArrayLike
 
-from prunelab.figures.axes import draw_grid, finish, metric_axis, ticks
+from prunelab.figures.axes import draw_grid, finish, ticks
 from prunelab.figures.style import DISTRIBUTION_STYLE, METHOD_STYLE, PRUNING_STYLE, palette, percent
 
 
@@ -28,14 +28,12 @@ def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes, m
     known = PRUNING_STYLE | METHOD_STYLE | DISTRIBUTION_STYLE
     styles = known if densities.keys() <= known.keys() else palette(list(densities))
     for label, own in densities.items():
-        drawn = [layer for layer in layers if layer in own]
-        at = [layers.index(layer) for layer in drawn]
-        ax.plot(at, [own[layer] for layer in drawn], linewidth=1.2, markersize=5, **styles[label])
+        at, drawn = zip(*sorted((layers.index(layer), density) for layer, density in own.items()), strict=True)
+        ax.plot(at, drawn, linewidth=1.2, markersize=5, **styles[label])
     ax.set_ylim(0, 1.04)
     ticks(ax.xaxis, range(len(layers)), layers)
     ax.tick_params(axis="x", labelrotation=90 if len(layers) > 6 else 0)
-    metric_axis(ax, metric)
-    finish(ax)
+    finish(ax, y=metric)
     rows = [(label, layer, density) for label, own in densities.items() for layer, density in own.items()]
     return pd.DataFrame(rows, columns=["of", "layer", metric])
 
@@ -68,10 +66,8 @@ def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:
     bar.ax.invert_yaxis()
     bar.ax.tick_params(length=0, which="both")
     bar.outline.set_visible(False)
-    ax.set_xlabel("step")
     ax.set_ylim(0, 1.04)
-    metric_axis(ax, "survival")
-    finish(ax)
+    finish(ax, x="step", y="survival")
     return (
         pd.DataFrame(survival, columns=layers, index=pd.Index(steps, name="step"))
         .melt(var_name="layer", value_name="survival", ignore_index=False)
@@ -99,8 +95,8 @@ def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
     bar.ax.tick_params(labelsize=9)
     bar.outline.set_visible(False)
     ax.set_axis_off()
-    rows, columns = np.indices(counts.shape)
-    return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), "connections": counts.ravel()})
+    rows = [(row, column, n) for (row, column), n in np.ndenumerate(counts)]
+    return pd.DataFrame(rows, columns=["row", "column", "connections"])
 
 
 def kernel_patterns(patterns: Mapping[str, ArrayLike], *, ax: Axes) -> pd.DataFrame:

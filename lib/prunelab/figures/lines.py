@@ -4,9 +4,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from prunelab.figures.axes import add_to_legend, draw_diverged, finish, log_steps, metric_axis, sparsity_axis, ticks
-from prunelab.figures.means import check_one_run_a_seed, n_seeds, with_means
-from prunelab.figures.style import METHOD_STYLE, label, legend_title, percent, styles, written
+from prunelab.figures.axes import add_to_legend, draw_runs, finish, log_steps, sparsity_axis, ticks
+from prunelab.figures.means import n_seeds, with_means
+from prunelab.figures.style import METHOD_STYLE, percent, styles, written
 
 
 def metric_vs_sparsity(
@@ -31,8 +31,7 @@ def metric_vs_sparsity(
     """
     data = _draw_lines_and_level(frame, "density", metric, ax=ax, by=by, reference=reference)
     sparsity_axis(ax, data.loc[data["kind"] == "run", "density"])
-    metric_axis(ax, metric)
-    finish(ax, diverged=_any_diverged(data), legend_at="lower left", legend_title=legend_title(by))
+    finish(ax, x="sparsity", y=metric, runs=data, by=by, legend_at="lower left")
     return data
 
 
@@ -62,10 +61,8 @@ def metric_vs(
     marked = sorted(data.loc[data["kind"] == "run", x].unique())
     if marked[0] > 0:
         ax.set_xscale("log")
-    ax.set_xlabel(label(x))
     ticks(ax.xaxis, marked, [written(x, value) for value in marked])
-    metric_axis(ax, metric)
-    finish(ax, diverged=_any_diverged(data), legend_title=legend_title(by))
+    finish(ax, x=x, y=metric, runs=data, by=by)
     return data
 
 
@@ -89,16 +86,12 @@ def metric_vs_cost(
     Raises:
         ValueError: See `metric_vs_sparsity`.
     """
-    runs = with_means(frame, metric, points=[by, "density"])
-    for value, style in styles(by, runs[by]).items():
-        _draw_line(runs[runs[by] == value], x, metric, ax=ax, style=style, point="density")
+    runs = _draw_lines(frame, x, metric, ax=ax, by=by, point="density")
     ax.set_xscale("log")
-    ax.set_xlabel(label(x))
     low, high = runs[x].min(), runs[x].max()
     costs = log_steps(low, high) if high > 3 * low else MaxNLocator(5).tick_values(low, high)
     ticks(ax.xaxis, costs, [percent(cost) for cost in costs])
-    metric_axis(ax, metric)
-    finish(ax, diverged=_any_diverged(runs), legend_title=legend_title(by))
+    finish(ax, x=x, y=metric, runs=runs, by=by)
     return runs[[by, "density", "seed", "status", x, metric, "mean"]].reset_index(drop=True)
 
 
@@ -125,46 +118,38 @@ def published(points: pd.DataFrame, *, ax: Axes, reference: str | None = None) -
         else:
             ax.errorbar(own["density"], own["accuracy"], own["std"], capsize=2, markersize=5, linewidth=1.8, **style)
     sparsity_axis(ax, drawn.loc[drawn["method"] != reference, "density"])
-    metric_axis(ax, "test_accuracy")
-    finish(ax, legend_at="lower left")
+    finish(ax, x="sparsity", y="test_accuracy", legend_at="lower left")
     return drawn
 
 
 def _draw_lines_and_level(
     frame: pd.DataFrame, x: str, metric: str, *, ax: Axes, by: str, reference: str | None
 ) -> pd.DataFrame:
-    levels = frame[frame["method"] == reference]
-    runs = with_means(frame[frame["method"] != reference], metric, points=[by, x])
-    drawn = [runs.assign(kind="run")]
-    for value, style in styles(by, runs[by]).items():
-        _draw_line(runs[runs[by] == value], x, metric, ax=ax, style=style, point=x)
-    if len(levels):
-        drawn.append(_draw_level(levels, metric, ax=ax).assign(kind="reference"))
-    data = pd.concat(drawn)
+    is_level = frame["method"] == reference
+    data = _draw_lines(frame[~is_level], x, metric, ax=ax, by=by, point=x).assign(kind="run")
+    if is_level.any():
+        data = pd.concat([data, _draw_level(frame[is_level], metric, ax=ax).assign(kind="reference")])
     return data[["kind", by, x, "seed", "status", metric, "mean"]].reset_index(drop=True)
 
 
-def _draw_line(runs: pd.DataFrame, x: str, metric: str, *, ax: Axes, style: dict, point: str) -> None:
-    """Draws the runs, and a line through the means at each value of the column `point`."""
-    means = runs.groupby(point).agg(x=(x, "mean"), y=("mean", "first"))
-    color, marker = style["color"], style["marker"]
-    ax.plot(means["x"], means["y"], color=color, linewidth=1.8)
-    finished = runs[runs["status"] != "diverged"]
-    ax.plot(finished[x], finished[metric], marker, color=color, markersize=5, alpha=0.7, markeredgewidth=0)
-    draw_diverged(runs[runs["status"] == "diverged"], x, metric, ax=ax, style=style)
-    named = f"{style['label']} (n={n_seeds(runs, point)})"
-    add_to_legend(ax, color=color, marker=marker, markersize=5, linewidth=1.8, label=named)
+def _draw_lines(frame: pd.DataFrame, x: str, metric: str, *, ax: Axes, by: str, point: str) -> pd.DataFrame:
+    """Draws the runs, and for each value of `by` a line through the means at each value of the column `point`."""
+    runs = with_means(frame, metric, points=[by, point])
+    for value, style in styles(by, runs[by]).items():
+        own = runs[runs[by] == value]
+        means = own.groupby(point).agg(x=(x, "mean"), y=("mean", "first"))
+        line = {"color": style["color"], "linewidth": 1.8}
+        ax.plot(means["x"], means["y"], **line)
+        draw_runs(own, x, metric, ax=ax, style=style, size=5)
+        named = f"{style['label']} (n={n_seeds(own, point)})"
+        add_to_legend(ax, **line, marker=style["marker"], markersize=5, label=named)
+    return runs
 
 
-def _draw_level(runs: pd.DataFrame, metric: str, *, ax: Axes) -> pd.DataFrame:
-    check_one_run_a_seed(runs, ["method"])
+def _draw_level(frame: pd.DataFrame, metric: str, *, ax: Axes) -> pd.DataFrame:
+    runs = with_means(frame, metric, points=["method"])
     style = METHOD_STYLE[runs["method"].iloc[0]]
-    values = pd.to_numeric(runs[metric])
-    mean = values.mean(skipna=False)
-    ax.axhspan(values.min(), values.max(), color=style["color"], alpha=0.12, linewidth=0)
-    ax.axhline(mean, color=style["color"], linestyle="--", linewidth=1.5, label=f"{style['label']} (n={len(runs)})")
-    return runs.assign(mean=mean)
-
-
-def _any_diverged(data: pd.DataFrame) -> bool:
-    return (data["status"] == "diverged").any()
+    named = f"{style['label']} (n={len(runs)})"
+    ax.axhspan(runs[metric].min(), runs[metric].max(), color=style["color"], alpha=0.12, linewidth=0)
+    ax.axhline(runs["mean"].iloc[0], color=style["color"], linestyle="--", linewidth=1.5, label=named)
+    return runs

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from prunelab.figures.axes import draw_diverged, draw_grid, finish, metric_axis, ticks
+from prunelab.figures.axes import draw_grid, draw_runs, finish, is_diverged, ticks
 from prunelab.figures.means import n_seeds, with_means
 from prunelab.figures.style import STYLES, is_share, label, percent, styles, written
 
@@ -39,25 +39,19 @@ def strips(
     known = styles(by, runs[by]) if by in STYLES else {}
     columns = dict(list(runs.groupby(by, sort=False)))
     for at, (value, own) in enumerate(columns.items()):
-        style = known.get(value, _PLAIN)
         own = own.assign(at=at + (np.arange(len(own)) - (len(own) - 1) / 2) * _HALF / len(own))
         mean = own["mean"].iloc[0]
         if pd.notna(mean):
             ax.hlines(mean, at - _HALF, at + _HALF, color="#000000", linewidth=1.8)
             above = (at, own[metric].max())
             ax.annotate(_short(mean, metric), above, (0, 7), textcoords="offset points", ha="center", fontsize=9)
-        lost = own["status"] == "diverged"
-        dots = {"color": style["color"], "markersize": 6, "alpha": 0.7, "markeredgewidth": 0}
-        ax.plot(own.loc[~lost, "at"], own.loc[~lost, metric], style["marker"], **dots)
-        draw_diverged(own[lost], "at", metric, ax=ax, style=style)
+        draw_runs(own, "at", metric, ax=ax, style=known.get(value, _PLAIN), size=6)
     names = _wrapped([(labels or {}).get(value, written(by, value)) for value in columns], ax)
-    counted = [f"{name}\n(n={len(own)})" for name, own in zip(names, columns.values(), strict=True)]
-    ticks(ax.xaxis, range(len(counted)), counted)
+    counts = map(len, columns.values())
+    ticks(ax.xaxis, range(len(names)), [f"{name}\n(n={n})" for name, n in zip(names, counts, strict=True)])
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.margins(y=0.12)  # room for the means
-    ax.set_xlabel(label(by))
-    metric_axis(ax, metric)
-    finish(ax, diverged=(runs["status"] == "diverged").any())
+    finish(ax, x=by, y=metric, runs=runs)
     ax.grid(False, axis="x")
     return runs[[by, "seed", "status", metric, "mean"]].reset_index(drop=True)
 
@@ -80,7 +74,7 @@ def heat_map(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy",
     """
     runs = with_means(frame, metric, points=[y, x])
     across, down = _in_order(runs[x]), _in_order(runs[y])
-    cells = runs.assign(lost=runs["status"] == "diverged").groupby([y, x], sort=False, as_index=False)
+    cells = runs.assign(lost=is_diverged(runs)).groupby([y, x], sort=False, as_index=False)
     cells = cells.agg(**{metric: ("mean", "first"), "n": ("seed", "size"), "n_diverged": ("lost", "sum")})
     means = ["–" if np.isnan(mean) else _short(mean, metric, unit="") for mean in cells[metric]]
     lost = [f"\n{n} diverged" if n else "" for n in cells["n_diverged"]]
@@ -94,8 +88,7 @@ def heat_map(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy",
         ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9)
     ticks(ax.xaxis, np.arange(len(across)) + 0.5, _wrapped([written(x, value) for value in across], ax))
     ticks(ax.yaxis, np.arange(len(down)) + 0.5, [written(y, value) for value in down])
-    ax.set_xlabel(label(x))
-    ax.set_ylabel(label(y))
+    ax.set(xlabel=label(x), ylabel=label(y))
     if pd.api.types.is_numeric_dtype(runs[y]):
         ax.invert_yaxis()
     return cells

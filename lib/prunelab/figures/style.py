@@ -118,9 +118,9 @@ def label(column: str) -> str:
     return _LABELS.get(column, column.replace("_", " "))
 
 
-def legend_title(by: str) -> str | None:
+def legend_title(by: str | None) -> str | None:
     """Returns what the values in a legend are; None where they say so themselves."""
-    if by in STYLES:
+    if by is None or by in STYLES:
         return None
     return "weights left" if by == "density" else label(by)
 

@@ -1,14 +1,14 @@
-"""What was measured point by point: a metric over training, the loss on a path between two networks."""
+"""What was measured point by point: a metric over training, the loss on a path between two networks, speed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from prunelab.figures.axes import draw_diverged, finish, log_steps, metric_axis, ticks
+from prunelab.figures.axes import draw_diverged, finish, log_steps, ticks
 from prunelab.figures.means import check_one_run_a_seed
-from prunelab.figures.style import label, legend_title, styles
+from prunelab.figures.style import styles
 
 
 def curves(records: Iterable[dict], metric: str = "test_accuracy", *, ax: Axes, by: str = "method") -> pd.DataFrame:
@@ -25,7 +25,7 @@ def curves(records: Iterable[dict], metric: str = "test_accuracy", *, ax: Axes, 
     """
     data = _draw_runs_and_means(records, "epoch", metric, ax=ax, by=by)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    finish(ax, diverged=(data["status"] == "diverged").any(), legend_title=legend_title(by))
+    finish(ax, x="epoch", y=metric, runs=data, by=by)
     return data
 
 
@@ -47,8 +47,28 @@ def loss_paths(records: Iterable[dict], *, ax: Axes) -> pd.DataFrame:
         ax.set_yscale("log")
         losses = log_steps(low, high)
         ticks(ax.yaxis, losses, [f"{loss:g}" for loss in losses])
-    finish(ax, diverged=(data["status"] == "diverged").any())
+    finish(ax, x="position", y="train_loss", runs=data, by="path")
     return data
+
+
+def speed_curves(curves: Iterable[dict], *, axes: Sequence[Axes]) -> pd.DataFrame:
+    """Draws a panel for each curve, a marker for each measured point.
+
+    Args:
+        curves: As `bench.curves` gives them: `name`, `x`, `y`, `points`.
+        axes: One for each curve.
+    Returns:
+        One row a point: `curve`, `x`, `y`.
+    """
+    data = []
+    for curve, ax in zip(curves, axes, strict=True):
+        x, y = zip(*curve["points"], strict=True)
+        ax.plot(x, y, marker="o", color="#333333")
+        ticks(ax.xaxis, x, map(str, x))
+        ax.set_ylim(bottom=0)
+        finish(ax, x=curve["x"], y=curve["y"])
+        data.append(pd.DataFrame({"curve": curve["name"], "x": x, "y": y}))
+    return pd.concat(data)
 
 
 def _draw_runs_and_means(records: Iterable[dict], x: str, metric: str, *, ax: Axes, by: str) -> pd.DataFrame:
@@ -65,11 +85,8 @@ def _draw_runs_and_means(records: Iterable[dict], x: str, metric: str, *, ax: Ax
         group = data[data[by] == value]
         for _, run in group.groupby("seed"):
             ax.plot(run[x], run[metric], color=style["color"], linewidth=0.8, alpha=0.4)
-            if run["status"].iloc[0] == "diverged":
-                draw_diverged(run.tail(1), x, metric, ax=ax, style=style)
+            draw_diverged(run.tail(1), x, metric, ax=ax, style=style)
         mean = group.pivot(index=x, columns="seed", values=metric).mean(axis=1, skipna=False)
         n = group["seed"].nunique()
         ax.plot(mean.index, mean, color=style["color"], linewidth=2, label=f"{style['label']} (n={n})")
-    ax.set_xlabel(label(x))
-    metric_axis(ax, metric)
     return data[[by, "seed", "status", x, metric]]

@@ -25,8 +25,7 @@ def forest(judged: pd.DataFrame, *, ax: Axes, metric: str = "test_accuracy") -> 
     Returns:
         The rows drawn; where there are none the figure says so.
     """
-    rows = claims.pooled(judged)
-    rows = rows[(rows["metric"] == metric) & (rows["verdict"] != claims.NOT_JUDGED)].reset_index(drop=True)
+    rows = claims.pooled(judged).query("metric == @metric and verdict != @claims.NOT_JUDGED").reset_index(drop=True)
     if rows.empty:
         ax.text(0.5, 0.5, "These records judge no claim: they need a larger profile.", ha="center", va="center")
         ax.set_axis_off()
@@ -48,17 +47,15 @@ def forest(judged: pd.DataFrame, *, ax: Axes, metric: str = "test_accuracy") -> 
     ax.plot(rows["paper"], rows.index, "x", color="#000000", markersize=6, label="paper")
     ax.plot(rows["margin"], rows.index, "|", color="#000000", markersize=stroke, label="margin to exceed")
     ax.axvline(0, color="#000000", linewidth=0.8)
-    texts = [f"{row.claim}{row.part}  {row.statement}" for row in rows.itertuples()]
-    texts = [textwrap.fill(text.replace(" %", "\u00a0%"), line_length) for text in texts]
-    ticks(ax.yaxis, range(len(rows)), texts)
+    texts = (rows["claim"] + rows["part"] + "  " + rows["statement"]).str.replace(" %", "\u00a0%")
+    ticks(ax.yaxis, range(len(rows)), [textwrap.fill(text, line_length) for text in texts])
     ax.invert_yaxis()
     finish(ax)
     ax.tick_params(axis="y", labelsize=text_size)
     if crowded:
         ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(label(metric) + ", difference")
+    ax.set_xlabel(f"{label(metric)}, difference{' in points' if is_share(metric) else ''}")
     if is_share(metric):
-        ax.set_xlabel(label(metric) + ", difference in points")
         ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:+.3g}" if share else "0")
     ax.legend(fontsize=8.5, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.2, -0.65 / height))
     return rows

@@ -1,0 +1,274 @@
+"""What each command of `prunelab` does: thin over engine, records, recipes and batch driver. It does the printing."""
+
+import argparse
+import ast
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from prunelab import bench, engine, forecast, paths, recipes, records, runs, stores, workers
+from prunelab.forecast import Workload
+from prunelab.recipes import Recipe, runner
+from prunelab.runs import Run
+
+# By how much a count may move with the kind of processor, where weights decide: selection cut tiny networks 9 % apart.
+COUNT_TOLERANCE = 0.2
+
+
+def _recipes(options: argparse.Namespace) -> list[Recipe]:
+    names = [Path(name).stem for name in options.notebooks]  # notebooks/01_rigl.ipynb will do
+    every = sorted(recipe.notebook for recipe in recipes.RECIPES.values())
+    return [recipes.for_notebook(name) for name in names or every]
+
+
+def _plans(options: argparse.Namespace) -> Iterator[tuple[Recipe, str, list[Run]]]:
+    """Gives recipe, profile and runs, parents included, of each notebook and profile that was asked for."""
+    for recipe in _recipes(options):
+        for profile in [options.profile] if options.profile else recipes.PROFILES:
+            yield recipe, profile, engine.with_parents(recipe.plan(profile, seeds=options.seeds))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    if options.help_options:
+        return _help_options(_recipes(options))
+    device = workers.resolve_device(options.device)
+    jobs = options.jobs or workers.default_jobs(device)
+    n_workers, slots = workers.share_out(jobs, device)
+    plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
+    known = {workload for *_, workloads in plans for workload in workloads.values()}
+    if known:
+        print(f"measuring this machine for about {forecast.SECONDS:.0f} seconds", file=sys.stderr)
+        calibration = forecast.calibrate(known, device=device, n_workers=n_workers, slots=slots)
+
+    def minutes(chosen: list[Run], workloads: dict[str, Workload]) -> str:
+        if not workloads:
+            return "unknown"
+        seconds = {run_id: calibration.seconds(workload) for run_id, workload in workloads.items()}
+        expected = forecast.plan_seconds(chosen, seconds, n_workers=n_workers, start_seconds=calibration.start_seconds)
+        return f"{expected / 60:.1f}"
+
+    rows = []
+    for recipe, profile, plan, workloads in plans:
+        done = stores.on_record(plan)
+        left = [run for run in plan if run.id not in done]
+        macs = sum(workload.training_macs for workload in workloads.values())
+        rows.append(
+            {
+                "notebook": recipe.notebook,
+                "profile": profile,
+                "runs": len(plan),
+                "TMACs": f"{macs / 1e12:,.2f}" if workloads else "unknown",
+                "minutes afresh": minutes(plan, workloads),
+                "on record": len(done),
+                "to train": len(left),
+                "minutes left": minutes(left, workloads),
+            }
+        )
+    _print_table(rows)
+    if known:
+        print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
+
+
+def _help_options(chosen: Iterable[Recipe]) -> None:
+    for recipe in chosen:
+        print(f"{recipe.notebook}:")
+        described = runs.describe(recipe.options).items()
+        rows = [(name, kind, str(default), about) for name, (kind, default, about) in described]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def _workloads(recipe: Recipe, plan: list[Run]) -> dict[str, Workload]:
+    """Returns what each run is for a machine, by id; none where the images are missing that decide it."""
+    alike = {frozenset(run.options.items()): run for run in plan}  # runs that differ in their seed cost the same
+    try:
+        costs = {options: runner.forecast(recipe, run) for options, run in alike.items()}
+    except OSError:
+        return {}
+    return {run.id: costs[frozenset(run.options.items())] for run in plan}
+
+
+def _run(options: argparse.Namespace) -> None:
+    for recipe, profile, plan in _plans(options):
+        done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs)
+        n_diverged = sum(record["status"] == "diverged" for record in done)
+        print(f"{recipe.notebook} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
+        if options.ship:
+            print(f"{recipe.notebook}: {records.ship(recipe.notebook, done)} records ship now")
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from prunelab import batch
+
+    seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
+    given = {"profile": options.profile, "seeds": seeds, "device": options.device, "fresh": options.fresh or None}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    stems = [Path(name).stem for name in options.notebooks] or batch.stems()
+    at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
+    failed = []
+
+    def report(stem: str, outcome: Path | batch.NotebookFailed, seconds: float) -> None:
+        if isinstance(outcome, batch.NotebookFailed):
+            failed.append(stem)
+            print(f"prunelab: {outcome}", file=sys.stderr)
+        else:
+            path = outcome.relative_to(paths.ROOT) if outcome.is_relative_to(paths.ROOT) else outcome
+            print(f"{stem}: {seconds:.0f} s, {path}", flush=True)
+
+    batch.execute_all(stems, parameters=parameters, timeout=60 * options.timeout, report=report, at_once=at_once)
+    return 2 if failed else 0
+
+
+def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
+    """Trains what the notebooks will ask for, all in one plan, which leaves no core idle; they find it on record.
+
+    Returns:
+        How many notebooks may run at the same time: 1 where they share a GPU, None for no limit.
+    """
+    from prunelab import batch
+
+    plan = []
+    for recipe in recipes.RECIPES.values():
+        if recipe.notebook in stems:
+            default = batch.declared(paths.NOTEBOOKS / f"{recipe.notebook}.ipynb")["profile"]
+            plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
+    device = options.device or "auto"
+    with contextlib.suppress(engine.RunFailed):  # its notebook says so, and the others can still be drawn
+        engine.run(plan, fresh=True, device=device, progress=sys.stderr.isatty())
+    return 1 if workers.resolve_device(device) == "cuda" else None
+
+
+def _verify(options: argparse.Namespace) -> int:
+    rows = []
+    for recipe in _recipes(options):
+        profile = options.profile or _recorded_profile(recipe)
+        for pair in engine.verify(
+            recipe.plan(profile, seeds=options.seeds),
+            sample=options.sample,
+            seed=options.draw,
+            device=options.device,
+            jobs=options.jobs,
+        ):
+            recorded, trained = pair["recorded"], pair["trained"]
+            rows.append(
+                {
+                    "run": str(pair["run"]),
+                    "recorded on": recorded["provenance"]["device"],
+                    "recorded": recorded["metrics"].get("test_accuracy"),
+                    "trained now": trained["metrics"].get("test_accuracy"),
+                    "all numbers": "equal" if pair["equal"] else ", ".join(_differing_counts(pair)) or "differ",
+                }
+            )
+    _print_table(rows)
+    if any(row["all numbers"] == "differ" for row in rows):
+        print("Equal numbers are promised on the same kind of processor with the same versions; here they differ.")
+    return 0 if all(row["all numbers"] in ("equal", "differ") for row in rows) else 1
+
+
+def _differing_counts(pair: dict) -> list[str]:
+    """Names whole numbers, such as steps and active weights, that are further apart than another processor explains."""
+    recorded, trained = pair["recorded"]["metrics"], pair["trained"]["metrics"]
+    return [
+        f"{name} {value} became {trained.get(name)}"
+        for name, value in recorded.items()
+        if isinstance(value, int) and abs(trained.get(name, 0) - value) > COUNT_TOLERANCE * value
+    ]
+
+
+def _recorded_profile(recipe: Recipe) -> str:
+    """Returns the largest profile whose runs are all on record; the smallest one where there is none."""
+    whole = [
+        profile
+        for profile in recipes.PROFILES
+        if len(stores.on_record(plan := recipe.plan(profile))) == len({run.id for run in plan})
+    ]
+    return whole[-1] if whole else recipes.PROFILES[0]
+
+
+def _status(options: argparse.Namespace) -> None:
+    mine = {record["id"]: record for record in records.local()}
+    rows = []
+    for recipe, profile, plan in _plans(options):
+        ids = {run.id for run in plan}
+        shipped = {record["id"]: record for record in records.load(recipe.notebook)}
+        known = mine | shipped
+        rows.append(
+            {
+                "notebook": recipe.notebook,
+                "profile": profile,
+                "runs": len(ids),
+                "shipped": len(ids & shipped.keys()),
+                "trained here": len(ids & mine.keys()),
+                "left": len(ids - known.keys()),
+                "training now": sum(map(_is_running, ids - mine.keys())),
+                "diverged": sum(known[run_id]["status"] == "diverged" for run_id in ids & known.keys()),
+            }
+        )
+    _print_table(rows)
+
+
+def _is_running(run_id: str) -> bool:
+    folder = paths.RUNS / run_id
+    if not (folder / "progress").exists():
+        return False
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False  # its engine was killed; the next one goes on from its checkpoint
+    except Timeout:
+        return True
+
+
+def _bench(options: argparse.Namespace) -> int:
+    missed = False
+    for group in options.groups or [*bench.GROUPS, "curves"]:
+        own = _bench_curves(quick=options.quick) if group == "curves" else _bench_claims(group, quick=options.quick)
+        missed |= any(row["verdict"].startswith("missed") for row in own.get("claims", []))
+        if not options.quick:  # group by group, so that a stopped command keeps what is done
+            print(f"written to {bench.save(group, own)}", flush=True)
+    return 1 if missed and not options.quick else 0
+
+
+def _bench_claims(group: str, *, quick: bool) -> dict:
+    rows = []
+    for row in bench.measure(group, quick=quick):
+        rows.append(row)
+        measured = f"{row['median']:7.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
+        print(f"{row['claim']:42} {measured:28} {row['target']:8} {row['verdict']}", flush=True)
+    return {"claims": rows}
+
+
+def _bench_curves(*, quick: bool) -> dict:
+    curves = []
+    for curve in bench.curves(quick=quick):
+        curves.append(curve)
+        points = ", ".join(f"{x}: {y:g}" for x, y in curve["points"])
+        print(f"{curve['y']} by {curve['x']}: {points}", flush=True)
+    profile = bench.profile(quick=quick)
+    print("where a step's time goes: " + ", ".join(f"{name} {share:.0%}" for name, share in profile.items()))
+    if not quick:
+        _draw_speed(curves)
+    return {"curves": curves, "profile": profile}
+
+
+def _draw_speed(curves: list[dict]) -> None:
+    from matplotlib.figure import Figure
+
+    from prunelab import figures
+
+    fig = Figure(figsize=(11, 3.4), layout="constrained")
+    fig.suptitle("Starting a process costs seconds, which many runs share; a step grows with the area of the images")
+    data = figures.speed_curves(curves, axes=fig.subplots(1, len(curves)))
+    alt = "Seconds a run by runs in a plan and by runs at once; milliseconds a step by the side of the images."
+    figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
+
+
+def _print_table(rows: list[dict]) -> None:
+    print(pd.DataFrame(rows).to_string(index=False) if rows else "nothing")
+
+
+COMMANDS = {"plan": _plan, "run": _run, "figures": _figures, "verify": _verify, "status": _status, "bench": _bench}
