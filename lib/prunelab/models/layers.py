@@ -1,6 +1,6 @@
 """What the networks share: channel counts, and layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ def scaled(n_channels: int, width: float) -> int:
 def conv3x3(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the image size (at stride 1), without bias: normalisation follows it."""
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
+
+
+def staged(channels: Iterable[int], *, n_blocks: int) -> list[tuple[int, int]]:
+    """Gives channels and stride of each block, `n_blocks` in a stage; all stages but the first begin with a stride of 2."""
+    return [(n_out, 2 if stage > 0 and i == 0 else 1) for stage, n_out in enumerate(channels) for i in range(n_blocks)]
 
 
 class Select(nn.Module):
@@ -82,6 +87,30 @@ class Widths:
         select = Select(n_channels)
         select.indices = torch.arange(n_selected) * n_channels // n_selected
         return select
+
+
+class SelectiveNet(nn.Module):
+    """Stem, blocks, channel selection, BN-ReLU, global average pooling, linear output; initialised for slimming.
+
+    Args:
+        conv: The stem.
+        blocks: What follows it.
+        n_out: Channels that the last block puts out.
+    """
+
+    def __init__(
+        self, conv: nn.Module, blocks: Iterable[nn.Module], n_out: int, *, num_classes: int, widths: Widths
+    ) -> None:
+        super().__init__()
+        self.conv, self.blocks = conv, nn.Sequential(*blocks)
+        self.select = widths.select("select", n_out)
+        n_selected = len(self.select.indices)
+        self.bn, self.fc = nn.BatchNorm2d(n_selected), nn.Linear(n_selected, num_classes)
+        init_for_slimming(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.select(self.blocks(self.conv(x)))), inplace=True)
+        return self.fc(x.mean(dim=(2, 3)))
 
 
 def init_for_slimming(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ class SeparableBlock(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """Stem, 13 separable blocks, global average pooling, linear output."""
+    """Stem, 13 separable blocks, global average pooling, linear output; for images from 8 pixels."""
 
     def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> None:
         super().__init__()
@@ -51,10 +51,3 @@ class MobileNetV1(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.bn(self.conv(x)), inplace=True))
         return self.fc(x.mean(dim=(2, 3)))
-
-
-def mobilenet_v1(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> MobileNetV1:
-    """MobileNet-v1 for images of any size from 8 pixels; the strides follow from `image_size`."""
-    return MobileNetV1(
-        num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width, widths=widths
-    )

@@ -3,12 +3,10 @@
 Source: He et al. 2016, arXiv:1512.03385, Sec. 4.2: three stages of 16, 32 and 64 channels, parameter-free shortcuts.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import PadChannels, Widths, conv3x3, scaled
+from prunelab.models.layers import PadChannels, Widths, conv3x3, scaled, staged
 
 
 class BasicBlock(nn.Module):
@@ -31,19 +29,24 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, three stages of basic blocks, global average pooling, linear output."""
+    """Stem, three stages of basic blocks, global average pooling, linear output; for images from 8 pixels.
 
-    def __init__(self, *, depth: int, num_classes: int, in_channels: int, width: float, widths: Widths) -> None:
+    Args:
+        depth: Layers with weights, 6 n + 2.
+    """
+
+    def __init__(
+        self, *, depth: int, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths
+    ) -> None:
         super().__init__()
-        n_blocks = (depth - 2) // 6
         channels = [scaled(n, width) for n in (16, 32, 64)]
-        self.conv, self.bn = conv3x3(in_channels, channels[0]), nn.BatchNorm2d(channels[0])
-        blocks, n_in = [], channels[0]
-        for stage, n_out in enumerate(channels):
-            for block in range(n_blocks):
-                n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
-                blocks.append(BasicBlock(n_in, n_inner, n_out, stride=2 if stage > 0 and block == 0 else 1))
-                n_in = n_out
+        n_in = channels[0]
+        self.conv, self.bn = conv3x3(in_channels, n_in), nn.BatchNorm2d(n_in)
+        blocks = []
+        for n_out, stride in staged(channels, n_blocks=(depth - 2) // 6):
+            n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
+            blocks.append(BasicBlock(n_in, n_inner, n_out, stride=stride))
+            n_in = n_out
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(n_in, num_classes)
         for module in self.modules():
@@ -53,12 +56,3 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.bn(self.conv(x)), inplace=True))
         return self.fc(x.mean(dim=(2, 3)))
-
-
-def resnet(*, depth: int) -> Callable[..., ResNet]:
-    """Builder of a ResNet of `depth` = 6 n + 2 layers, for images of any size from 8 pixels."""
-
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> ResNet:
-        return ResNet(depth=depth, num_classes=num_classes, in_channels=in_channels, width=width, widths=widths)
-
-    return build
