@@ -3,7 +3,8 @@
 Source: Huang et al. 2017, arXiv:1608.06993, Sec. 3 and 4.2; stem of twice the growth and channel selection as in the
 code of Network Slimming, Liu et al. 2017, arXiv:1708.06519.
 Differs: `layers.Select` stands before the batch normalisation. No dropout. Batch normalisation is initialised as there,
-    to 0.5, by the paper to 1.
+    to 0.5, by the paper to 1. The network of 100 layers is the paper's DenseNet-BC, of 0.77 million weights; that of
+    Liu et al. 2019, arXiv:1810.05270, compresses but has no bottlenecks, and 4.07 million.
 """
 
 import torch
@@ -18,8 +19,8 @@ class DenseLayer(nn.Module):
 
     def __init__(self, n_in: int, growth: int, *, name: str, widths: Widths) -> None:
         super().__init__()
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected, n_new = len(self.select.indices), widths.get(f"{name}.conv", growth)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
+        n_new = widths.get(f"{name}.conv", growth)
         self.bn, self.conv = nn.BatchNorm2d(n_selected), conv3x3(n_selected, n_new)
         self.n_out = n_in + n_new
 
@@ -32,8 +33,7 @@ class BottleneckLayer(nn.Module):
 
     def __init__(self, n_in: int, growth: int, *, name: str, widths: Widths) -> None:
         super().__init__()
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected = len(self.select.indices)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
         n_inner, n_new = widths.get(f"{name}.conv1", 4 * growth), widths.get(f"{name}.conv2", growth)
         self.bn1, self.conv1 = nn.BatchNorm2d(n_selected), nn.Conv2d(n_selected, n_inner, 1, bias=False)
         self.bn2, self.conv2 = nn.BatchNorm2d(n_inner), conv3x3(n_inner, n_new)
@@ -49,8 +49,7 @@ class Transition(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, *, name: str, widths: Widths) -> None:
         super().__init__()
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected = len(self.select.indices)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
         self.n_out = widths.get(f"{name}.conv", n_out)
         self.bn, self.conv = nn.BatchNorm2d(n_selected), nn.Conv2d(n_selected, self.n_out, 1, bias=False)
 

@@ -24,8 +24,7 @@ class Bottleneck(nn.Module):
     def __init__(self, n_in: int, n_inner: int, *, stride: int, cardinality: int, name: str, widths: Widths) -> None:
         super().__init__()
         n_out = EXPANSION * n_inner
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected = len(self.select.indices)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
         n_2 = widths.get(f"{name}.conv2", n_inner)
         if cardinality == 1:
             n_1, n_groups = widths.get(f"{name}.conv1", n_inner), 1
