@@ -58,8 +58,7 @@ def layer_densities(shapes: Mapping[str, Shape], density: float, *, distribution
         rest = [name for name in shapes if name not in dense]
         if not rest:
             return dict.fromkeys(shapes, 1.0)
-        left = budget - sum(sizes[name] for name in dense)
-        factor = left / sum(sizes[name] * scores[name] for name in rest)
+        factor = (budget - sum(sizes[name] for name in dense)) / sum(sizes[name] * scores[name] for name in rest)
         saturated = {name for name in rest if factor * scores[name] > 1.0}
         if not saturated:
             return {name: 1.0 if name in dense else factor * scores[name] for name in shapes}

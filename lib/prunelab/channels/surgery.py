@@ -164,8 +164,8 @@ def _read_by_groups_that_go(traced: Trace, layer: Layer, gone: set[int]) -> set[
 def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int], list[bool]]:
     """A layer's channels, and whether each one stays."""
     if name not in traced.layers or not traced.layers[name].makes_channels:
-        there = ", ".join(other for other, layer in traced.layers.items() if layer.makes_channels)
-        raise ValueError(f"no layer {name!r} makes channels of its own; there are {there}")
+        makers = (other for other, layer in traced.layers.items() if layer.makes_channels)
+        raise ValueError(f"no layer {name!r} makes channels of its own; there are {', '.join(makers)}")
     channels, indices = traced.channels(traced.layers[name].writes), {int(index) for index in indices}
     if not indices <= set(range(len(channels))):
         raise ValueError(f"layer {name!r} has channels 0 to {len(channels) - 1}; cannot keep {sorted(indices)}")

@@ -140,12 +140,14 @@ class Trace:
     def norm(self, name: str) -> str | None:
         """The batch normalisation of exactly a layer's output channels; None where there is none."""
         written = self.channels(self.layers[name].writes)
-        norms = (
-            other
-            for other, layer in self.layers.items()
-            if isinstance(layer.module, NORMS) and self.channels(layer.writes) == written
+        return next(
+            (
+                other
+                for other, layer in self.layers.items()
+                if isinstance(layer.module, NORMS) and self.channels(layer.writes) == written
+            ),
+            None,
         )
-        return next(norms, None)
 
 
 def trace(model: nn.Module, *, in_channels: int, image_size: int | tuple[int, int]) -> Trace:

@@ -17,9 +17,8 @@ def torchvision_resnet(
     model = models.get_model(name, num_classes=num_classes)
     for block_name, block in model.named_modules():
         if isinstance(block, models.resnet.BasicBlock | models.resnet.Bottleneck):
-            n_convs = 3 if isinstance(block, models.resnet.Bottleneck) else 2
-            inner = [widths.get(f"{block_name}.conv{i}", block.conv1.out_channels) for i in range(1, n_convs)]
-            _resize(block, inner)
+            convs = ("conv1", "conv2") if hasattr(block, "conv3") else ("conv1",)
+            _resize(block, [widths.get(f"{block_name}.{conv}", block.conv1.out_channels) for conv in convs])
     return model
 
 
