@@ -18,7 +18,7 @@ def conv3x3(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
 
 
 def staged(channels: Iterable[int], *, n_blocks: int) -> list[tuple[int, int]]:
-    """Lists channels and stride of each block, `n_blocks` a stage; all stages but the first begin with a stride of 2."""
+    """Lists channels and stride of each block, `n_blocks` a stage; stages but the first begin with a stride of 2."""
     return [(n_out, 2 if stage > 0 and i == 0 else 1) for stage, n_out in enumerate(channels) for i in range(n_blocks)]
 
 
