@@ -72,7 +72,7 @@ def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
     """
     smaller = copy.deepcopy(model)
     for name in blocks:
-        if name not in dict(smaller.named_modules()):
+        if name not in dict(smaller.named_modules(remove_duplicate=False)):
             raise ValueError(f"{type(model).__name__} has no module {name!r}")
         smaller.set_submodule(name, nn.Identity())
     return smaller
