@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunelab.masks import drop_and_grow, layer_weights, prunable_weights, random_mask
-from prunelab.methods.static import active_counts, initial_masks
+from prunelab.methods.static import active_counts, random_masks
 
 #                       0    1    2    3    4    5    6    7
 WEIGHT = torch.tensor([0.9, -0.1, 0.5, 0.0, 0.0, -0.3, 0.0, 0.0])
@@ -150,7 +150,7 @@ def test_first_layer_is_dense_on_request_and_then_outside_the_budget(distributio
     options = {"density": 0.5, "distribution": distribution, "first_layer": first_layer}
     counts = active_counts(THREE_LAYERS, **options)
     assert set(counts) == layers and sum(counts.values()) == n_active
-    masks = initial_masks(THREE_LAYERS, **options, generator=torch.Generator().manual_seed(0))
+    masks = random_masks(THREE_LAYERS, counts, generator=torch.Generator().manual_seed(0))
     assert {name: int(mask.sum()) for name, mask in masks.items()} == counts
 
 
@@ -159,7 +159,7 @@ def test_first_layer_is_left_to_the_distribution_by_default():
         options = {"density": 0.5, "distribution": distribution}
         counts = active_counts(THREE_LAYERS, **options)
         assert counts == active_counts(THREE_LAYERS, **options, first_layer="by_distribution")
-        assert set(initial_masks(THREE_LAYERS, **options, generator=torch.Generator())) == set(counts)
+        assert set(random_masks(THREE_LAYERS, counts, generator=torch.Generator())) == set(counts)
 
 
 def test_impossible_first_layers_are_refused():

@@ -7,7 +7,7 @@ from torch import nn
 
 from prunelab.methods import METHODS, check_method
 from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining
-from prunelab.methods.static import Static, active_counts, initial_masks
+from prunelab.methods.static import Static, active_counts, random_masks
 from prunelab.models import build_model
 from prunelab.steps import build_optimizer
 
@@ -155,7 +155,7 @@ def test_adam_does_not_revive_inactive_weights(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     generator = torch.Generator().manual_seed(0)
-    masks = initial_masks(model, density=0.4, distribution="erk", generator=generator)
+    masks = random_masks(model, active_counts(model, density=0.4, distribution="erk"), generator=generator)
     options = SCHEDULE | {"generator": generator, "update_every": 2} if name != "static" else {}
     method = METHODS[name](model, masks, **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -171,8 +171,8 @@ def test_adam_does_not_revive_inactive_weights(name):
 def test_uniform_leaves_the_first_layer_dense_and_erk_does_not():
     model = build_model("resnet8", num_classes=10)
     generator = torch.Generator().manual_seed(0)
-    uniform = initial_masks(model, density=0.1, distribution="uniform", generator=generator)
-    erk = initial_masks(model, density=0.1, distribution="erk", generator=generator)
+    uniform = random_masks(model, active_counts(model, density=0.1, distribution="uniform"), generator=generator)
+    erk = random_masks(model, active_counts(model, density=0.1, distribution="erk"), generator=generator)
     assert "conv" not in uniform and "conv" in erk
     total = sum(mask.numel() for mask in uniform.values())
     assert sum(int(mask.sum()) for mask in uniform.values()) == round(0.1 * total)

@@ -8,7 +8,7 @@ from conftest import train_step
 from torch import nn
 
 from prunelab.methods.dynamic import CustomGrowth, RigL
-from prunelab.methods.static import initial_masks
+from prunelab.methods.static import active_counts, random_masks
 from prunelab.models import build_model
 from prunelab.steps import build_optimizer
 
@@ -73,7 +73,7 @@ def test_magnitude_of_the_gradient_is_rigl(density):
         torch.manual_seed(0)
         model = build_model("resnet8", num_classes=10, width=0.5)
         generator = torch.Generator().manual_seed(0)
-        masks = initial_masks(model, density=density, distribution="erk", generator=generator)
+        masks = random_masks(model, active_counts(model, density=density, distribution="erk"), generator=generator)
         options = SCHEDULE | {"generator": generator, "update_every": 2} | extra
         method = method_class(model, masks, **options)
         optimizer = build_optimizer(model, momentum=0.9, weight_decay=5e-4)

@@ -53,13 +53,13 @@ def is_same(a, b):
     ],
 )
 def test_largest_weights_of_all_layers_are_left(density, masks, left):
-    assert positions(lottery.keep_largest(WEIGHTS, masks, density=density)) == left
+    assert positions(lottery.prune_smallest(WEIGHTS, masks, density=density)) == left
 
 
 def test_weights_of_one_size_leave_from_the_back():
     weights = {"a": torch.full((2, 50), -0.5), "b": torch.full((100,), 0.5)}
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    left = lottery.keep_largest(weights, masks, density=0.6)
+    left = lottery.prune_smallest(weights, masks, density=0.6)
     assert left["a"].all() and left["b"].nonzero().flatten().tolist() == list(range(20))
 
 
@@ -70,7 +70,7 @@ def test_rounds_nest_with_exact_counts_and_agree_with_a_sorted_list(shapes, dens
     weights = {str(i): torch.randn(shape, generator=generator) for i, shape in enumerate(shapes)}
     old = {name: torch.rand(w.shape, generator=generator) < 0.8 for name, w in weights.items()}
     size, n_active = sum(m.numel() for m in old.values()), sum(int(m.sum()) for m in old.values())
-    new = lottery.keep_largest(weights, old, density=density * n_active / size)
+    new = lottery.prune_smallest(weights, old, density=density * n_active / size)
     assert list(new) == list(old) and not any((new[name] & ~old[name]).any() for name in old)
     ranked = sorted(
         ((-abs(value), name, i) for name, w in weights.items() for i, value in enumerate(w.flatten().tolist())
@@ -82,12 +82,12 @@ def test_rounds_nest_with_exact_counts_and_agree_with_a_sorted_list(shapes, dens
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.1, 90])
 def test_percentage_is_no_density(density):
     with pytest.raises(ValueError, match=r"density must lie in \(0, 1\]"):
-        lottery.keep_largest(WEIGHTS, ALL, density=density)
+        lottery.prune_smallest(WEIGHTS, ALL, density=density)
 
 
 def test_round_cannot_have_more_weights_than_are_left():
     with pytest.raises(ValueError, match=r"density 1.0 asks for 8 weights, but only 7 of 8 are left"):
-        lottery.keep_largest(WEIGHTS, WITHOUT_B0, density=1.0)
+        lottery.prune_smallest(WEIGHTS, WITHOUT_B0, density=1.0)
 
 
 def test_shuffled_masks_keep_the_count_of_each_layer_and_follow_the_generator_alone():
@@ -209,7 +209,7 @@ def test_values_of_exactly_the_rewind_step_are_remembered(rewind_steps):
 def test_pruned_weights_stay_zero_and_the_mask_as_it_is(density):
     torch.manual_seed(0)
     model = network()
-    masks = lottery.keep_largest(lottery.ticket_layers(model), all_true(model), density=density)
+    masks = lottery.prune_smallest(lottery.ticket_layers(model), all_true(model), density=density)
     method = Ticket(model, masks, rewind_steps=0)
     after, optimizer = train(model, method, 5)
     for name, mask in masks.items():

@@ -143,7 +143,7 @@ def test_widths_stand_in_place_of_what_width_gives():
     ],
 )
 def test_selected_channels_are_spread_evenly(n_selected, indices):
-    assert Widths({"select": n_selected}).select("select", 8).indices.tolist() == indices
+    assert Widths({"select": n_selected}).select("select", 8)[0].indices.tolist() == indices
 
 
 def test_selection_of_a_built_network_is_narrowed_with_its_readers():

@@ -11,24 +11,11 @@ from collections.abc import Callable, Mapping
 Shape = tuple[int, ...]
 
 
-def _uniform(shape: Shape) -> float:
-    return 1.0
-
-
-def _erdos_renyi(shape: Shape) -> float:
-    # Weights are (out, in) or (out, in, kh, kw): the kernel size plays no part here.
-    n_out, n_in = shape[:2]
-    return (n_out + n_in) / (n_out * n_in)
-
-
-def _erk(shape: Shape) -> float:
-    return sum(shape) / math.prod(shape)
-
-
+# Raw score of a layer by the shape of its weights, (out, in) or (out, in, kh, kw).
 DISTRIBUTIONS: dict[str, Callable[[Shape], float]] = {
-    "uniform": _uniform,
-    "erdos_renyi": _erdos_renyi,
-    "erk": _erk,
+    "uniform": lambda shape: 1.0,
+    "erdos_renyi": lambda shape: sum(shape[:2]) / math.prod(shape[:2]),  # the kernel size plays no part
+    "erk": lambda shape: sum(shape) / math.prod(shape),
 }
 
 
@@ -71,8 +58,7 @@ def layer_densities(shapes: Mapping[str, Shape], density: float, *, distribution
         rest = [name for name in shapes if name not in dense]
         if not rest:
             return dict.fromkeys(shapes, 1.0)
-        left = budget - sum(sizes[name] for name in dense)
-        factor = left / sum(sizes[name] * scores[name] for name in rest)
+        factor = (budget - sum(sizes[name] for name in dense)) / sum(sizes[name] * scores[name] for name in rest)
         saturated = {name for name in rest if factor * scores[name] > 1.0}
         if not saturated:
             return {name: 1.0 if name in dense else factor * scores[name] for name in shapes}

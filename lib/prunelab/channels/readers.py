@@ -1,6 +1,8 @@
 """The layer that reads a pruned layer's channels: what it sees at sampled positions, and a fit of its weights."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 
 import scipy.linalg
 import torch
@@ -85,15 +87,13 @@ def visit_readers(
         visit: Called with the name of a layer to prune, its reader, and the reader's patches.
     """
 
-    def hook(name: str) -> Callable[[Reader, tuple[Tensor]], None]:
-        return lambda reader, inputs: visit(name, reader, sample_patches(reader, inputs[0], positions=positions))
+    def hook(name: str, reader: Reader, inputs: tuple[Tensor]) -> None:
+        visit(name, reader, sample_patches(reader, inputs[0], positions=positions))
 
-    handles = [model.get_submodule(reader).register_forward_pre_hook(hook(name)) for name, reader in readers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, reader in readers.items():
+            hooks.enter_context(model.get_submodule(reader).register_forward_pre_hook(partial(hook, name)))
         model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def filters_by_channel(reader: Reader) -> Tensor:

@@ -15,9 +15,7 @@ from prunelab.methods.hooks import Hooks
 
 def _along(factors: Tensor, tensor: Tensor, *, dim: int) -> Tensor:
     """Factors in a shape that multiplies `tensor`: each for a run of equally many channels along `dim`."""
-    shape = [1] * tensor.dim()
-    shape[dim] = -1
-    return factors.repeat_interleave(tensor.shape[dim] // len(factors)).view(shape)
+    return factors.repeat_interleave(tensor.shape[dim] // len(factors)).view(-1, *[1] * (tensor.dim() - 1 - dim))
 
 
 def _scale(factors: Tensor, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:

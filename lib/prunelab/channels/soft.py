@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunelab.masks import largest, layer_weights
+from prunelab.channels.filters import keep_largest, named_weights
+from prunelab.masks import largest
 from prunelab.methods.hooks import Hooks
 
 
@@ -36,25 +37,19 @@ class SoftFilterPruning(Hooks):
         """
         if prune_every_steps < 1:
             raise ValueError(f"prune_every_steps must be at least 1, got {prune_every_steps}")
-        weights = layer_weights(model)
-        for name, n in counts.items():
-            if name not in weights:
-                raise ValueError(f"{type(model).__name__} has no convolution or linear layer {name!r}")
-            if not 1 <= n <= len(weights[name]):
-                raise ValueError(f"layer {name!r} of {len(weights[name])} filters cannot keep {n} of them")
-        self.weights = {name: weights[name] for name in counts}
+        self.weights = named_weights(model, counts)
+        for name, weight in self.weights.items():
+            if not 1 <= counts[name] <= len(weight):
+                raise ValueError(f"layer {name!r} of {len(weight)} filters cannot keep {counts[name]} of them")
         self.counts = dict(counts)
         self.prune_every_steps = prune_every_steps
 
     def kept(self) -> dict[str, Tensor]:
         """Indices of the filters that have the largest norms now, by layer name, ascending."""
-        return {name: self._strong(name).nonzero().flatten() for name in self.weights}
+        return keep_largest({name: l2_scores(weight) for name, weight in self.weights.items()}, self.counts)
 
     @torch.no_grad()
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         if step % self.prune_every_steps == 0:
             for name, weight in self.weights.items():
-                weight[~self._strong(name)] = 0.0
-
-    def _strong(self, name: str) -> Tensor:
-        return largest(l2_scores(self.weights[name]), self.counts[name])
+                weight[~largest(l2_scores(weight), self.counts[name])] = 0.0

@@ -53,7 +53,10 @@ def shrink(
     gone = _gone(traced, kept)
     smaller = copy.deepcopy(model)
     for name, layer in traced.layers.items():
-        reads, writes = (_staying(traced, names, gone) for names in (layer.reads, layer.writes))
+        reads, writes = (  # positions of the channels that stay
+            [position for position, channel in enumerate(traced.channels(names)) if channel not in gone]
+            for names in (layer.reads, layer.writes)
+        )
         _cut(smaller.get_submodule(name), layer, reads, writes, name=name)
     return smaller
 
@@ -69,7 +72,8 @@ def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
     """
     smaller = copy.deepcopy(model)
     for name in blocks:
-        _submodule(smaller, name)
+        if name not in dict(smaller.named_modules(remove_duplicate=False)):
+            raise ValueError(f"{type(model).__name__} has no module {name!r}")
         smaller.set_submodule(name, nn.Identity())
     return smaller
 
@@ -101,9 +105,8 @@ def load(model: nn.Module, path: Path) -> nn.Module:
             )
     for name, size in sizes.items():
         module = loaded.get_submodule(name)
-        for attribute, value in size.items():
-            if attribute != "kind":
-                setattr(module, attribute, value)
+        for attribute in _SIZES[type(module)]:
+            setattr(module, attribute, size[attribute])
         for key, tensor in _tensors(module).items():
             other = state[f"{name}.{key}"]
             if other.dim() != tensor.dim() or other.shape[2:] != tensor.shape[2:]:
@@ -161,8 +164,8 @@ def _read_by_groups_that_go(traced: Trace, layer: Layer, gone: set[int]) -> set[
 def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int], list[bool]]:
     """A layer's channels, and whether each one stays."""
     if name not in traced.layers or not traced.layers[name].makes_channels:
-        there = ", ".join(other for other, layer in traced.layers.items() if layer.makes_channels)
-        raise ValueError(f"no layer {name!r} makes channels of its own; there are {there}")
+        makers = (other for other, layer in traced.layers.items() if layer.makes_channels)
+        raise ValueError(f"no layer {name!r} makes channels of its own; there are {', '.join(makers)}")
     channels, indices = traced.channels(traced.layers[name].writes), {int(index) for index in indices}
     if not indices <= set(range(len(channels))):
         raise ValueError(f"layer {name!r} has channels 0 to {len(channels) - 1}; cannot keep {sorted(indices)}")
@@ -172,26 +175,16 @@ def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int
 def _rescued(traced: Trace, layer: Layer, channels: list[int]) -> set[int]:
     """The one channel that stays in a layer, and where it comes from."""
     if isinstance(layer.module, Select):
-        source = traced.channel(layer.reads[int(layer.module.indices[0])])
-        return {channels[0], source}
+        return {channels[0], traced.channel(layer.reads[int(layer.module.indices[0])])}
     return {channels[int(layer.module.weight.detach().flatten(1).abs().sum(1).argmax())]}
-
-
-def _staying(traced: Trace, names: list[int], gone: set[int]) -> list[int]:
-    """Positions of the channels that stay."""
-    return [position for position, channel in enumerate(traced.channels(names)) if channel not in gone]
 
 
 @torch.no_grad()
 def _cut(module: nn.Module, layer: Layer, reads: list[int], writes: list[int], *, name: str) -> None:
     """Takes the channels that go out of one layer; `reads` and `writes` are the positions that stay."""
     if isinstance(module, Select):
-        place = {position: place for place, position in enumerate(reads)}
-        _put(
-            module,
-            "indices",
-            torch.tensor([place[int(module.indices[k])] for k in writes], device=module.indices.device),
-        )
+        indices = [reads.index(module.indices[k].item()) for k in writes]
+        _put(module, "indices", torch.tensor(indices, device=module.indices.device))
     elif isinstance(module, PadChannels):
         module.n_new = len(writes)
     elif layer.is_grouped:
@@ -202,13 +195,9 @@ def _cut(module: nn.Module, layer: Layer, reads: list[int], writes: list[int], *
             if isinstance(module, nn.Conv2d | nn.Linear) and key == "weight" and not layer.is_depthwise:
                 smaller = smaller[:, reads]
             _put(module, key, smaller)
-        if isinstance(module, nn.Conv2d):
-            module.in_channels, module.out_channels = len(reads), len(writes)
-            module.groups = len(writes) if layer.is_depthwise else 1
-        elif isinstance(module, nn.Linear):
-            module.in_features, module.out_features = len(reads), len(writes)
-        else:
-            setattr(module, *_SIZES[type(module)], len(writes))
+        sizes = (len(reads), len(writes), len(writes) if layer.is_depthwise else 1)
+        for attribute, size in zip(_SIZES[type(module)], sizes, strict=False):  # a norm has one, as many as it reads
+            setattr(module, attribute, size)
 
 
 def _cut_groups(module: nn.Conv2d, reads: list[int], writes: list[int], *, name: str) -> None:
@@ -219,12 +208,9 @@ def _cut_groups(module: nn.Conv2d, reads: list[int], writes: list[int], *, name:
             [read % n_in for read in reads if read // n_in == group],
             [write for write in writes if write // n_out == group],
         )
-        for group in range(module.groups)
+        for group in sorted({read // n_in for read in reads} | {write // n_out for write in writes})
     ]
-    by_group = [pair for pair in by_group if any(pair)]
-    if len({(len(inputs), len(outputs)) for inputs, outputs in by_group}) > 1 or not all(
-        all(pair) for pair in by_group
-    ):
+    if len({(len(inputs), len(outputs)) for inputs, outputs in by_group}) > 1 or not all(by_group[0]):
         raise ValueError(
             f"grouped convolution {name!r} must keep as many channels in each group; it would read"
             f" {[len(inputs) for inputs, _ in by_group]} and write {[len(outputs) for _, outputs in by_group]}"
@@ -243,11 +229,8 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _put(module: nn.Module, key: str, tensor: Tensor) -> None:
     """Replaces a parameter or buffer by one of another size."""
-    old = getattr(module, key)
-    tensor = tensor.detach().clone()
-    setattr(
-        module, key, nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    )
+    old, new = getattr(module, key), tensor.detach().clone()
+    setattr(module, key, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
 def _sizes(model: nn.Module) -> dict[str, dict[str, str | int]]:
@@ -258,10 +241,3 @@ def _sizes(model: nn.Module) -> dict[str, dict[str, str | int]]:
         for name, module in model.named_modules()
         if type(module) in _SIZES
     }
-
-
-def _submodule(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f"{type(model).__name__} has no module {name!r}") from error

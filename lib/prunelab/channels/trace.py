@@ -8,8 +8,9 @@ several layers, and what a layer reads is a list of names.
 
 import copy
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,20 +19,21 @@ from torch.nn import functional as F
 from prunelab.models.layers import PadChannels, Select
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-# Each output of these belongs to one input channel, which stays the same channel.
+# Each output of these belongs to one input channel, which stays the same channel. A method goes by its name.
 _PASSING_MODULES = (
     *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish),
     *(nn.Hardsigmoid, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample),
 )
-_PASSING_FUNCTIONS = {
+_PASSING = {
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.gelu, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.dropout),
     *(F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.interpolate, torch.relu, torch.sigmoid),
     *(torch.tanh, torch.clone),
+    *("relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "float", "half", "to", "detach"),
 }
-_PASSING_METHODS = {"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "float", "half", "to", "detach"}
-_JOINING = {operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.sub, torch.mul}
-_JOINING_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_"}
-_CONCATENATING = {torch.cat, torch.concat, torch.concatenate}
+_JOINING = {
+    *(operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.sub, torch.mul),
+    *("add", "add_", "sub", "sub_", "mul", "mul_"),
+}
 
 
 class UntraceableError(ValueError):
@@ -117,10 +119,8 @@ class Trace:
             if layer.makes_channels or isinstance(layer.module, PadChannels):
                 for channel in self.channels(layer.writes):
                     writers.setdefault(channel, set()).add(name)
-        bound = set(self.channels(self.fixed))
-        for layer in self.layers.values():
-            if layer.is_grouped:
-                bound.update(self.channels(layer.reads))
+        grouped = (name for layer in self.layers.values() if layer.is_grouped for name in layer.reads)
+        bound = {*self.channels(self.fixed), *self.channels(grouped)}
         return {
             name: len(layer.writes)
             for name, layer in self.layers.items()
@@ -140,12 +140,14 @@ class Trace:
     def norm(self, name: str) -> str | None:
         """The batch normalisation of exactly a layer's output channels; None where there is none."""
         written = self.channels(self.layers[name].writes)
-        norms = (
-            other
-            for other, layer in self.layers.items()
-            if isinstance(layer.module, NORMS) and self.channels(layer.writes) == written
+        return next(
+            (
+                other
+                for other, layer in self.layers.items()
+                if isinstance(layer.module, NORMS) and self.channels(layer.writes) == written
+            ),
+            None,
         )
-        return next(norms, None)
 
 
 def trace(model: nn.Module, *, in_channels: int, image_size: int | tuple[int, int]) -> Trace:
@@ -210,8 +212,7 @@ class _Follower(fx.Interpreter):
         return names
 
     def _follow_output(self, node: fx.Node, value: object) -> None:
-        for names in self._inputs(node):
-            self.trace.fixed.update(names)
+        self.trace.fixed.update(*self._inputs(node))
 
     def _follow_get_attr(self, node: fx.Node, value: Tensor) -> None:
         raise self._refuse(node, "a tensor of the network itself; put it into a module of torch.nn")
@@ -221,58 +222,36 @@ class _Follower(fx.Interpreter):
         if isinstance(module, _PASSING_MODULES) or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
             return reads
         if isinstance(module, nn.Flatten):
-            return self._flattened(node, reads, value)
+            return self._flattened(node, [reads], value)
         if isinstance(module, nn.Linear) and value.dim() != 2:
             raise self._refuse(node, "a linear layer must read (images, features); flatten or pool before it")
-        if isinstance(module, (*NORMS, nn.PReLU)):
-            layer = Layer(module, reads, reads)
-        elif isinstance(module, PadChannels):
-            layer = Layer(module, reads, self.trace.new(module.n_new))
-        elif isinstance(module, nn.Conv2d | nn.Linear | Select):
-            layer = Layer(module, reads, [])
-            layer.writes = reads if layer.is_depthwise else self.trace.new(value.shape[1])
-        else:
+        if not isinstance(module, (*NORMS, nn.PReLU, PadChannels, nn.Conv2d, nn.Linear, Select)):
             raise self._refuse(
                 node,
                 f"{type(module).__name__} may mix channels; use one of Conv2d, Linear, BatchNorm, or a pooling or"
                 " activation layer that works on each channel by itself",
             )
+        layer = Layer(module, reads, writes=reads)
+        if isinstance(module, PadChannels):
+            layer.writes = self.trace.new(module.n_new)
+        elif layer.makes_channels:
+            layer.writes = self.trace.new(value.shape[1])
         if (earlier := self.trace.layers.setdefault(node.target, layer)) is not layer:  # a layer that is used again
             self.trace.join(earlier.reads, layer.reads)
             self.trace.join(earlier.writes, layer.writes)
         return [*reads, *layer.writes] if isinstance(module, PadChannels) else layer.writes
 
-    def _follow_call_function(self, node: fx.Node, value: Tensor) -> list[int]:
-        inputs = self._inputs(node)
-        if node.target in _PASSING_FUNCTIONS:
-            return inputs[0]
-        if node.target in _JOINING:
-            return self._joined(node, inputs, value)
-        if node.target in _CONCATENATING:
-            return self._concatenated(node, inputs, value)
-        if node.target is torch.flatten:
-            return self._flattened(node, inputs[0], value)
-        if node.target is operator.getitem:
-            return self._sliced(node, inputs[0])
-        if node.target is torch.mean:
-            return self._pooled(node, inputs[0], value)
-        if node.target is F.pad:
-            if len(node.kwargs.get("pad", *node.args[1:2])) > 4:  # width and height come first
-                raise self._refuse(node, "it appends channels; use prunelab.models.layers.PadChannels")
-            return inputs[0]
-        raise self._refuse(node, "an operation that is not known to keep channels apart; replace it, or leave it out")
+    def _follow_operation(self, node: fx.Node, value: Tensor) -> list[int]:
+        if node.target not in self._OPERATIONS:
+            raise self._refuse(
+                node, "an operation that is not known to keep channels apart; replace it, or leave it out"
+            )
+        return self._OPERATIONS[node.target](self, node, self._inputs(node), value)
 
-    def _follow_call_method(self, node: fx.Node, value: Tensor) -> list[int]:
-        inputs = self._inputs(node)
-        if node.target in _PASSING_METHODS:
-            return inputs[0]
-        if node.target in _JOINING_METHODS:
-            return self._joined(node, inputs, value)
-        if node.target in ("flatten", "view", "reshape"):
-            return self._flattened(node, inputs[0], value)
-        if node.target == "mean":
-            return self._pooled(node, inputs[0], value)
-        raise self._refuse(node, "a method that is not known to keep channels apart; replace it, or leave it out")
+    _follow_call_function = _follow_call_method = _follow_operation
+
+    def _passed(self, node: fx.Node, inputs: list[list[int]], value: Tensor) -> list[int]:
+        return inputs[0]
 
     def _joined(self, node: fx.Node, inputs: list[list[int]], value: Tensor) -> list[int]:
         first, *others = inputs
@@ -288,21 +267,38 @@ class _Follower(fx.Interpreter):
             raise self._refuse(node, "only channels, dimension 1, may be concatenated")
         return names
 
-    def _flattened(self, node: fx.Node, reads: list[int], value: Tensor) -> list[int]:
-        """Each channel becomes a run of as many features as it had positions."""
+    def _padded(self, node: fx.Node, inputs: list[list[int]], value: Tensor) -> list[int]:
+        if len(node.kwargs.get("pad", *node.args[1:2])) > 4:  # width and height come first
+            raise self._refuse(node, "it appends channels; use prunelab.models.layers.PadChannels")
+        return inputs[0]
+
+    def _flattened(self, node: fx.Node, inputs: list[list[int]], value: Tensor) -> list[int]:
+        """Makes each channel a run of as many features as it had positions."""
+        reads = inputs[0]
         if value.dim() != 2 or value.shape[1] % len(reads) or value.shape[0] != 1:
             raise self._refuse(
                 node, "only (images, channels, height, width) into (images, features) keeps channels apart"
             )
         return [name for name in reads for _ in range(value.shape[1] // len(reads))]
 
-    def _sliced(self, node: fx.Node, reads: list[int]) -> list[int]:
+    def _sliced(self, node: fx.Node, inputs: list[list[int]], value: Tensor) -> list[int]:
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         if any(part != slice(None) for part in index[:2]) or not all(isinstance(part, slice) for part in index):
             raise self._refuse(node, "channels are picked by position; use prunelab.models.layers.Select")
-        return reads
+        return inputs[0]
 
-    def _pooled(self, node: fx.Node, reads: list[int], value: Tensor) -> list[int]:
-        if value.dim() < 2 or value.shape[1] != len(reads):
+    def _pooled(self, node: fx.Node, inputs: list[list[int]], value: Tensor) -> list[int]:
+        if value.dim() < 2 or value.shape[1] != len(inputs[0]):
             raise self._refuse(node, "only height and width may be averaged")
-        return reads
+        return inputs[0]
+
+    # What becomes of the channels, by the function or by the name of the method that is called.
+    _OPERATIONS: ClassVar[dict[Callable | str, Callable[..., list[int]]]] = {
+        **dict.fromkeys(_PASSING, _passed),
+        **dict.fromkeys(_JOINING, _joined),
+        **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concatenated),
+        **dict.fromkeys((torch.flatten, "flatten", "view", "reshape"), _flattened),
+        **dict.fromkeys((torch.mean, "mean"), _pooled),
+        operator.getitem: _sliced,
+        F.pad: _padded,
+    }

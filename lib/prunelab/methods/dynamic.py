@@ -70,12 +70,9 @@ class Dynamic(Static):
         # What each update did: its step, the share moved, and of each layer the share of initial connections left.
         self.moves: dict[str, list] = {"step": [], "drop_fraction": [], "survival": []}
 
-    def grow_score(self, weight: nn.Parameter) -> Tensor:
-        """Score of every weight of a layer, at least 0; the largest inactive ones become active."""
+    def grow_score(self, name: str) -> Tensor:
+        """Scores every weight of a layer, at least 0; the largest inactive ones become active."""
         raise NotImplementedError
-
-    def _name(self, weight: nn.Parameter) -> str:
-        return next(name for name, own in self.weights.items() if own is weight)
 
     def is_due(self, step: int) -> bool:
         """Whether connections move now; the last step is included."""
@@ -94,7 +91,7 @@ class Dynamic(Static):
         survival = []
         for name, weight in self.weights.items():
             if weight.grad is not None:
-                mask, newborn = drop_and_grow(weight, self.grow_score(weight), self.masks[name], drop_fraction=share)
+                mask, newborn = drop_and_grow(weight, self.grow_score(name), self.masks[name], drop_fraction=share)
                 self._keep_only(mask & ~newborn, weight, optimizer)
                 self.set_mask(name, mask)
             survival.append((self.masks[name] & self.initial_masks[name]).sum() / self.masks[name].sum())
@@ -123,8 +120,9 @@ class Dynamic(Static):
 class SparseEvolutionaryTraining(Dynamic):
     """SET: new connections are drawn at random, after the optimizer step."""
 
-    def grow_score(self, weight: nn.Parameter) -> Tensor:
-        return torch.rand(weight.shape, generator=self.generator).to(weight.device)
+    def grow_score(self, name: str) -> Tensor:
+        mask = self.masks[name]
+        return torch.rand(mask.shape, generator=self.generator).to(mask.device)
 
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         if self.is_due(step):
@@ -166,8 +164,8 @@ class SparseMomentum(SparseEvolutionaryTraining):
         self.n_dense_gradients += 1
         return False
 
-    def grow_score(self, weight: nn.Parameter) -> Tensor:
-        return self.averages[self._name(weight)].abs()
+    def grow_score(self, name: str) -> Tensor:
+        return self.averages[name].abs()
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"averages": self.averages}
@@ -181,15 +179,15 @@ class SparseMomentum(SparseEvolutionaryTraining):
 class RigL(Dynamic):
     """RigL: new connections appear where the gradient of the batch is largest, *instead of* an optimizer step."""
 
-    def grow_score(self, weight: nn.Parameter) -> Tensor:
-        return weight.grad.abs()  # dense: the gradient has not been masked yet
+    def grow_score(self, name: str) -> Tensor:
+        return self.weights[name].grad.abs()  # dense: the gradient has not been masked yet
 
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
-        if not self.is_due(step):
-            return False
-        self.move_connections(step, optimizer)
-        self.n_dense_gradients += 1
-        return True
+        is_due = self.is_due(step)
+        if is_due:
+            self.move_connections(step, optimizer)
+            self.n_dense_gradients += 1
+        return is_due
 
 
 def checked_ranks(score: object, gradient: Tensor, mask: Tensor, *, layer: str) -> Tensor:
@@ -255,7 +253,7 @@ class CustomGrowth(RigL):
         super().__init__(model, masks, **schedule)
         self.score = score
 
-    def grow_score(self, weight: nn.Parameter) -> Tensor:
-        name = self._name(weight)
+    def grow_score(self, name: str) -> Tensor:
+        weight = self.weights[name]
         score = self.score(weight.detach().clone(), weight.grad.clone())
         return checked_ranks(score, weight.grad, self.masks[name], layer=name)

@@ -93,25 +93,23 @@ class GradualPruning(Static):
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         if not self.is_due(step):
             return
-        counts = []
+        span = {"begin_step": self.begin_step, "end_step": self.end_step}
+        counts = {
+            name: scheduled_count(step, size=weight.numel(), n_active=self.n_active[name], **span)
+            for name, weight in self.weights.items()
+        }
         for name, weight in self.weights.items():
-            n_active = scheduled_count(
-                step,
-                size=weight.numel(),
-                n_active=self.n_active[name],
-                begin_step=self.begin_step,
-                end_step=self.end_step,
-            )
             # -1 ranks pruned weights below active ones, which may be zero too.
-            self.set_mask(name, largest(weight.abs().masked_fill(~self.masks[name], -1.0), n_active))
+            self.set_mask(name, largest(weight.abs().masked_fill(~self.masks[name], -1.0), counts[name]))
             self._keep_only(self.masks[name], weight, optimizer)
-            counts.append(n_active)
         self.moves["step"].append(step)
-        self.moves["n_active"].append(counts)
+        self.moves["n_active"].append(list(counts.values()))
 
     def active_counts_over_time(self) -> list[tuple[int, dict[str, int]]]:
-        counts = (dict(zip(self.weights, own, strict=True)) for own in self.moves["n_active"])
-        return list(zip(self.moves["step"], counts, strict=True))
+        return [
+            (step, dict(zip(self.weights, counts, strict=True)))
+            for step, counts in zip(self.moves["step"], self.moves["n_active"], strict=True)
+        ]
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"moves": self.moves}

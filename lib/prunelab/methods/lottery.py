@@ -34,7 +34,7 @@ def ticket_layers(model: nn.Module) -> dict[str, nn.Parameter]:
     return weights
 
 
-def keep_largest(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, density: float) -> dict[str, Tensor]:
+def prune_smallest(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, density: float) -> dict[str, Tensor]:
     """Masks of the largest active weights in magnitude, ranked over all layers at once.
 
     Args:
@@ -118,7 +118,7 @@ class Ticket(Static):
         cls, masks: Mapping[str, Tensor], trained: Mapping[str, Tensor], *, density: float
     ) -> dict[str, Tensor]:
         """Returns what pruning leaves of a parent's masks."""
-        return keep_largest(trained, masks, density=density)
+        return prune_smallest(trained, masks, density=density)
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], *, rewind_steps: int) -> None:
         """Args:

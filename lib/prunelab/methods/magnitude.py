@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunelab.density import check_density
 from prunelab.masks import largest, prunable_weights, random_mask
-from prunelab.methods.lottery import keep_largest
+from prunelab.methods.lottery import prune_smallest
 from prunelab.methods.static import Static
 
 SCOPES = ("global", "layerwise")
@@ -54,21 +54,22 @@ def magnitude_masks(weights: Mapping[str, Tensor], *, density: float, scope: str
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}; there are {', '.join(SCOPES)}")
     if scope == "layerwise":
-        counts = {name: max(1, round(density * weight.numel())) for name, weight in weights.items()}
-        return {name: largest(weight.abs(), counts[name]) for name, weight in weights.items()}
+        return {
+            name: largest(weight.abs(), max(1, round(density * weight.numel()))) for name, weight in weights.items()
+        }
     n_active = round(density * sum(weight.numel() for weight in weights.values()))
     if n_active < len(weights):
         raise ValueError(
             f"density {density} leaves {n_active} weights for {len(weights)} layers; each needs at least one"
         )
     full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    masks = keep_largest(weights, full, density=density)
+    masks = prune_smallest(weights, full, density=density)
     emptied = [name for name, mask in masks.items() if not mask.any()]
     if emptied:
-        message = f"density {density} would empty {', '.join(emptied)}; one weight stays in each"
-        warnings.warn(message, stacklevel=3)  # the caller of the wrapper that no_grad is
+        # Level 3 is the caller of the wrapper that no_grad is.
+        warnings.warn(f"density {density} would empty {', '.join(emptied)}; one weight stays in each", stacklevel=3)
         protected = {name: weight.masked_fill(largest(weight.abs(), 1), math.inf) for name, weight in weights.items()}
-        masks = keep_largest(protected, full, density=density)
+        masks = prune_smallest(protected, full, density=density)
     return masks
 
 

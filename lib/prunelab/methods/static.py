@@ -44,17 +44,9 @@ def active_counts(
     return allocate(shapes, density, distribution=distribution)
 
 
-def initial_masks(
-    model: nn.Module,
-    *,
-    density: float,
-    distribution: str,
-    first_layer: str = "by_distribution",
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Random masks for a fresh model, by layer name; arguments as for `active_counts`, `generator` on the CPU."""
-    counts = active_counts(model, density=density, distribution=distribution, first_layer=first_layer)
-    return random_masks(model, counts, generator=generator)
+def initial_masks(model: nn.Module, *, generator: torch.Generator, **allocation: Any) -> dict[str, Tensor]:
+    """Draws masks for a fresh model, by layer name; `allocation` as for `active_counts`, `generator` on the CPU."""
+    return random_masks(model, active_counts(model, **allocation), generator=generator)
 
 
 def random_masks(model: nn.Module, n_active: Mapping[str, int], *, generator: torch.Generator) -> dict[str, Tensor]:

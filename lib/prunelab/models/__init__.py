@@ -1,46 +1,47 @@
 """Networks by name: `build_model("resnet20", num_classes=10)`."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import nn
 
-from prunelab.models.densenet import densenet
+from prunelab.models.densenet import DenseNet
 from prunelab.models.layers import Widths
 from prunelab.models.lenet import lenet_300_100
-from prunelab.models.mobilenet import mobilenet_v1
-from prunelab.models.preresnet import preresnet
-from prunelab.models.resnet import resnet
+from prunelab.models.mobilenet import MobileNetV1
+from prunelab.models.preresnet import PreResNet
+from prunelab.models.resnet import ResNet
 from prunelab.models.torchvision_models import torchvision_resnet, torchvision_vgg
-from prunelab.models.vgg import vgg
-from prunelab.models.wide_resnet import wide_resnet
+from prunelab.models.vgg import VGG
+from prunelab.models.wide_resnet import WideResNet
 
 # For colour images, at width 1 only.
 TORCHVISION_MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet34": torchvision_resnet("resnet34"),
-    "resnet50": torchvision_resnet("resnet50"),
-    "vgg11_bn": torchvision_vgg("vgg11_bn", configuration="A"),
-    "vgg16_bn": torchvision_vgg("vgg16_bn", configuration="D"),
+    "resnet34": partial(torchvision_resnet, "resnet34"),
+    "resnet50": partial(torchvision_resnet, "resnet50"),
+    "vgg11_bn": partial(torchvision_vgg, "A"),
+    "vgg16_bn": partial(torchvision_vgg, "D"),
 }
 # Every builder takes num_classes, in_channels, image_size, width and widths by keyword.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,
-    "resnet8": resnet(depth=8),
-    "resnet20": resnet(depth=20),
-    "resnet32": resnet(depth=32),
-    "resnet56": resnet(depth=56),
-    "resnet110": resnet(depth=110),
-    "preresnet20": preresnet(depth=20, cardinality=1),
-    "preresnet110": preresnet(depth=110, cardinality=1),
-    "preresnet164": preresnet(depth=164, cardinality=1),
-    "resnext20": preresnet(depth=20, cardinality=8),
-    "vgg11": vgg(depth=11, hidden=False),
-    "vgg16": vgg(depth=16, hidden=True),
-    "vgg19": vgg(depth=19, hidden=False),
-    "densenet22": densenet(depth=22, bottleneck=False),
-    "densenet40": densenet(depth=40, bottleneck=False),
-    "densenet100_bc": densenet(depth=100, bottleneck=True),
-    "wrn22_2": wide_resnet(depth=22, widening=2),
-    "mobilenet_v1": mobilenet_v1,
+    "resnet8": partial(ResNet, depth=8),
+    "resnet20": partial(ResNet, depth=20),
+    "resnet32": partial(ResNet, depth=32),
+    "resnet56": partial(ResNet, depth=56),
+    "resnet110": partial(ResNet, depth=110),
+    "preresnet20": partial(PreResNet, depth=20, cardinality=1),
+    "preresnet110": partial(PreResNet, depth=110, cardinality=1),
+    "preresnet164": partial(PreResNet, depth=164, cardinality=1),
+    "resnext20": partial(PreResNet, depth=20, cardinality=8),
+    "vgg11": partial(VGG, depth=11, hidden=False),
+    "vgg16": partial(VGG, depth=16, hidden=True),
+    "vgg19": partial(VGG, depth=19, hidden=False),
+    "densenet22": partial(DenseNet, depth=22, bottleneck=False),
+    "densenet40": partial(DenseNet, depth=40, bottleneck=False),
+    "densenet100_bc": partial(DenseNet, depth=100, bottleneck=True),
+    "wrn22_2": partial(WideResNet, depth=22, widening=2),
+    "mobilenet_v1": MobileNetV1,
     **TORCHVISION_MODELS,
 }
 
@@ -71,6 +72,8 @@ def build_model(
         raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     if width <= 0:
         raise ValueError(f"width must be above 0, got {width}")
+    if name in TORCHVISION_MODELS and (in_channels != 3 or width != 1.0):
+        raise ValueError(f"{name} takes 3 channels at width 1, got {in_channels} channels and width {width}")
     layers = Widths(widths or {})
     model = MODELS[name](
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width, widths=layers

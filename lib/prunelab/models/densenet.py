@@ -3,16 +3,15 @@
 Source: Huang et al. 2017, arXiv:1608.06993, Sec. 3 and 4.2; stem of twice the growth and channel selection as in the
 code of Network Slimming, Liu et al. 2017, arXiv:1708.06519.
 Differs: `layers.Select` stands before the batch normalisation. No dropout. Batch normalisation is initialised as there,
-    to 0.5, by the paper to 1.
+    to 0.5, by the paper to 1. The network of 100 layers is the paper's DenseNet-BC, of 0.77 million weights; that of
+    Liu et al. 2019, arXiv:1810.05270, compresses but has no bottlenecks, and 4.07 million.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import Widths, conv3x3, init_for_slimming, scaled
+from prunelab.models.layers import SelectiveNet, Widths, conv3x3, scaled
 
 
 class DenseLayer(nn.Module):
@@ -20,8 +19,8 @@ class DenseLayer(nn.Module):
 
     def __init__(self, n_in: int, growth: int, *, name: str, widths: Widths) -> None:
         super().__init__()
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected, n_new = len(self.select.indices), widths.get(f"{name}.conv", growth)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
+        n_new = widths.get(f"{name}.conv", growth)
         self.bn, self.conv = nn.BatchNorm2d(n_selected), conv3x3(n_selected, n_new)
         self.n_out = n_in + n_new
 
@@ -34,8 +33,7 @@ class BottleneckLayer(nn.Module):
 
     def __init__(self, n_in: int, growth: int, *, name: str, widths: Widths) -> None:
         super().__init__()
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected = len(self.select.indices)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
         n_inner, n_new = widths.get(f"{name}.conv1", 4 * growth), widths.get(f"{name}.conv2", growth)
         self.bn1, self.conv1 = nn.BatchNorm2d(n_selected), nn.Conv2d(n_selected, n_inner, 1, bias=False)
         self.bn2, self.conv2 = nn.BatchNorm2d(n_inner), conv3x3(n_inner, n_new)
@@ -51,8 +49,7 @@ class Transition(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, *, name: str, widths: Widths) -> None:
         super().__init__()
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected = len(self.select.indices)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
         self.n_out = widths.get(f"{name}.conv", n_out)
         self.bn, self.conv = nn.BatchNorm2d(n_selected), nn.Conv2d(n_selected, self.n_out, 1, bias=False)
 
@@ -60,56 +57,38 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.conv(F.relu(self.bn(self.select(x)), inplace=True)), 2)
 
 
-class DenseNet(nn.Module):
-    """Stem, three stages of dense layers, transitions between them, selection, BN-ReLU, pooling, linear output."""
+class DenseNet(SelectiveNet):
+    """Three stages of dense layers of growth 12, transitions between them; for images from 8 pixels.
+
+    Args:
+        depth: Layers with weights: 3 n + 4, or 6 n + 4 with bottlenecks.
+        bottleneck: Whether it is a DenseNet-BC: a 1x1 convolution in each layer, channels halved by each transition.
+        width: Scales growth and stem.
+    """
 
     def __init__(
-        self, *, depth: int, bottleneck: bool, num_classes: int, in_channels: int, width: float, widths: Widths
+        self,
+        *,
+        depth: int,
+        bottleneck: bool,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: float,
+        widths: Widths,
     ) -> None:
-        super().__init__()
         layer, n_convs, compression = (BottleneckLayer, 2, 0.5) if bottleneck else (DenseLayer, 1, 1.0)
-        n_layers = (depth - 4) // (3 * n_convs)  # in each stage
         growth = scaled(12, width)
         n_default = 2 * growth  # channels so far, were no widths given: a transition that is not named keeps its own
         n_in = widths.get("conv", n_default)
-        self.conv = conv3x3(in_channels, n_in)
-        blocks = []
+        conv, blocks = conv3x3(in_channels, n_in), []
         for stage in range(3):
             if stage > 0:
                 n_default = int(n_default * compression)
                 blocks.append(Transition(n_in, n_default, name=f"blocks.{len(blocks)}", widths=widths))
                 n_in = blocks[-1].n_out
-            for _ in range(n_layers):
+            for _ in range((depth - 4) // (3 * n_convs)):
                 blocks.append(layer(n_in, growth, name=f"blocks.{len(blocks)}", widths=widths))
                 n_in = blocks[-1].n_out
                 n_default += growth
-        self.blocks = nn.Sequential(*blocks)
-        self.select = widths.select("select", n_in)
-        n_selected = len(self.select.indices)
-        self.bn, self.fc = nn.BatchNorm2d(n_selected), nn.Linear(n_selected, num_classes)
-        init_for_slimming(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.select(self.blocks(self.conv(x)))), inplace=True)
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-def densenet(*, depth: int, bottleneck: bool) -> Callable[..., DenseNet]:
-    """Builder of a DenseNet of growth 12 for images of any size from 8 pixels; `width` scales growth and stem.
-
-    Args:
-        depth: 3 n + 4 layers, or 6 n + 4 with bottlenecks.
-        bottleneck: Whether it is a DenseNet-BC: a 1x1 convolution in each layer, channels halved by each transition.
-    """
-
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> DenseNet:
-        return DenseNet(
-            depth=depth,
-            bottleneck=bottleneck,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            width=width,
-            widths=widths,
-        )
-
-    return build
+        super().__init__(conv, blocks, n_in, num_classes=num_classes, widths=widths)

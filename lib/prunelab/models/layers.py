@@ -1,6 +1,6 @@
 """What the networks share: channel counts, and layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ def scaled(n_channels: int, width: float) -> int:
 def conv3x3(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the image size (at stride 1), without bias: normalisation follows it."""
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
+
+
+def staged(channels: Iterable[int], *, n_blocks: int) -> list[tuple[int, int]]:
+    """Lists channels and stride of each block, `n_blocks` a stage; stages but the first begin with a stride of 2."""
+    return [(n_out, 2 if stage > 0 and i == 0 else 1) for stage, n_out in enumerate(channels) for i in range(n_blocks)]
 
 
 class Select(nn.Module):
@@ -70,8 +75,10 @@ class Widths:
             raise ValueError(f"layer {name!r} must have a whole number of channels from 1 on, got {n_channels!r}")
         return n_channels
 
-    def select(self, name: str, n_channels: int) -> Select:
-        """Layer `name`, which selects all of `n_channels`, or the number given, k, spread evenly: i * n_channels // k.
+    def select(self, name: str, n_channels: int) -> tuple[Select, int]:
+        """Gives layer `name`, which selects channels, and how many.
+
+        These are all of `n_channels`, or the number given, k, spread evenly: i * n_channels // k.
 
         Raises:
             ValueError: As for `get`, or more channels are to be selected than there are.
@@ -81,7 +88,49 @@ class Widths:
             raise ValueError(f"layer {name!r} cannot select {n_selected} of {n_channels} channels")
         select = Select(n_channels)
         select.indices = torch.arange(n_selected) * n_channels // n_selected
-        return select
+        return select, n_selected
+
+
+class PlainNet(nn.Module):
+    """Stem with BN-ReLU, blocks that end in one, global average pooling, linear output; convolutions drawn for ReLU."""
+
+    def __init__(self, conv: nn.Conv2d, blocks: Iterable[nn.Module], n_out: int, *, num_classes: int) -> None:
+        """Args:
+        conv: The stem.
+        blocks: What follows it.
+        n_out: Channels that the last block puts out.
+        num_classes: Number of outputs.
+        """
+        super().__init__()
+        self.conv, self.bn = conv, nn.BatchNorm2d(conv.out_channels)
+        self.blocks, self.fc = nn.Sequential(*blocks), nn.Linear(n_out, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # torch's fan_out ignores groups; a depthwise filter has as many inputs as outputs.
+                mode = "fan_in" if module.groups > 1 else "fan_out"
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.bn(self.conv(x)), inplace=True))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class SelectiveNet(nn.Module):
+    """Stem, pre-activation blocks, channel selection, BN-ReLU, global average pooling, linear output."""
+
+    def __init__(
+        self, conv: nn.Conv2d, blocks: Iterable[nn.Module], n_out: int, *, num_classes: int, widths: Widths
+    ) -> None:
+        """Args: as for `PlainNet`; `widths` may name `select`. Initialised by `init_for_slimming`."""
+        super().__init__()
+        self.conv, self.blocks = conv, nn.Sequential(*blocks)
+        self.select, n_selected = widths.select("select", n_out)
+        self.bn, self.fc = nn.BatchNorm2d(n_selected), nn.Linear(n_selected, num_classes)
+        init_for_slimming(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.select(self.blocks(self.conv(x)))), inplace=True)
+        return self.fc(x.mean(dim=(2, 3)))
 
 
 def init_for_slimming(model: nn.Module) -> None:

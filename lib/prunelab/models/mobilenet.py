@@ -9,7 +9,7 @@ Differs: Below 64 pixels the first two halvings, that of the stem being one, are
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import Widths, conv3x3, scaled
+from prunelab.models.layers import PlainNet, Widths, conv3x3, scaled
 
 CHANNELS = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)  # of the stem, then of each block
 HALVINGS = (0, 2, 4, 6, 12)  # layers of stride 2; the stem is 0
@@ -18,7 +18,7 @@ HALVINGS = (0, 2, 4, 6, 12)  # layers of stride 2; the stem is 0
 class SeparableBlock(nn.Module):
     """A 3x3 convolution of each channel by itself, then a 1x1 convolution across channels; BN-ReLU after both."""
 
-    def __init__(self, n_in: int, n_out: int, *, stride: int) -> None:
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(n_in, n_in, 3, stride=stride, padding=1, groups=n_in, bias=False)
         self.bn1 = nn.BatchNorm2d(n_in)
@@ -29,32 +29,14 @@ class SeparableBlock(nn.Module):
         return F.relu(self.bn2(self.pointwise(x)), inplace=True)
 
 
-class MobileNetV1(nn.Module):
-    """Stem, 13 separable blocks, global average pooling, linear output."""
+class MobileNetV1(PlainNet):
+    """13 separable blocks, for images from 8 pixels."""
 
     def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> None:
-        super().__init__()
         names = ["conv", *(f"blocks.{block}.pointwise" for block in range(len(CHANNELS) - 1))]
         channels = [widths.get(name, scaled(n, width)) for name, n in zip(names, CHANNELS, strict=True)]
         halvings = HALVINGS if image_size >= 64 else HALVINGS[2:]
         strides = [2 if layer in halvings else 1 for layer in range(len(channels))]
-        self.conv, self.bn = conv3x3(in_channels, channels[0], stride=strides[0]), nn.BatchNorm2d(channels[0])
-        blocks = zip(channels[:-1], channels[1:], strides[1:], strict=True)
-        self.blocks = nn.Sequential(*(SeparableBlock(n_in, n_out, stride=stride) for n_in, n_out, stride in blocks))
-        self.fc = nn.Linear(channels[-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                # torch's fan_out ignores groups; a depthwise filter has as many inputs as outputs.
-                mode = "fan_in" if module.groups > 1 else "fan_out"
-                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(F.relu(self.bn(self.conv(x)), inplace=True))
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-def mobilenet_v1(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> MobileNetV1:
-    """MobileNet-v1 for images of any size from 8 pixels; the strides follow from `image_size`."""
-    return MobileNetV1(
-        num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width, widths=widths
-    )
+        conv = conv3x3(in_channels, channels[0], stride=strides[0])
+        blocks = map(SeparableBlock, channels[:-1], channels[1:], strides[1:])
+        super().__init__(conv, blocks, channels[-1], num_classes=num_classes)

@@ -7,12 +7,10 @@ Differs: `layers.Select` stands before the batch normalisation. The ResNeXt too 
     put out four times the channels of their 3x3 convolution; those of Huang & Wang normalise last and put out twice.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import Widths, conv3x3, init_for_slimming, scaled
+from prunelab.models.layers import SelectiveNet, Widths, conv3x3, scaled, staged
 
 EXPANSION = 4
 
@@ -26,8 +24,7 @@ class Bottleneck(nn.Module):
     def __init__(self, n_in: int, n_inner: int, *, stride: int, cardinality: int, name: str, widths: Widths) -> None:
         super().__init__()
         n_out = EXPANSION * n_inner
-        self.select = widths.select(f"{name}.select", n_in)
-        n_selected = len(self.select.indices)
+        self.select, n_selected = widths.select(f"{name}.select", n_in)
         n_2 = widths.get(f"{name}.conv2", n_inner)
         if cardinality == 1:
             n_1, n_groups = widths.get(f"{name}.conv1", n_inner), 1
@@ -50,50 +47,30 @@ class Bottleneck(nn.Module):
         return out + (x if self.projection is None else self.projection(x))
 
 
-class PreResNet(nn.Module):
-    """Stem, three stages of bottleneck blocks, selection, BN-ReLU, global average pooling, linear output."""
-
-    def __init__(
-        self, *, depth: int, cardinality: int, num_classes: int, in_channels: int, width: float, widths: Widths
-    ) -> None:
-        super().__init__()
-        n_in = widths.get("conv", scaled(16, width))
-        self.conv = conv3x3(in_channels, n_in)
-        blocks = []
-        for stage, n_inner in enumerate(cardinality * scaled(n // cardinality, width) for n in (16, 32, 64)):
-            for block in range((depth - 2) // 9):
-                stride, name = 2 if stage > 0 and block == 0 else 1, f"blocks.{len(blocks)}"
-                blocks.append(
-                    Bottleneck(n_in, n_inner, stride=stride, cardinality=cardinality, name=name, widths=widths)
-                )
-                n_in = EXPANSION * n_inner
-        self.blocks = nn.Sequential(*blocks)
-        self.select = widths.select("select", n_in)
-        n_selected = len(self.select.indices)
-        self.bn, self.fc = nn.BatchNorm2d(n_selected), nn.Linear(n_selected, num_classes)
-        init_for_slimming(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.select(self.blocks(self.conv(x)))), inplace=True)
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-def preresnet(*, depth: int, cardinality: int) -> Callable[..., PreResNet]:
-    """Builder of a network of `depth` = 9 n + 2 layers, for images of any size from 8 pixels.
+class PreResNet(SelectiveNet):
+    """Three stages of bottleneck blocks, for images from 8 pixels.
 
     Args:
-        depth: Layers with weights, projections aside.
+        depth: Layers with weights, projections aside, 9 n + 2.
         cardinality: Groups of each 3x3 convolution.
     """
 
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> PreResNet:
-        return PreResNet(
-            depth=depth,
-            cardinality=cardinality,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            width=width,
-            widths=widths,
-        )
-
-    return build
+    def __init__(
+        self,
+        *,
+        depth: int,
+        cardinality: int,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: float,
+        widths: Widths,
+    ) -> None:
+        n_in = widths.get("conv", scaled(16, width))
+        conv, blocks = conv3x3(in_channels, n_in), []
+        channels = [cardinality * scaled(n // cardinality, width) for n in (16, 32, 64)]
+        for n_inner, stride in staged(channels, n_blocks=(depth - 2) // 9):
+            name = f"blocks.{len(blocks)}"
+            blocks.append(Bottleneck(n_in, n_inner, stride=stride, cardinality=cardinality, name=name, widths=widths))
+            n_in = EXPANSION * n_inner
+        super().__init__(conv, blocks, n_in, num_classes=num_classes, widths=widths)

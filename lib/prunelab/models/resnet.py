@@ -1,14 +1,15 @@
 """ResNets for small images (depth 8, 20, 32, 56, 110).
 
-Source: He et al. 2016, arXiv:1512.03385, Sec. 4.2: three stages of 16, 32 and 64 channels, parameter-free shortcuts.
+Source: He et al. 2016, arXiv:1512.03385, Sec. 4.2: three stages of 16, 32 and 64 channels, parameter-free shortcuts
+(option A): subsampled, padded with zeros.
+Differs: In the code of Liu et al. 2019, arXiv:1810.05270, such a shortcut is the mean of 2x2 pixels, and no gradient
+    flows back through it; here the gradient does.
 """
-
-from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import PadChannels, Widths, conv3x3, scaled
+from prunelab.models.layers import PadChannels, PlainNet, Widths, conv3x3, scaled, staged
 
 
 class BasicBlock(nn.Module):
@@ -30,35 +31,21 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x), inplace=True)
 
 
-class ResNet(nn.Module):
-    """Stem, three stages of basic blocks, global average pooling, linear output."""
+class ResNet(PlainNet):
+    """Three stages of basic blocks, for images from 8 pixels.
 
-    def __init__(self, *, depth: int, num_classes: int, in_channels: int, width: float, widths: Widths) -> None:
-        super().__init__()
-        n_blocks = (depth - 2) // 6
+    Args:
+        depth: Layers with weights, 6 n + 2.
+    """
+
+    def __init__(
+        self, *, depth: int, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths
+    ) -> None:
         channels = [scaled(n, width) for n in (16, 32, 64)]
-        self.conv, self.bn = conv3x3(in_channels, channels[0]), nn.BatchNorm2d(channels[0])
-        blocks, n_in = [], channels[0]
-        for stage, n_out in enumerate(channels):
-            for block in range(n_blocks):
-                n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
-                blocks.append(BasicBlock(n_in, n_inner, n_out, stride=2 if stage > 0 and block == 0 else 1))
-                n_in = n_out
-        self.blocks = nn.Sequential(*blocks)
-        self.fc = nn.Linear(n_in, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(F.relu(self.bn(self.conv(x)), inplace=True))
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-def resnet(*, depth: int) -> Callable[..., ResNet]:
-    """Builder of a ResNet of `depth` = 6 n + 2 layers, for images of any size from 8 pixels."""
-
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> ResNet:
-        return ResNet(depth=depth, num_classes=num_classes, in_channels=in_channels, width=width, widths=widths)
-
-    return build
+        n_in = channels[0]
+        conv, blocks = conv3x3(in_channels, n_in), []
+        for n_out, stride in staged(channels, n_blocks=(depth - 2) // 6):
+            n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
+            blocks.append(BasicBlock(n_in, n_inner, n_out, stride=stride))
+            n_in = n_out
+        super().__init__(conv, blocks, n_in, num_classes=num_classes)

@@ -3,34 +3,23 @@
 Resized layers are initialised as torchvision does. Its ResNets are of version 1.5: the 3x3 convolution has the stride.
 """
 
-from collections.abc import Callable
-
 from torch import nn
 
 from prunelab.models.layers import Widths
 
 
-def _check(name: str, *, in_channels: int, width: float) -> None:
-    if in_channels != 3 or width != 1.0:
-        raise ValueError(f"{name} takes 3 channels at width 1, got {in_channels} channels and width {width}")
+def torchvision_resnet(
+    name: str, *, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths
+) -> nn.Module:
+    """Builds torchvision's ResNet of that name; all convolutions of a block but its last have a width."""
+    from torchvision import models  # here: it takes seconds, and most networks need none of it
 
-
-def torchvision_resnet(name: str) -> Callable[..., nn.Module]:
-    """Builder of torchvision's ResNet of that name; all convolutions of a block but its last have a width."""
-
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> nn.Module:
-        _check(name, in_channels=in_channels, width=width)
-        from torchvision import models  # here: it takes seconds, and most networks need none of it
-
-        model = models.get_model(name, num_classes=num_classes)
-        for block_name, block in model.named_modules():
-            if isinstance(block, models.resnet.BasicBlock | models.resnet.Bottleneck):
-                n_convs = 3 if isinstance(block, models.resnet.Bottleneck) else 2
-                inner = [widths.get(f"{block_name}.conv{i}", block.conv1.out_channels) for i in range(1, n_convs)]
-                _resize(block, inner)
-        return model
-
-    return build
+    model = models.get_model(name, num_classes=num_classes)
+    for block_name, block in model.named_modules():
+        if isinstance(block, models.resnet.BasicBlock | models.resnet.Bottleneck):
+            convs = ("conv1", "conv2") if hasattr(block, "conv3") else ("conv1",)
+            _resize(block, [widths.get(f"{block_name}.{conv}", block.conv1.out_channels) for conv in convs])
+    return model
 
 
 def _resize(block: nn.Module, inner: list[int]) -> None:
@@ -45,30 +34,23 @@ def _resize(block: nn.Module, inner: list[int]) -> None:
             setattr(block, f"bn{i}", nn.BatchNorm2d(n_out))
 
 
-def torchvision_vgg(name: str, *, configuration: str) -> Callable[..., nn.Module]:
-    """Builder of torchvision's VGG network with batch normalisation; `configuration` is its letter in Table 1.
+def torchvision_vgg(
+    configuration: str, *, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths
+) -> nn.Module:
+    """Builds torchvision's VGG network with batch normalisation; `configuration` is its letter in Table 1.
 
     Source: Simonyan & Zisserman 2014, arXiv:1409.1556.
     """
+    from torchvision.models import vgg  # here: it takes seconds, and most networks need none of it
 
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> nn.Module:
-        _check(name, in_channels=in_channels, width=width)
-        from torchvision.models import vgg  # here: it takes seconds, and most networks need none of it
-
-        layers, index = [], 0
-        for layer in vgg.cfgs[configuration]:
-            if layer == "M":
-                layers.append(layer)
-                index += 1
-            else:
-                layers.append(widths.get(f"features.{index}", layer))
-                index += 3  # batch normalisation and ReLU follow
-        model = vgg.VGG(vgg.make_layers(layers, batch_norm=True), num_classes=num_classes)
-        n_features, first = layers[-2] * 7 * 7, model.classifier[0]
-        if n_features != first.in_features:
-            model.classifier[0] = nn.Linear(n_features, first.out_features)
-            nn.init.normal_(model.classifier[0].weight, std=0.01)
-            nn.init.zeros_(model.classifier[0].bias)
-        return model
-
-    return build
+    layers, index = [], 0
+    for layer in vgg.cfgs[configuration]:
+        layers.append(layer if layer == "M" else widths.get(f"features.{index}", layer))
+        index += 1 if layer == "M" else 3  # batch normalisation and ReLU follow a convolution
+    model = vgg.VGG(vgg.make_layers(layers, batch_norm=True), num_classes=num_classes)
+    n_features, first = layers[-2] * 7 * 7, model.classifier[0]
+    if n_features != first.in_features:
+        model.classifier[0] = nn.Linear(n_features, first.out_features)
+        nn.init.normal_(model.classifier[0].weight, std=0.01)
+        nn.init.zeros_(model.classifier[0].bias)
+    return model

@@ -7,8 +7,6 @@ Differs: The last maps are averaged whole, which are 2x2 at 32 pixels as there. 
     leaves a single pixel as it is and images may be small.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,10 +29,23 @@ class ConvBlock(nn.Module):
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions, global average pooling, perhaps a hidden layer, linear output."""
+    """Five stages of 3x3 convolutions, global average pooling, perhaps a hidden layer, linear output.
+
+    Args:
+        depth: 11, 16 or 19 layers, of which here fewer are linear.
+        hidden: Whether a layer of 512 units stands before the output.
+    """
 
     def __init__(
-        self, *, depth: int, hidden: bool, num_classes: int, in_channels: int, width: float, widths: Widths
+        self,
+        *,
+        depth: int,
+        hidden: bool,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: float,
+        widths: Widths,
     ) -> None:
         super().__init__()
         blocks, n_in = [], in_channels
@@ -58,14 +69,3 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.hidden(self.blocks(x).mean(dim=(2, 3))))
-
-
-def vgg(*, depth: int, hidden: bool) -> Callable[..., VGG]:
-    """Builder of a VGG network of `depth` 11, 16 or 19, for images of any size; `hidden` adds a layer of 512 units."""
-
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> VGG:
-        return VGG(
-            depth=depth, hidden=hidden, num_classes=num_classes, in_channels=in_channels, width=width, widths=widths
-        )
-
-    return build

@@ -4,12 +4,10 @@ Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146; details (where the project
 initialisation) as in google-research/rigl, cifar_resnet.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunelab.models.layers import Widths, conv3x3, scaled
+from prunelab.models.layers import Widths, conv3x3, scaled, staged
 
 DROPOUT = 0.3
 
@@ -33,21 +31,33 @@ class PreactivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Stem of 16 channels, three stages of 16, 32 and 64 times `widening`, average pooling, linear output."""
+    """Stem of 16 channels, three stages of 16, 32 and 64 times `widening`, average pooling, linear output.
+
+    Args:
+        depth: Layers with weights, projections aside, 6 n + 4.
+        widening: Factor on the channels of the stages; `width` scales every layer on top of it.
+    """
 
     def __init__(
-        self, *, depth: int, widening: int, num_classes: int, in_channels: int, width: float, widths: Widths
+        self,
+        *,
+        depth: int,
+        widening: int,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: float,
+        widths: Widths,
     ) -> None:
         super().__init__()
-        n_blocks = (depth - 4) // 6
         n_in = widths.get("conv", scaled(16, width))
         self.conv = conv3x3(in_channels, n_in)
         blocks = []
-        for stage, n_out in enumerate(scaled(n * widening, width) for n in (16, 32, 64)):
-            for block in range(n_blocks):
-                n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
-                blocks.append(PreactivationBlock(n_in, n_inner, n_out, stride=2 if stage > 0 and block == 0 else 1))
-                n_in = n_out
+        channels = [scaled(n * widening, width) for n in (16, 32, 64)]
+        for n_out, stride in staged(channels, n_blocks=(depth - 4) // 6):
+            n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
+            blocks.append(PreactivationBlock(n_in, n_inner, n_out, stride=stride))
+            n_in = n_out
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(n_in)
         self.fc = nn.Linear(n_in, num_classes)
@@ -59,19 +69,3 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.blocks(self.conv(x))))
         return self.fc(x.mean(dim=(2, 3)))
-
-
-def wide_resnet(*, depth: int, widening: int) -> Callable[..., WideResNet]:
-    """Builder of a WRN of `depth` = 6 n + 4 layers; `width` scales every layer on top of `widening`."""
-
-    def build(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> WideResNet:
-        return WideResNet(
-            depth=depth,
-            widening=widening,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            width=width,
-            widths=widths,
-        )
-
-    return build

@@ -13,7 +13,7 @@ from prunelab.channels.slimming import Slimming, gamma_scores
 from prunelab.channels.soft import SoftFilterPruning, l2_scores
 from prunelab.masks import random_mask
 from prunelab.methods.hooks import Hooks
-from prunelab.methods.lottery import keep_largest
+from prunelab.methods.lottery import prune_smallest
 from prunelab.methods.magnitude import conv_weights, magnitude_masks, pattern_masks, stage_patterns
 from prunelab.recipes.common import Masks, generator_of, image_of
 from prunelab.recipes.structures import Original, Structure, original_of
@@ -88,7 +88,7 @@ def _by_magnitude(scope: str, original: Original) -> Structure:
     if earlier := original.parents[0].masks:
         earlier = {name: mask.to(original.dataset.device) for name, mask in earlier.items()}
         left = {name: earlier.get(name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}
-        return Structure(original.model, masks=earlier | keep_largest(weights, left, density=density))
+        return Structure(original.model, masks=earlier | prune_smallest(weights, left, density=density))
     return Structure(original.model, masks=magnitude_masks(weights, density=density, scope=scope))
 
 

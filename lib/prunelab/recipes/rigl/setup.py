@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from prunelab import landscape, units
+from prunelab import landscape, perceptron
 from prunelab.data import LabelledImages
 from prunelab.density import check_density
 from prunelab.masks import prunable_weights
@@ -85,7 +85,7 @@ def setup(
         if options.model == "lenet_300_100":
             fields["units"] = _units(model, method.masks if method else {})
             counts = fields["units"]["input_connections"]
-            fields["metrics"] = units.input_shares(counts, image_size=dataset.image_size)
+            fields["metrics"] = perceptron.input_shares(counts, image_size=dataset.image_size)
         return fields
 
     return Setup(
@@ -115,9 +115,9 @@ def _units(model: nn.Module, masks: Masks) -> dict:
     full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     layers = [mask.cpu() for mask in (full | dict(masks)).values()]
     return {
-        "surviving": [int(alive.sum()) for alive in units.surviving(layers)],
+        "surviving": [int(alive.sum()) for alive in perceptron.surviving(layers)],
         "input_connections": layers[0].sum(dim=0).tolist(),
-        **units.compact_table(layers),
+        **perceptron.compact_table(layers),
     }
 
 

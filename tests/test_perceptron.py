@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from prunelab import paths, units
+from prunelab import paths, perceptron
 
 
 def mask(n_out, n_in, *connections):
@@ -38,7 +38,7 @@ CHAINS = [
 
 
 def test_death_of_a_unit_spreads_up_and_down():
-    assert numbers(units.surviving(CHAINS)) == [[0], [0], [0], [0, 1]]
+    assert numbers(perceptron.surviving(CHAINS)) == [[0], [0], [0], [0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_death_of_a_unit_spreads_up_and_down():
     ],
 )
 def test_who_survives_in_small_networks(masks, alive):
-    assert numbers(units.surviving(masks)) == alive
+    assert numbers(perceptron.surviving(masks)) == alive
 
 
 def test_masks_are_left_as_they_are():
     before = [m.clone() for m in CHAINS]
-    units.compact_table(CHAINS)
+    perceptron.compact_table(CHAINS)
     assert all(torch.equal(*pair) for pair in zip(before, CHAINS, strict=True))
 
 
@@ -78,13 +78,13 @@ def test_random_networks_keep_the_units_that_lie_on_a_path(density):
     n_dead = 0
     for _ in range(10):
         masks = [torch.rand(m.shape, generator=generator) < density for m in full(6, 5, 4, 5, 2)]
-        alive = numbers(units.surviving(masks))
+        alive = numbers(perceptron.surviving(masks))
         assert alive == on_a_path(masks)
         # All connections between survivors count, and no other.
         between = sum(
             int(m[above][:, below].sum()) for m, (below, above) in zip(masks, itertools.pairwise(alive), strict=True)
         )
-        assert units.compact_table(masks)["n_weights"] == between
+        assert perceptron.compact_table(masks)["n_weights"] == between
         n_dead += 20 - sum(map(len, alive[:-1]))
     assert n_dead > 0
 
@@ -101,7 +101,7 @@ def test_random_networks_keep_the_units_that_lie_on_a_path(density):
     ],
 )
 def test_what_is_left_when_dead_units_are_cut_off(masks, table):
-    assert units.compact_table(masks) == table
+    assert perceptron.compact_table(masks) == table
 
 
 def reported_bytes(architecture):
@@ -113,7 +113,7 @@ def reported_bytes(architecture):
 @pytest.mark.parametrize("architecture", ["245-160-55", "266-88-33", "97-71-33"])
 def test_bytes_of_weights_and_biases_are_the_papers(architecture):
     # Of dense networks, which need no bit for a position.
-    table = units.compact_table(full(*map(int, architecture.split("-")), 10))
+    table = perceptron.compact_table(full(*map(int, architecture.split("-")), 10))
     assert table["n_bytes"] - math.ceil(table["n_positions"] / 8) == reported_bytes(architecture)
 
 
@@ -127,8 +127,8 @@ def test_bytes_of_the_papers_sparse_network_are_what_it_reports():
     free = (~first).nonzero()[: 6287 - sum(int(m.sum()) for m in masks)]
     first[free[:, 0], free[:, 1]] = True
 
-    assert [len(layer) for layer in numbers(units.surviving(masks))] == [408, 100, 69, 10]
-    table = units.compact_table(masks)
+    assert [len(layer) for layer in numbers(perceptron.surviving(masks))] == [408, 100, 69, 10]
+    table = perceptron.compact_table(masks)
     assert table["n_weights"] == 6287 and table["n_positions"] == 40_800 + 6_900 + 690
     assert table["n_bytes"] == 4 * (6287 + 179) + 6049
     assert table["n_bytes"] == pytest.approx(reported_bytes("408-100-69"), abs=4)
@@ -159,7 +159,7 @@ THIRD = [
     ],
 )
 def test_shares_of_inputs_by_hand(connections, used, central):
-    shares = units.input_shares(connections, image_size=4)
+    shares = perceptron.input_shares(connections, image_size=4)
     assert shares == {"input_share": pytest.approx(used), "central_share": pytest.approx(central)}
 
 
@@ -169,4 +169,4 @@ def test_central_square_is_half_as_high_and_wide(image_size):
         connections = [0] * image_size**2
         connections[row * image_size + column] = 2
         is_central = all(image_size // 4 <= k < 3 * image_size // 4 for k in (row, column))
-        assert units.input_shares(connections, image_size=image_size)["central_share"] == is_central
+        assert perceptron.input_shares(connections, image_size=image_size)["central_share"] == is_central

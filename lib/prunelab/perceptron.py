@@ -23,7 +23,7 @@ def surviving(masks: list[Tensor]) -> list[Tensor]:
     """
     alive = [torch.ones(masks[0].shape[1], dtype=torch.bool), *(torch.ones(len(m), dtype=torch.bool) for m in masks)]
     while True:
-        before = [units.clone() for units in alive]
+        before = list(alive)
         for layer, mask in enumerate(masks):
             used = mask & alive[layer + 1][:, None] & alive[layer]
             alive[layer] = alive[layer] & used.any(dim=0)
