@@ -11,7 +11,7 @@ from prunelab.channels.trace import NORMS
 from prunelab.methods import METHODS
 from prunelab.methods.static import active_counts
 from prunelab.models import build_model
-from prunelab.recipes.options import MaskingOptions
+from prunelab.recipes.recipe import MaskingOptions
 from prunelab.steps import Stepper
 
 torch.set_num_threads(1)  # small networks are fastest so, and two threads beside a busy process crawl

@@ -65,10 +65,9 @@ FLOORS = (
 )
 # In recipes: what a paper is made of, what several share, and how any is executed; the papers know each other not.
 RECIPES = (
-    {"options"},
-    {"recipe", "rigl.plan", "rethinking.plan"},
-    {"common"},
-    {"structures", "starts", "masking", "runner"},
+    {"recipe"},
+    {"common", "rigl.plan", "rethinking.plan"},
+    {"structures", "masking", "runner"},
     {"prunings"},
     {"rigl.setup", "rethinking.setup"},
     {"rigl", "rethinking"},

@@ -10,10 +10,9 @@ from prunelab.methods.static import active_counts
 from prunelab.models import MODELS, TORCHVISION_MODELS
 from prunelab.recipes import RIGL, runner
 from prunelab.recipes.common import network_of
-from prunelab.recipes.masking import width_of
+from prunelab.recipes.masking import STARTS, width_of
 from prunelab.recipes.rigl import setup
 from prunelab.recipes.rigl.plan import RigLOptions
-from prunelab.recipes.starts import STARTS
 from prunelab.runs import Run
 
 TINY = {"model": "resnet8", "width": 0.5, "dataset": "digits", "n_train": 128, "batch_size": 64, "n_epochs": 2}

@@ -11,8 +11,7 @@ from torch import nn
 from prunelab import cost, data, engine, recipes, records, training
 from prunelab.recipes import PROFILES, RETHINKING, RIGL, Recipe, runner
 from prunelab.recipes.common import image_of
-from prunelab.recipes.options import TrainingOptions
-from prunelab.recipes.recipe import Outline, Setup
+from prunelab.recipes.recipe import Outline, Setup, TrainingOptions
 from prunelab.runs import Run, describe, make_run, option
 
 RECIPES = recipes.RECIPES.values()

@@ -1,7 +1,7 @@
 """Recipes: the only rooms that know methods, models and training together, one a paper.
 
 Each has a folder: `plan` says what is run, one block a profile, and `setup` what a run is made of. `runner` executes
-any of them; `structures`, `starts` and `masking` are what they share.
+any of them; `masking`, `structures` and `prunings` are what they share.
 """
 
 from prunelab.recipes.recipe import Recipe

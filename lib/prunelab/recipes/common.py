@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from prunelab import cost, data
 from prunelab.channels.surgery import without
 from prunelab.models import build_model
-from prunelab.recipes.options import TrainingOptions
-from prunelab.recipes.recipe import State
+from prunelab.recipes.recipe import State, TrainingOptions
 
 Masks = dict[str, Tensor]
 

@@ -11,8 +11,7 @@ from prunelab.forecast import Workload
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import best_precision
 from prunelab.recipes.common import copy_of, dataset_of, generator_of, image_of, layers_of, source_of
-from prunelab.recipes.options import TrainingOptions
-from prunelab.recipes.recipe import Recipe, Setup, State
+from prunelab.recipes.recipe import Recipe, Setup, State, TrainingOptions
 from prunelab.runs import Run
 from prunelab.training import Result, training
 from prunelab.turns import Turns, exhaust

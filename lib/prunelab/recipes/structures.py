@@ -16,8 +16,7 @@ from prunelab.methods.magnitude import rescaled_init_
 from prunelab.models import build_model
 from prunelab.models.layers import Select
 from prunelab.recipes.common import Masks, generator_of, image_of, network_of
-from prunelab.recipes.options import PruningOptions
-from prunelab.recipes.recipe import State
+from prunelab.recipes.recipe import PruningOptions, State
 
 
 @dataclass

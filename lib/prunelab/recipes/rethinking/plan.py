@@ -4,11 +4,12 @@ Sources: Liu et al. 2019, arXiv:1810.05270, and the authors' code; its CIFAR-10 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from prunelab.recipes.options import PruningOptions
+from prunelab.recipes.recipe import PruningOptions
 from prunelab.runs import Option, Run, make_run, option
 
 Some = dict[str, Option]  # options that name a network or a target, and how it is trained where that is its own
@@ -44,34 +45,17 @@ class Predefined(NamedTuple):
     choices: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """One size of the notebook. Families are networks by name; the shares are those of channels or weights that stay.
-
-    Attributes:
-        seeds: Of all experiments.
-        base: What all runs share. Training is shorter than the paper's, by one factor in all of its ways.
-        predefined: Families with predefined targets.
-        slimmed: Families that are slimmed, and the shares. The penalty grows as training gets shorter: its sum over all
-            steps, each times its learning rate, is what pulls a gamma from where it starts towards zero.
-        selected: Families whose blocks, groups or channels are selected by factors under a penalty.
-        unstructured: Families whose single weights are pruned, and the shares.
-        guided: What changes where a VGG's design is carried over: the network, or the images.
-        tickets: Networks in which tickets are looked for.
-        compares_designs: Whether structures that pruning found are compared with uniform ones.
-    """
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    base: Some
-    predefined: dict[str, Predefined]
-    slimmed: dict[str, tuple[Some, tuple[float, ...]]]
-    selected: dict[str, Some]
-    unstructured: dict[str, tuple[Some, tuple[float, ...]]]
-    guided: dict[str, Some] = field(default_factory=dict)
-    tickets: tuple[Some, ...] = ()
-    compares_designs: bool = True
-
-
+# What a profile decides; families are networks by name, shares are those of channels or weights that stay:
+#   seeds: Of all experiments.
+#   base: What all runs share. Training is shorter than the paper's, by one factor in all of its ways.
+#   predefined: Families with predefined targets.
+#   slimmed: Families that are slimmed, and the shares. The penalty grows as training gets shorter: its sum over all
+#     steps, each times its learning rate, is what pulls a gamma from where it starts towards zero.
+#   selected: Families whose blocks, groups or channels are selected by factors under a penalty.
+#   unstructured: Families whose single weights are pruned, and the shares.
+#   guided: What changes where a VGG's design is carried over: the network, or the images.
+#   tickets: Networks in which tickets are looked for.
+#   compares_designs: Whether structures that pruning found are compared with uniform ones.
 _CHOICES = ("l1", "thinet", "regression", "random")
 _GUIDED_CHANNELS, _GUIDED_WEIGHTS = 0.4, 0.2  # shares that stay
 _RATES = (0.1, 0.01)
@@ -79,7 +63,7 @@ _TICKET_DENSITIES = (0.2, 0.05)
 _ROUND_DENSITIES = (0.5, 0.25, 0.125)
 
 _VGG: Some = {"model": "vgg11", "width": 0.125}
-SMOKE = Profile(
+SMOKE = SimpleNamespace(
     seeds=(0,),
     base={"dataset": "digits", "n_epochs": 4, "fine_tune_epochs": 1},
     predefined={
@@ -91,12 +75,14 @@ SMOKE = Profile(
     unstructured={"vgg": (_VGG, (0.2,))},
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "glyphs", "image_size": 8}},
     tickets=(_VGG,),
+    compares_designs=True,
 )
 
 _THIN_VGG: Some = {"model": "vgg11", "width": 0.25}
 _THIN_PRERESNET: Some = {"model": "preresnet20", "width": 0.25}
 _THIN_DENSENET: Some = {"model": "densenet22", "width": 0.34}
-SMALL = Profile(
+SMALL = SimpleNamespace(
+    seeds=(0, 1, 2),
     base={
         "image_size": 16,
         "n_train": 3_200,
@@ -124,13 +110,15 @@ SMALL = Profile(
     },
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 6_000}},
     tickets=(_THIN_VGG,),
+    compares_designs=True,
 )
 
 # At most 25 minutes at 100,000 images of ResNet-20 a second, or as many MACs: networks are smaller than the paper's.
 _VGG_11: Some = {"model": "vgg11", "width": 0.5}
 _PRERESNET: Some = {"model": "preresnet20", "width": 0.5}
 _DENSENET: Some = {"model": "densenet22", "width": 0.5}
-FULL = Profile(
+FULL = SimpleNamespace(
+    seeds=(0, 1, 2),
     base={"n_epochs": 16, "fine_tune_epochs": 4, "max_epochs": 32, "eval_every": 4},
     predefined={
         "vgg": Predefined(_VGG_11, ({"target": "vgg16_a"}, {"density": 0.5}), _CHOICES),
@@ -155,10 +143,12 @@ FULL = Profile(
     },
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 20_000}},
     tickets=(_VGG_11,),
+    compares_designs=True,
 )
 
 # The paper's experiments on designs and on tickets are on CIFAR, and belong to `full`.
-PAPER = Profile(
+PAPER = SimpleNamespace(
+    seeds=(0, 1, 2),
     base={
         "dataset": "imagenet",
         "n_epochs": 90,
@@ -182,6 +172,8 @@ PAPER = Profile(
         "vgg": ({"model": "vgg16_bn", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
         "resnet50": ({"model": "resnet50", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
     },
+    guided={},
+    tickets=(),
     compares_designs=False,
 )
 
@@ -200,11 +192,11 @@ def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
     return found
 
 
-def _run(size: Profile, seed: int, network: Some, *parents: Run, **options: Option) -> Run:
+def _run(size: SimpleNamespace, seed: int, network: Some, *parents: Run, **options: Option) -> Run:
     return make_run("rethinking", RethinkingOptions, seed=seed, parents=parents, **size.base | network | options)
 
 
-def _predefined(size: Profile, run: partial) -> dict[str, list[Run]]:
+def _predefined(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
     """A structure given beforehand: what several methods keep, fine-tuned, and the same structure from scratch."""
     return {
         f"predefined_{family}": [
@@ -224,7 +216,7 @@ def _predefined(size: Profile, run: partial) -> dict[str, list[Run]]:
     }
 
 
-def _controls(size: Profile, run: partial) -> dict[str, list[Run]]:
+def _controls(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
     """Fine-tuning as long as training, at a larger rate; and after soft filter pruning, which prunes all along.
 
     The paper's soft networks are not fine-tuned. Removing their filters takes away what normalisation makes of zeros,
@@ -245,7 +237,7 @@ def _controls(size: Profile, run: partial) -> dict[str, list[Run]]:
     return found
 
 
-def _discovered(size: Profile, run: partial) -> dict[str, list[Run]]:
+def _discovered(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
     """A structure that training finds: slimming's channels; selection's blocks, groups or channels."""
     slimmed = {
         f"slimmed_{family}": _pruned(run, network, run(network, pruning="slimming"), "slimming", densities)
@@ -258,7 +250,7 @@ def _discovered(size: Profile, run: partial) -> dict[str, list[Run]]:
     return slimmed | selected
 
 
-def _unstructured(size: Profile, run: partial) -> dict[str, list[Run]]:
+def _unstructured(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
     """Single weights, by magnitude over all convolutions at once; and layer by layer, fine-tuned."""
     return {
         f"unstructured_{family}": [
@@ -284,7 +276,7 @@ def _pruned(run: partial, network: Some, large: Run, pruning: str, densities: It
     ]
 
 
-def _efficiency(size: Profile, run: partial) -> dict[str, list[Run]]:
+def _efficiency(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
     """Structures that pruning found beside uniform ones with as many weights, all from scratch."""
     if not size.compares_designs:
         return {}
@@ -299,7 +291,7 @@ def _efficiency(size: Profile, run: partial) -> dict[str, list[Run]]:
     return channels | weights
 
 
-def _guided(size: Profile, run: partial) -> dict[str, list[Run]]:
+def _guided(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
     """A VGG's design carried to another network or to other images, beside the one found there and a uniform one."""
     found = {}
     for name, change in size.guided.items():
@@ -340,7 +332,7 @@ def _designs(
     ]
 
 
-def _lottery(size: Profile, run: partial) -> dict[str, list[Run]]:
+def _lottery(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
     """What is kept, from its values before training and from new ones, at a large and at a small learning rate.
 
     Weights are pruned in one shot, or in rounds, each of which prunes what the one before has trained; filters in one.

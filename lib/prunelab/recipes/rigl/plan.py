@@ -7,9 +7,10 @@ arXiv:1906.02773; the CIFAR-10 protocol of google-research/rigl, shortened as pr
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 from prunelab.methods.static import FIRST_LAYERS
-from prunelab.recipes.options import MaskingOptions
+from prunelab.recipes.recipe import MaskingOptions
 from prunelab.runs import Option, Run, make_run, option
 from prunelab.schedules import DECAYS
 
@@ -41,65 +42,34 @@ PATHS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """One size of the notebook.
-
-    Attributes:
-        seeds: Of the main comparison.
-        n_study_seeds: How many of them, the first, the other experiments have.
-        main: The network, images and training of the main comparison.
-        study: Those of studies of one setting at a time: lighter.
-        mobilenet: What makes a study one of MobileNet.
-        tickets: LeNet-300-100, in which tickets are looked for.
-        rounds: Rounds of a lottery, each of which prunes a fifth of what is left.
-        compared_rounds: Those at which a ticket is compared with its controls.
-        transfer: The small ResNet whose tickets travel.
-        transfer_datasets: Between which they do.
-        transfer_densities: Of their rounds.
-        mlp: The perceptron of the paper's Table 2.
-        mlp_density: Share of its weights that are active.
-        densities: Of the main comparison; `snfs_densities` and `gmp_densities` of these two in it.
-        denser: A few methods at densities where the others are not compared.
-        distribution_densities: At which distributions are compared; ERK is there already.
-        networks: Other networks, compared at a density of 0.1.
-        multipliers: Of the length of training.
-        updates_every: Steps between two changes of masks, crossed with `drop_fractions`.
-        gradient_momenta: Of SNFS.
-    """
-
-    seeds: tuple[int, ...]
-    n_study_seeds: int
-    main: Some
-    study: Some
-    mobilenet: Some
-    tickets: Some
-    rounds: int
-    compared_rounds: tuple[int, ...]
-    transfer: Some
-    transfer_datasets: tuple[str, ...]
-    transfer_densities: tuple[float, ...]
-    mlp: Some
-    mlp_density: float
-    densities: tuple[float, ...]
-    denser: tuple[tuple[str, float], ...] = ()
-    snfs_densities: tuple[float, ...]
-    gmp_densities: tuple[float, ...]
-    distribution_densities: tuple[float, ...]
-    networks: tuple[str, ...]
-    multipliers: tuple[int, ...]
-    updates_every: tuple[int, ...]
-    drop_fractions: tuple[float, ...]
-    gradient_momenta: tuple[float, ...]
-
-
+# What a profile decides:
+#   seeds: Of the main comparison.
+#   n_study_seeds: How many of them, the first, the other experiments have.
+#   main: The network, images and training of the main comparison.
+#   study: Those of studies of one setting at a time: lighter.
+#   mobilenet: What makes a study one of MobileNet.
+#   tickets: LeNet-300-100, in which tickets are looked for.
+#   rounds: Rounds of a lottery, each of which prunes a fifth of what is left.
+#   compared_rounds: Those at which a ticket is compared with its controls.
+#   transfer: The small ResNet whose tickets travel.
+#   transfer_datasets: Between which they do.
+#   transfer_densities: Of their rounds.
+#   mlp: The perceptron of the paper's Table 2.
+#   mlp_density: Share of its weights that are active.
+#   densities: Of the main comparison; `snfs_densities` and `gmp_densities` of these two in it.
+#   denser: A few methods at densities where the others are not compared.
+#   distribution_densities: At which distributions are compared; ERK is there already.
+#   networks: Other networks, compared at a density of 0.1.
+#   multipliers: Of the length of training.
+#   updates_every: Steps between two changes of masks, crossed with `drop_fractions`.
+#   gradient_momenta: Of SNFS.
 _LENET: Some = {"model": "lenet_300_100", "augment": False, "weight_decay": 0.0}
 _TICKETS: Some = _LENET | {"dataset": "mnist10k", "batch_size": 64, "momentum": 0.0, "schedule": "constant"}
 _ADAM: Some = {"optimizer": "adam", "learning_rate": 1e-3}
 _BIG = 1.98  # times the width, at a density of 0.25: about as many weights and MACs as dense (paper, Fig. 3)
 
 _DIGITS: Some = {"model": "resnet8", "width": 0.5, "dataset": "digits", "n_epochs": 6, "batch_size": 64}
-SMOKE = Profile(
+SMOKE = SimpleNamespace(
     seeds=(0, 1, 2),
     n_study_seeds=1,  # nothing is judged
     main=_DIGITS | {"update_every": 10},
@@ -114,6 +84,7 @@ SMOKE = Profile(
     mlp=_LENET | {"dataset": "digits", "n_epochs": 8, "batch_size": 64, "update_every": 10},
     mlp_density=0.1,
     densities=(0.2, 0.1),
+    denser=(),
     snfs_densities=(0.2,),
     gmp_densities=(0.2, 0.1),
     distribution_densities=(0.1,),
@@ -125,7 +96,7 @@ SMOKE = Profile(
 )
 
 _RESNET_8: Some = {"model": "resnet8", "width": 0.5, "image_size": 16, "batch_size": 64, "learning_rate": 0.05}
-SMALL = Profile(
+SMALL = SimpleNamespace(
     seeds=(0, 1, 2, 3, 4),
     n_study_seeds=3,
     main={"model": "resnet8", "image_size": 16, "n_train": 10_000, "n_epochs": 20, "eval_every": 5},
@@ -140,6 +111,7 @@ SMALL = Profile(
     mlp=_LENET | {"dataset": "mnist10k", "n_epochs": 30, "batch_size": 100, "update_every": 50},
     mlp_density=0.02,
     densities=(0.2, 0.1, 0.05, 0.02),
+    denser=(),
     snfs_densities=(0.2, 0.1),
     gmp_densities=(0.2, 0.1, 0.05),
     distribution_densities=(0.1, 0.05),
@@ -151,7 +123,7 @@ SMALL = Profile(
 )
 
 # At most 25 minutes beyond what is on record, at 100,000 images of ResNet-20 a second.
-FULL = Profile(
+FULL = SimpleNamespace(
     seeds=(0, 1, 2),
     n_study_seeds=3,
     main={"n_epochs": 40},
@@ -179,7 +151,7 @@ FULL = Profile(
 
 # The paper's own CIFAR-10 protocol (Sec. 4.3). Its ImageNet experiments are not planned here.
 _WRN: Some = {"model": "wrn22_2", "n_epochs": 250, "schedule": "step"}
-PAPER = Profile(
+PAPER = SimpleNamespace(
     seeds=(0, 1, 2),
     n_study_seeds=3,
     main=_WRN,
@@ -194,6 +166,7 @@ PAPER = Profile(
     mlp=_LENET | {"dataset": "mnist", "n_epochs": 200, "batch_size": 100, "learning_rate": 0.2},
     mlp_density=0.02,
     densities=(0.5, 0.2, 0.1, 0.05),
+    denser=(),
     snfs_densities=(0.2, 0.1),
     gmp_densities=(0.5, 0.2, 0.1, 0.05),
     distribution_densities=(0.1, 0.05),
@@ -222,7 +195,7 @@ def _of(seed: int, **options: Option) -> partial:
     return partial(make_run, "rigl", RigLOptions, seed=seed, **options)
 
 
-def _main(size: Profile, seed: int) -> list[Run]:
+def _main(size: SimpleNamespace, seed: int) -> list[Run]:
     """Every method at every density, and the distributions of density at some."""
     run = _of(seed, **size.main)
     runs = [run(method="dense", density=1.0)]
@@ -239,7 +212,7 @@ def _main(size: Profile, seed: int) -> list[Run]:
     return runs
 
 
-def _networks(size: Profile, seed: int) -> list[Run]:
+def _networks(size: SimpleNamespace, seed: int) -> list[Run]:
     """Other networks than that of the main comparison, where they can be afforded."""
     return [
         _of(seed)(method=method, density=density, **size.study | {"model": model})
@@ -248,7 +221,7 @@ def _networks(size: Profile, seed: int) -> list[Run]:
     ]
 
 
-def _longer(size: Profile, seed: int) -> list[Run]:
+def _longer(size: SimpleNamespace, seed: int) -> list[Run]:
     """Training 1, 2 and 5 times as long."""
     run = _of(seed, **size.study)
     longest = size.multipliers[-1]
@@ -265,7 +238,7 @@ def _longer(size: Profile, seed: int) -> list[Run]:
     ]
 
 
-def _equal_macs(size: Profile, seed: int) -> list[Run]:
+def _equal_macs(size: SimpleNamespace, seed: int) -> list[Run]:
     """Three distributions with as many weights as ERK, and with as many MACs."""
     run = _of(seed, density=0.2, **size.study)
     return [
@@ -281,7 +254,7 @@ def _equal_macs(size: Profile, seed: int) -> list[Run]:
     ]
 
 
-def _schedule(size: Profile, seed: int) -> list[Run]:
+def _schedule(size: SimpleNamespace, seed: int) -> list[Run]:
     """When, how many and for how long connections move."""
     base = size.study | {"density": 0.2}
     points = [
@@ -293,13 +266,13 @@ def _schedule(size: Profile, seed: int) -> list[Run]:
     return [_of(seed)(**base | point) for point in points]
 
 
-def _momentum(size: Profile, seed: int) -> list[Run]:
+def _momentum(size: SimpleNamespace, seed: int) -> list[Run]:
     """SNFS by the momentum of the gradients it grows by."""
     run = _of(seed, method="snfs", density=0.2, **size.study)
     return [run(gradient_momentum=momentum) for momentum in size.gradient_momenta]
 
 
-def _restart(size: Profile, seed: int) -> list[Run]:
+def _restart(size: SimpleNamespace, seed: int) -> list[Run]:
     """RigL's final mask with its original values, as a start for static and for RigL."""
     run = _of(seed, density=0.2, **size.study)
     found = run(method="rigl")
@@ -307,7 +280,7 @@ def _restart(size: Profile, seed: int) -> list[Run]:
     return [found, run(method="static"), run(method="rigl", train_multiplier=2), *restarts]
 
 
-def _landscape(size: Profile, seed: int) -> list[Run]:
+def _landscape(size: SimpleNamespace, seed: int) -> list[Run]:
     """The loss between a static and a pruned solution, and training on from the static one."""
     run = _of(seed, density=0.2, **size.study)
     static, pruned = run(method="static"), run(method="gmp")
@@ -317,7 +290,7 @@ def _landscape(size: Profile, seed: int) -> list[Run]:
     return [static, pruned, *onward, *(between(path=path, method="dense") for path in PATHS)]
 
 
-def _mobilenet(size: Profile, seed: int) -> list[Run]:
+def _mobilenet(size: SimpleNamespace, seed: int) -> list[Run]:
     """MobileNet at three quarters sparsity."""
     base = size.study | size.mobilenet
     run = _of(seed, distribution="uniform", **base)
@@ -325,7 +298,7 @@ def _mobilenet(size: Profile, seed: int) -> list[Run]:
     return [run(method="dense", density=1.0), *sparse]
 
 
-def _big_sparse(size: Profile, seed: int) -> list[Run]:
+def _big_sparse(size: SimpleNamespace, seed: int) -> list[Run]:
     """A dense MobileNet, and a wider sparse one of about its cost."""
     base = size.study | size.mobilenet | {"distribution": "uniform"}
     wider = base | {"width": round(base["width"] * _BIG, 4)}
@@ -335,14 +308,14 @@ def _big_sparse(size: Profile, seed: int) -> list[Run]:
     ]
 
 
-def _first_layer(size: Profile, seed: int) -> list[Run]:
+def _first_layer(size: SimpleNamespace, seed: int) -> list[Run]:
     """One weight in a hundred, with and without a dense first layer."""
     base = size.study | {"width": size.main.get("width", RigLOptions.width)}
     run = _of(seed, method="rigl", density=0.01, **base)
     return [run(first_layer=first_layer) for first_layer in FIRST_LAYERS]
 
 
-def _lottery(size: Profile, seed: int) -> list[Run]:
+def _lottery(size: SimpleNamespace, seed: int) -> list[Run]:
     """Iterative magnitude pruning of LeNet-300-100, and its controls: new weights, and a random mask."""
     run = _of(seed, method="lottery", **size.tickets)
     densities = [round(0.8**n, 3) for n in range(size.rounds + 1)]
@@ -355,7 +328,7 @@ def _lottery(size: Profile, seed: int) -> list[Run]:
     return [*rounds, *controls]
 
 
-def _transfer(size: Profile, seed: int) -> list[Run]:
+def _transfer(size: SimpleNamespace, seed: int) -> list[Run]:
     """Tickets carried to other data and to another optimizer, beside random masks with as many weights a layer."""
     base = size.transfer
     final = size.transfer_densities[-1]
@@ -375,14 +348,14 @@ def _transfer(size: Profile, seed: int) -> list[Run]:
     return runs
 
 
-def _rewinding(size: Profile, seed: int) -> list[Run]:
+def _rewinding(size: SimpleNamespace, seed: int) -> list[Run]:
     """Rounds that rewind to initialisation, and to the values after an epoch."""
     dataset = size.transfer_datasets[0]
     both = (_transfer_rounds(size, seed, dataset=dataset, rewind_epochs=epochs) for epochs in (0, 1))
     return [run for rounds in both for run in rounds]
 
 
-def _transfer_rounds(size: Profile, seed: int, **options: Option) -> list[Run]:
+def _transfer_rounds(size: SimpleNamespace, seed: int, **options: Option) -> list[Run]:
     run = _of(seed, method="lottery", **size.transfer | options)
     return _rounds(run, (1.0, *size.transfer_densities))
 
@@ -396,7 +369,7 @@ def _rounds(run: partial, densities: Iterable[float]) -> list[Run]:
     return rounds
 
 
-def _mlp(size: Profile, seed: int) -> list[Run]:
+def _mlp(size: SimpleNamespace, seed: int) -> list[Run]:
     """Which pixels and units of a sparse perceptron stay connected."""
     run = _of(seed, **size.mlp)
     return [

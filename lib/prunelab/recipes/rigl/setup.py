@@ -14,10 +14,9 @@ from prunelab.masks import prunable_weights
 from prunelab.methods import METHODS, check_method
 from prunelab.methods.dynamic import RigL
 from prunelab.recipes.common import Masks, copy_of, generator_of, layers_of, network_of, stream_seed
-from prunelab.recipes.masking import GrowScore, build_method, width_of
+from prunelab.recipes.masking import STARTS, GrowScore, build_method, width_of
 from prunelab.recipes.recipe import Outline, Setup, State
 from prunelab.recipes.rigl.plan import PATHS, RigLOptions
-from prunelab.recipes.starts import STARTS
 from prunelab.training import Result
 
 
