@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from prunelab import engine, paths, records, stores, workers
-from prunelab.checkpoints import load_checkpoint
+from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.recipes import RIGL, runner
 from prunelab.recipes.recipe import State
 from prunelab.runs import Run
@@ -724,3 +724,20 @@ def test_progress_is_drawn_at_a_terminal_and_hardly_elsewhere(is_terminal, least
     pool.train(progress=True)
     written = capsys.readouterr().err
     assert "0/5" in written and least <= written.count("/5") <= most
+
+
+def test_state_of_an_earlier_version_is_named_and_its_run_trained_again(store, by_hand):
+    first, second, _ = chain()
+    workers.execute(first, store=store, device="cpu", keep_state=True)
+    save_checkpoint({"model": {}, "masks": None, "start": {}}, store / first.id / "state")
+    with pytest.warns(UserWarning, match=rf"{first.id}/state is of an earlier version; its run will be trained again"):
+        assert engine.to_train([second], {first.id: {}}, store=store) == [first, second]
+
+
+def test_verify_understands_the_words_of_older_records(store):
+    record = workers.execute(tiny(), store=store, device="cpu")
+    metrics = {name: value for name, value in record["metrics"].items() if name[:2] != "n_" or name == "n_active"}
+    older = metrics | {"n_weights": record["metrics"]["n_reference_weights"], "total_training_macs_ratio": 1.0}
+    records.save(record | {"metrics": older}, store)
+    (compared,) = engine.verify([tiny()], sample=1, device="cpu", jobs=1)
+    assert compared["equal"]

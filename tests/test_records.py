@@ -310,3 +310,33 @@ def test_not_a_number_never_enters_a_record():
 
 def test_provenance_names_date_commit_and_versions():
     assert {"date", "commit", "prunelab", "torch", "python"} == records.provenance().keys()
+
+
+def an_older_record(run_id=A, parent=None, *, n_weights, training_macs):
+    """As recipes wrote them when two words meant two things: 6 of 30 weights are active, beside a network of 60."""
+    metrics = {"n_weights": n_weights, "n_active": 6, "measured_density": 0.1, "training_macs": training_macs}
+    layers = [{"name": "a", "n_weights": 10}, {"name": "b", "n_weights": 20}]
+    return a_record(run_id, parent=parent, layers=layers, metrics=metrics | {"total_training_macs_ratio": 1.5})
+
+
+@pytest.mark.parametrize("n_weights", [60, 30])  # the reference's in one recipe, its own in the other
+def test_words_that_meant_two_things_are_told_by_what_each_recipe_meant(n_weights):
+    told = records.metrics(an_older_record(n_weights=n_weights, training_macs=5))
+    assert told == {
+        "n_stored_weights": 30,
+        "n_reference_weights": 60,
+        "n_active": 6,
+        "measured_density": 0.1,
+        "training_macs": 5,
+    }
+
+
+def test_frame_adds_up_what_a_run_and_its_ancestors_took_to_train():
+    first = an_older_record(A, n_weights=60, training_macs=5)
+    second = an_older_record(B, A, n_weights=60, training_macs=7)
+    third = an_older_record(C, [A, B], n_weights=60, training_macs=1)
+    frame = records.frame([third, first, second]).set_index("id")
+    assert frame["total_training_macs"].to_dict() == {A: 5, B: 12, C: 18}
+    assert records.frame([second])["total_training_macs"].isna().all()  # its parent is not among them
+    own = a_record(B, parent=A, metrics={"training_macs": 7, "total_training_macs": 12})
+    assert records.frame([own])["total_training_macs"].tolist() == [12]  # recorded by itself
