@@ -118,7 +118,7 @@ def test_papermill_stops_at_a_mistyped_parameter_and_names_the_real_ones(checkou
 
 
 def test_papermill_works_from_a_folder_outside(checkout, tmp_path):
-    command = f"papermill {checkout}/notebooks/01_rigl.ipynb out.ipynb -p profile smoke -p seeds 0"
+    command = f"papermill {checkout}/notebooks/03_rethinking.ipynb out.ipynb -p profile paper"  # nothing is on record
     result = run(command, checkout, folder=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
