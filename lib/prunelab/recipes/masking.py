@@ -93,7 +93,7 @@ def _counts(options: MaskingOptions, model: nn.Module, **changes: float | str) -
     return active_counts(model, **allocation | changes)
 
 
-# What a run takes from its parent: which values, a key of `State`, if any; and all but a fresh one its masks.
+# What a run takes from its parent: which of its values, by their name in `State`, if any; and unless fresh, its masks.
 STARTS = {
     "fresh": None,
     "ticket": "start",
@@ -109,7 +109,7 @@ def begin(options: MaskingOptions, model: nn.Module, parents: Sequence[State], *
     Args:
         options: All of the run's; `start` says what it takes.
         model: Freshly built; changed in place.
-        parents: None where the run starts afresh.
+        parents: One, but of a fresh start none.
         seed: Of the random masks.
     Raises:
         ValueError: A parent that was trained dense, or of another network.

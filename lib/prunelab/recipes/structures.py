@@ -109,8 +109,7 @@ def original_of(options: PruningOptions, dataset: LabelledImages, parents: Seque
 def _trained(options: PruningOptions, dataset: LabelledImages, parent: State) -> nn.Module:
     """Builds a parent's network, with its values and its classes: a design may come from other images."""
     try:
-        lost = {"widths": parent.widths, "removed": parent.removed}
-        model = network_of(options, dataset, width=options.width, num_classes=parent.num_classes, **lost)
+        model = network_of(options, dataset, width=options.width, num_classes=parent.num_classes, **parent.lost)
         model.load_state_dict(parent.model)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the parent is no {options.model} of width {options.width:g}: {error}") from error

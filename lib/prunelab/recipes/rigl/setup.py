@@ -72,8 +72,7 @@ def setup(
     # Initialisation, and dropout where there is any.
     torch.manual_seed(seed if options.start != "reinitialised" else stream_seed("reinitialised", seed))
     shape = outline(options, dataset)
-    # The network has its parent's channels, where these are fewer.
-    lost = {"widths": parents[0].widths, "removed": parents[0].removed} if parents else {}
+    lost = parents[0].lost if parents else {}  # a pruned parent's network has fewer channels, and so has this one
     model = network_of(options, dataset, width=shape.width, **lost)
     masks = begin(options, model, parents, seed=seed)
     model = model.to(dataset.device, memory_format=torch.channels_last)
@@ -125,8 +124,8 @@ def _follow_path(options: RigLOptions, dataset: LabelledImages, parents: Sequenc
     started = time.monotonic()
     n_control_points, is_dense = PATHS[options.path]
     device = dataset.device
-    shape, first = outline(options, dataset), parents[0]
-    model = network_of(options, dataset, width=shape.width, widths=first.widths, removed=first.removed).to(device)
+    shape = outline(options, dataset)
+    model = network_of(options, dataset, width=shape.width, **parents[0].lost).to(device)
     ends = [parent.model for parent in parents]
     union = landscape.union_masks(*(parent.masks for parent in parents))  # a dense one masks nothing
     control_points = []
