@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import data
+from prunelab import data, records
 from prunelab.channels.trace import NORMS
 from prunelab.methods import METHODS
 from prunelab.methods.static import active_counts
@@ -27,6 +27,11 @@ class IgnoreStderr:
     def pytest_collectstart(self, collector):
         if collector.path.suffix == ".ipynb" and hasattr(collector, "skip_compare"):
             collector.skip_compare += ("stderr",)
+
+
+def find_record(run_id, store=None):
+    """This machine's record of one run, or None."""
+    return next(iter(records.local(store, [run_id])), None)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prunelab.data.batches import TrainBatches, crop_and_flip, test_batches
+from prunelab.data.batches import TrainBatches, crop_and_flip
 from prunelab.data.dataset import Dataset
 
 
@@ -221,13 +221,13 @@ def test_impossible_batch_sizes_are_refused(batch_size):
         TrainBatches(dataset(), batch_size=batch_size, augment=False, generator=generator())
     if batch_size < 1:
         with pytest.raises(ValueError, match=f"at least 1, got {batch_size}"):
-            next(test_batches(dataset(), batch_size=batch_size))
+            next(dataset().test_batches(batch_size=batch_size))
 
 
 @pytest.mark.parametrize("batch_size, lengths", [(2, [2, 2, 1]), (5, [5]), (100, [5])])
 def test_test_batches_cover_the_test_set_in_order(batch_size, lengths):
     data = dataset()
-    steps = list(test_batches(data, batch_size=batch_size))
+    steps = list(data.test_batches(batch_size=batch_size))
     assert [len(labels) for _, labels in steps] == lengths
     assert torch.cat([labels for _, labels in steps]).tolist() == list(range(5))
     images = torch.cat([images for images, _ in steps])

@@ -642,7 +642,7 @@ def test_an_entry_survives_the_cache_unchanged(tmp_path):
     cache.write(tmp_path / "entry.pt", entry, key="k")
     read = cache.read(tmp_path / "entry.pt", key="k")
     assert read.source == "somewhere" and read.sha256 == "ab" and read.images.class_names == ("é", "b")
-    assert same(SimpleNamespace(**read.images._asdict()), images)
+    assert same(read.images, images)
     assert cache.read(tmp_path / "entry.pt", key="other") is None
     assert cache.read(tmp_path / "entry.pt", key=None) is not None
     assert cache.read(tmp_path / "nothing.pt", key=None) is None

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from conftest import find_record
 from filelock import FileLock
 
 from prunelab import engine, paths, records, stores, workers
@@ -58,7 +59,7 @@ def test_record_holds_options_metrics_and_provenance_and_nothing_else_is_left(st
     item = tiny(method="rigl", density=0.2)
     record = workers.execute(item, store=store, device="cpu")
     assert names(store / item.id) == ["lock", "record.json"]
-    assert records.find(item.id, store) == record
+    assert find_record(item.id, store) == record
     assert record["options"] == RIGL.defaults | dict(item.options)
     assert record["status"] == "finished" and record["parent"] is None and record["seed"] == 0
     assert record["metrics"]["measured_density"] == pytest.approx(0.2, abs=2e-3)
@@ -85,7 +86,7 @@ def test_diverged_run_is_recorded_as_such(store):
     record = workers.execute(tiny(learning_rate=1e30, n_epochs=4), store=store, device="cpu")
     assert record["status"] == "diverged"
     assert record["metrics"]["train_loss"] is None  # not a number is no JSON
-    assert records.find(record["id"], store) == record
+    assert find_record(record["id"], store) == record
 
 
 def test_run_that_another_process_trains_is_left_to_it(store):
@@ -112,7 +113,7 @@ def test_full_disk_is_an_error_that_leaves_no_record(store, monkeypatch):
     monkeypatch.setattr(records, "atomic_write", full)
     with pytest.raises(OSError, match="No space left on device"):
         workers.execute(tiny(), store=store, device="cpu")
-    assert records.find(tiny().id, store) is None
+    assert find_record(tiny().id, store) is None
 
 
 def test_shipped_records_come_first_unless_fresh(store):
@@ -149,7 +150,7 @@ def test_failed_run_is_named_and_the_others_finish(store):
     plan = [tiny(seed=0), tiny(seed=1, dataset="nonsense"), tiny(seed=2)]
     with pytest.raises(engine.RunFailed, match=r"1 of 3 runs failed.*(?s:.*)nonsense"):
         engine.run(plan, device="cpu", jobs=1, progress=False)
-    assert records.find(plan[0].id, store) and records.find(plan[2].id, store)
+    assert find_record(plan[0].id, store) and find_record(plan[2].id, store)
     assert multiprocessing.active_children() == []
 
 
@@ -259,7 +260,7 @@ def test_run_with_two_parents_starts_from_both_in_their_order(store):
         for parents in ((static, pruned), (pruned, static))
     )
     assert line["parent"] == [static.id, pruned.id] and turned["parent"] == [pruned.id, static.id]
-    assert records.find(line["id"], store) == line
+    assert find_record(line["id"], store) == line
     states = [stores.load_state(parent, store) for parent in (static, pruned)]
     for record, ends in ((line, states), (turned, states[::-1])):
         by_hand = runner.execute(
@@ -305,7 +306,7 @@ def test_shipped_parent_is_trained_again_for_its_state_and_its_record_stays(stor
 def test_local_parent_without_a_whole_state_is_trained_again_and_its_record_stays(damage, store, by_hand):
     first, second, _ = chain()
     records.save(altered(workers.execute(first, store=store, device="cpu", keep_state=True)), store)
-    recorded = records.find(first.id, store)
+    recorded = find_record(first.id, store)
     state = store / first.id / "state"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
@@ -320,7 +321,7 @@ def test_local_parent_without_a_whole_state_is_trained_again_and_its_record_stay
         assert workers.execute(first, store=store, device="cpu", keep_state=True) == recorded
     child = workers.execute(second, store=store, device="cpu")
     assert child["metrics"] == by_hand[1]["metrics"] and child["curves"] == by_hand[1]["curves"]
-    assert records.find(first.id, store) == recorded
+    assert find_record(first.id, store) == recorded
 
 
 def test_damaged_state_is_named_and_made_whole_before_the_child_is_trained(store, by_hand):
@@ -394,7 +395,7 @@ def test_run_is_trained_again_where_its_record_is_of_another(store):
     records.save(record | {"seed": 1, "metrics": {}}, store)
     with pytest.warns(UserWarning, match="left aside"):
         again = workers.execute(tiny(), store=store, device="cpu")
-    assert again["metrics"] == record["metrics"] and records.find(tiny().id, store) == again
+    assert again["metrics"] == record["metrics"] and find_record(tiny().id, store) == again
 
 
 def test_list_of_parents_is_held_by_the_order_of_their_ids(store):
@@ -411,7 +412,7 @@ def test_child_without_its_parents_state_is_an_error_that_leaves_no_record(store
     _, second, _ = chain()
     with pytest.raises(FileNotFoundError, match="state"):
         workers.execute(second, store=store, device="cpu")
-    assert records.find(second.id, store) is None
+    assert find_record(second.id, store) is None
 
 
 @pytest.mark.gpu
@@ -438,10 +439,10 @@ def test_record_is_the_same_alone_and_beside_neighbours_that_diverge_fail_and_di
     plan = [tiny(2, density=2.0), *diverging, item, tiny(3, method=method), tiny(4, dataset="nowhere")]
     with pytest.raises(engine.RunFailed, match="2 of 6 runs failed"):
         engine.run(plan, device="cpu", jobs=2, progress=False, store=store)
-    beside = records.find(item.id, store)
+    beside = find_record(item.id, store)
     for key in ("status", "metrics", "curves", "layers", "moves"):
         assert beside[key] == alone[key], key
-    assert [records.find(run.id, store)["status"] for run in diverging] == ["diverged"] * 2
+    assert [find_record(run.id, store)["status"] for run in diverging] == ["diverged"] * 2
 
 
 def test_run_that_kills_its_workers_is_given_up_and_the_others_finish(store):
@@ -458,7 +459,7 @@ def test_run_that_kills_its_workers_is_given_up_and_the_others_finish(store):
     thread.join(120)
     assert isinstance(outcome["error"], engine.RunFailed)
     assert "worker was killed 2 times" in str(outcome["error"]) and victim.id in str(outcome["error"])
-    assert records.find(other.id, store)
+    assert find_record(other.id, store)
 
 
 def test_two_engines_on_one_store_train_each_run_once(store):

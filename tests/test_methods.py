@@ -5,7 +5,7 @@ import torch
 from conftest import build_method, train_step
 from torch import nn
 
-from prunelab.methods import METHODS, check_method
+from prunelab.methods import METHODS
 from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining
 from prunelab.methods.static import Static, active_counts, random_masks
 from prunelab.models import build_model
@@ -196,8 +196,3 @@ def test_mask_for_another_network_is_refused():
 def test_impossible_update_schedules_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         eight_weights(RigL, **changes)
-
-
-def test_unknown_method_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown method 'RigL'; there are dense, small_dense"):
-        check_method("RigL")

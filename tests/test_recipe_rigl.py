@@ -405,7 +405,7 @@ def test_units_are_those_of_the_final_network(method, n_active):
         ({"start": "warm"}, "unknown start 'warm'; there are fresh, ticket, reinitialised, shuffled, solution"),
         ({"equal": "bytes"}, "unknown equal 'bytes'; there are weights, macs"),
         ({"path": "spiral"}, "unknown path 'spiral'; there are None, line, quadratic_sparse"),
-        ({"method": "magic"}, "unknown method 'magic'"),
+        ({"method": "magic"}, "unknown method 'magic'; there are dense, small_dense"),
         ({"method": "lottery", "density": 0.5}, "the first round of a lottery is dense: density 1.0; later rounds"),
         ({"method": "lottery", "density": 1.0, "rewind_epochs": 2.5}, "cannot rewind to epoch 2.5: training has 2;"),
         ({"method": "lottery", "density": 1.0, "rewind_epochs": -1.0}, "cannot rewind to epoch -1: training has 2;"),

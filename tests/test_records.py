@@ -6,6 +6,7 @@ import random
 import warnings
 
 import pytest
+from conftest import find_record
 
 from prunelab import paths, records
 from prunelab.runs import Run
@@ -38,9 +39,9 @@ def folders(tmp_path, monkeypatch):
 
 def test_saved_record_comes_back_unchanged():
     records.save(a_record())
-    assert records.find(A) == a_record()
+    assert find_record(A) == a_record()
     assert records.local() == [a_record()]
-    assert records.find(B) is None
+    assert find_record(B) is None
 
 
 def test_shipped_records_are_sorted_merged_and_replaced_by_newer_ones():
@@ -121,7 +122,7 @@ def test_damaged_and_older_records_are_named_and_never_used(content, message):
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=rf"{A}.record.json is damaged.*{message}.*will be trained again"):
-        assert records.find(A) is None
+        assert find_record(A) is None
     with pytest.warns(UserWarning, match=message):
         assert [record["id"] for record in records.local()] == [B]
     assert path.read_bytes() == content
@@ -169,7 +170,7 @@ def test_record_in_the_folder_of_another_run_is_named_and_left_alone():
     records.save(a_record(B))
     (paths.RUNS / B).rename(paths.RUNS / A)
     with pytest.warns(UserWarning, match=rf"{A}.record.json is of another run, {B}"):
-        assert records.find(A) is None
+        assert find_record(A) is None
 
 
 def test_own_records_of_the_earlier_format_are_adopted_with_one_warning():
@@ -196,7 +197,7 @@ def test_own_record_of_the_earlier_format_serves_where_nothing_can_be_written(mo
 
     monkeypatch.setattr(records, "atomic_write", read_only)
     with pytest.warns(UserWarning, match="adopted: 1"):
-        assert records.find(A) == a_record()
+        assert find_record(A) == a_record()
 
 
 def test_records_of_the_earlier_format_and_with_a_hash_ship_in_todays():
@@ -207,7 +208,7 @@ def test_records_of_the_earlier_format_and_with_a_hash_ship_in_todays():
 
 def test_keys_that_are_numbers_are_hashed_as_they_will_be_read():
     records.save(a_record(moves={10: 1, 9: 2}))
-    assert records.find(A)["moves"] == {"10": 1, "9": 2}
+    assert find_record(A)["moves"] == {"10": 1, "9": 2}
 
 
 def flips(content, n_places):
@@ -225,7 +226,7 @@ def test_no_flipped_byte_of_a_record_is_believed():
     for place, changed in flips(path.read_bytes(), 200):
         path.write_bytes(changed)
         with pytest.warns(UserWarning, match=f"{A}.record.json is damaged"):
-            assert records.find(A) is None, place
+            assert find_record(A) is None, place
 
 
 def test_no_flipped_byte_of_a_shipped_file_is_believed_and_it_costs_only_its_line():

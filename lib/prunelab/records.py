@@ -167,11 +167,6 @@ def local(store: Path | None = None, ids: Iterable[str] | None = None) -> list[d
     return good
 
 
-def find(run_id: str, store: Path | None = None) -> dict | None:
-    """Reads this machine's record of one run, or returns None."""
-    return next(iter(local(store, [run_id])), None)
-
-
 def save(record: dict, store: Path | None = None) -> None:
     """Puts a record into this machine's store.
 

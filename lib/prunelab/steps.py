@@ -7,7 +7,6 @@ from step to step (images, learning rate, masks) is written into the tensors tha
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -34,19 +33,12 @@ def _adam(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
     return torch.optim.Adam(groups, betas=(momentum, 0.999), fused=capturable or None, capturable=capturable)
 
 
-@dataclass(frozen=True)
-class OptimizerKind:
-    """How weights are updated, and whether weight decay takes hold of every parameter or of layers' weights only."""
-
-    build: Callable[[list[dict], float, bool], Optimizer]
-    decays_all: bool
-
-
-OPTIMIZERS = {
-    "sgd": OptimizerKind(partial(_sgd, nesterov=True), decays_all=False),  # as in RigL's code
-    "plain_sgd": OptimizerKind(partial(_sgd, nesterov=False), decays_all=True),  # as in the code of Liu et al. 2019
-    "adam": OptimizerKind(_adam, decays_all=False),
+OPTIMIZERS: dict[str, Callable[[list[dict], float, bool], Optimizer]] = {
+    "sgd": partial(_sgd, nesterov=True),  # as in RigL's code
+    "plain_sgd": partial(_sgd, nesterov=False),  # as in the code of Liu et al. 2019
+    "adam": _adam,
 }
+_DECAYING_ALL = ("plain_sgd",)  # every parameter; the others' weight decay takes hold of layers' weights only
 
 
 def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float) -> Optimizer:
@@ -64,13 +56,12 @@ def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float
         raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
     device = next(model.parameters()).device
     capturable = can_capture(device)
-    kind = OPTIMIZERS[optimizer]
-    decayed = list(model.parameters() if kind.decays_all else layer_weights(model).values())
+    decayed = list(model.parameters() if optimizer in _DECAYING_ALL else layer_weights(model).values())
     ids = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group | {"lr": torch.zeros((), device=device) if capturable else 0.0} for group in groups]
-    return kind.build([group for group in groups if group["params"]], momentum, capturable)
+    return OPTIMIZERS[optimizer]([group for group in groups if group["params"]], momentum, capturable)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

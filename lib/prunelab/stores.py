@@ -25,24 +25,16 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
         known += [record for notebook in notebooks for record in records.load(notebook)]
     found = {}
     for record in known:
-        run = wanted.get(record["id"])
-        if run and _is_of(record, run):
-            found[record["id"]] = _with_defaults(record)
-        elif run:
+        if not (run := wanted.get(record["id"])):
+            continue
+        defaults = recipes.get(run.recipe).defaults  # of a newer option: what was done before
+        record = record | {"options": defaults | record["options"]}
+        known_by = (record["recipe"], record["options"], record["seed"], record["parent"])
+        if known_by == (run.recipe, defaults | dict(run.options), run.seed, run.parent_ids):
+            found[run.id] = record
+        else:
             warnings.warn(f"record {run.id} is not of {run}, from which its id follows; it is left aside", stacklevel=2)
     return found
-
-
-def _is_of(record: dict, run: Run) -> bool:
-    """Tells whether a record with the run's id has all that this id follows from, defaults included."""
-    return (record["recipe"], record["seed"], record["parent"]) == (run.recipe, run.seed, run.parent_ids) and (
-        _with_defaults(record)["options"] == recipes.get(run.recipe).defaults | dict(run.options)
-    )
-
-
-def _with_defaults(record: dict) -> dict:
-    """Returns the record with its recipe's newer options: their defaults are what was done before."""
-    return record | {"options": recipes.get(record["recipe"]).defaults | record["options"]}
 
 
 def save_state(run: Run, state: State, store: Path) -> None:

@@ -112,17 +112,6 @@ class TrainBatches(Iterator[tuple[Tensor, Tensor]]):
         return crop_and_flip(self.dataset.train_images, index, rows, columns, flips.bool(), padding=self.padding)
 
 
-def test_batches(dataset: "LabelledImages", *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the whole test set in order, as `TrainBatches` gives images and labels; the last batch may be short."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    for images, labels in zip(dataset.test_pixels(batch_size), dataset.test_labels.split(batch_size), strict=True):
-        yield normalise(images.to(dataset.device, non_blocking=True), dataset), labels
-
-
-test_batches.__test__ = False  # pytest takes it for a test where it is imported
-
-
 def normalise(images: Tensor, dataset: "LabelledImages") -> Tensor:
     """Turns uint8 (b, h, w, c) into float32 (b, c, h, w), with mean 0 and deviation 1 over the training set."""
     mean, std = (255 * moment.view(1, -1, 1, 1) for moment in (dataset.mean, dataset.std))

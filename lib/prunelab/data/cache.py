@@ -49,7 +49,7 @@ def read(path: Path, *, key: str | None) -> Entry | None:
 
 def write(path: Path, entry: Entry, *, key: str | None) -> None:
     """Keeps the images for the next time; where that is impossible it warns, once, and all goes on."""
-    tensors = entry.images._asdict()
+    tensors = dict(vars(entry.images))
     class_names = list(tensors.pop("class_names"))
     state = {
         "format": _FORMAT,

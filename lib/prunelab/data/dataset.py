@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunelab.data.batches import TrainBatches, test_batches
+from prunelab.data.batches import TrainBatches, normalise
 
 
-class Images(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Images:
     """What a source yields: images uint8 (n, h, w, c), labels int64 (n,), and the name of each label."""
 
     train_images: Tensor
@@ -23,19 +24,18 @@ class Images(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Images":
         """Returns them with their training and test images changed, and the same labels."""
-        return self._replace(train_images=change(self.train_images), test_images=change(self.test_images))
+        return replace(self, train_images=change(self.train_images), test_images=change(self.test_images))
 
 
+@dataclass(frozen=True, eq=False)
 class LabelledImages:
     """What all data sets have in common, wherever their images lie.
 
-    Each kind has also `name`, `source`, `sha256`, `image_size` (of a batch), `channels`, `flip` and `train_batches`,
-    and for its batches `test_pixels` and `_moments`; `take` gives a part of it.
+    Each kind has also `train_labels`, `test_labels` and `class_names`, `source`, `sha256`, `image_size` (of a batch),
+    `channels`, `flip` and `train_batches`, and for its batches `test_pixels` and `_moments`; `take` gives a part of it.
     """
 
-    train_labels: Tensor
-    test_labels: Tensor
-    class_names: tuple[str, ...]
+    name: str
 
     @property
     def num_classes(self) -> int:
@@ -70,12 +70,15 @@ class LabelledImages:
         return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
     def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the whole test set in order; the last batch may be short."""
-        return test_batches(self, batch_size=batch_size)
+        """Yields the whole test set in order, as `train_batches` gives it; the last batch may be short."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for images, labels in zip(self.test_pixels(batch_size), self.test_labels.split(batch_size), strict=True):
+            yield normalise(images.to(self.device, non_blocking=True), self), labels
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset(LabelledImages):
+class Dataset(Images, LabelledImages):
     """Training and test images on one device.
 
     Args:
@@ -90,12 +93,6 @@ class Dataset(LabelledImages):
         sha256: Of that source.
     """
 
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    class_names: tuple[str, ...]
     flip: bool
     source: str
     sha256: str

@@ -8,7 +8,6 @@ from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zipfile import ZipFile
 
 import numpy as np
@@ -20,9 +19,6 @@ from prunelab import files, paths
 from prunelab.data import cache, embedded, folders
 from prunelab.data import dataset as dataset_module
 from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, with_n_train
-
-if TYPE_CHECKING:
-    from torchvision.datasets import MNIST, Omniglot, VisionDataset
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -81,7 +77,7 @@ def load(
         flip = images.train_images.shape[3] == 3 and name not in _NEVER_FLIPPED
         if in_colour:
             images = images.map(lambda grey: grey.expand(-1, -1, -1, 3).contiguous())
-        dataset = Dataset(name, *images, flip, source, sha256)
+        dataset = Dataset(name, **vars(images), flip=flip, source=source, sha256=sha256)
     if n_train is not None:
         dataset = with_n_train(dataset, n_train)
     return dataset.to(device)
@@ -157,7 +153,7 @@ def _code_sha256() -> str:
 
 def _build_embedded(draw: Callable[[], Images], image_size: int | None) -> cache.Entry:
     images = draw()
-    drawn = ((field, tensor.numpy().tobytes()) for field, tensor in images._asdict().items() if field != "class_names")
+    drawn = ((field, tensor.numpy().tobytes()) for field, tensor in vars(images).items() if field != "class_names")
     return cache.Entry(_resized(images, image_size), "embedded", folders.sha256_of_files(drawn))
 
 
@@ -196,7 +192,7 @@ def _torchvision_images(name: str, root: Path) -> Images:
     return Images(*_tensors(train), *_tensors(test), tuple(getattr(train, "classes", "0123456789")))
 
 
-def _mnist10k(dataset: "MNIST") -> Images:
+def _mnist10k(dataset: torch.utils.data.Dataset) -> Images:
     """Splits MNIST's 10,000 test images: 8,000 to train on, the others to test; class by class, as in a folder."""
     images, labels = _tensors(dataset)
     pixels = {
@@ -206,7 +202,7 @@ def _mnist10k(dataset: "MNIST") -> Images:
     return folders.assemble(Path("mnist10k"), pixels)
 
 
-def _omniglot_small(dataset: "Omniglot") -> Images:
+def _omniglot_small(dataset: torch.utils.data.Dataset) -> Images:
     """Reads eight of Omniglot's alphabets, white on black, 32x32: drawers 1-14 to train on, 15-20 to test."""
     source, pixels = Path(dataset.root, "images_background.zip"), {}  # MD5 covers it, not what was unpacked
     with ZipFile(source) as archive:
@@ -220,7 +216,7 @@ def _omniglot_small(dataset: "Omniglot") -> Images:
     return folders.assemble(source, pixels)
 
 
-def _tensors(dataset: "VisionDataset") -> tuple[Tensor, Tensor]:
+def _tensors(dataset: torch.utils.data.Dataset) -> tuple[Tensor, Tensor]:
     """Returns images (n, h, w, c) and labels of torchvision's data set, which come in three shapes."""
     images = torch.as_tensor(dataset.data)
     if images.dim() == 3:  # MNIST and its kin: (n, h, w)

@@ -46,7 +46,6 @@ class StreamedDataset(folders.Listing, LabelledImages):
         n_threads: That decode images. Their number changes no number.
     """
 
-    name: str
     folder: Path
     image_size: int
     sha256: str

@@ -18,9 +18,3 @@ METHODS: dict[str, type[Dense]] = {
     "gmp": GradualPruning,
     "lottery": Ticket,
 }
-
-
-def check_method(name: str) -> None:
-    """Raises ValueError unless `name` is a key of `METHODS`."""
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; there are {', '.join(METHODS)}")

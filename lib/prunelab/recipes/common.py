@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunelab import cost, data
 from prunelab.channels.surgery import without
 from prunelab.models import build_model
-from prunelab.recipes.recipe import State, TrainingOptions
+from prunelab.recipes.recipe import TrainingOptions
 
 Masks = dict[str, Tensor]
 
@@ -35,7 +35,8 @@ def network_of(
     dataset: data.LabelledImages,
     *,
     width: float,
-    like: State | None = None,
+    widths: Mapping[str, int] | None = None,
+    removed: Iterable[str] = (),
     num_classes: int | None = None,
 ) -> nn.Module:
     """Builds a fresh network of a run's kind for its images, on the CPU.
@@ -44,10 +45,10 @@ def network_of(
         options: Name the model.
         dataset: Decides its inputs and outputs.
         width: Factor on the channels of every layer.
-        like: What has the channels and blocks that it is to have; None leaves it whole.
+        widths: Channels of the layers that have others.
+        removed: Names of the blocks that it goes without.
         num_classes: Outputs, where they are not those of the data set.
     """
-    widths, removed = (like.widths, like.removed) if like else ({}, [])
     num_classes = num_classes or dataset.num_classes
     model = build_model(options.model, num_classes=num_classes, width=width, widths=widths, **image_of(dataset))
     return without(model, removed)

@@ -93,48 +93,34 @@ def _counts(options: MaskingOptions, model: nn.Module, **changes: float | str) -
     return active_counts(model, **allocation | changes)
 
 
-# What a run takes from its parent: values, a mask, both or neither.
-
-
-def _fresh(options: MaskingOptions, model: nn.Module, parents: Sequence[State], seed: int) -> None:
-    """Nothing: the method chooses its own mask."""
-
-
-def _ticket(options: MaskingOptions, model: nn.Module, parents: Sequence[State], seed: int) -> Masks:
-    """The values before training, and the mask, or what a lottery leaves of it."""
-    lottery.load_values(model, parents[0].start)
-    return _inherited_masks(options, parents[0])
-
-
-def _reinitialised(options: MaskingOptions, model: nn.Module, parents: Sequence[State], seed: int) -> Masks:
-    """The ticket's mask alone; the model has new random values."""
-    return _inherited_masks(options, parents[0])
-
-
-def _shuffled(options: MaskingOptions, model: nn.Module, parents: Sequence[State], seed: int) -> Masks:
-    """The ticket's values under a random mask with as many active weights in each layer."""
-    masks = _ticket(options, model, parents, seed)
-    return lottery.shuffled(masks, generator=generator_of("shuffled", seed))
-
-
-def _solution(options: MaskingOptions, model: nn.Module, parents: Sequence[State], seed: int) -> Masks:
-    """The trained values, and the mask."""
-    lottery.load_values(model, parents[0].model)
-    return _inherited_masks(options, parents[0])
-
-
-# Each puts values into the model and returns the masks to begin with, or None.
-STARTS: dict[str, Callable[[MaskingOptions, nn.Module, Sequence[State], int], Masks | None]] = {
-    "fresh": _fresh,
-    "ticket": _ticket,
-    "reinitialised": _reinitialised,
-    "shuffled": _shuffled,
-    "solution": _solution,
+# What a run takes from its parent: which of its values, by their name in `State`, if any; and unless fresh, its masks.
+STARTS = {
+    "fresh": None,
+    "ticket": "start",
+    "reinitialised": None,
+    "shuffled": "start",  # under random masks with as many active weights in each layer
+    "solution": "model",
 }
 
 
-def _inherited_masks(options: MaskingOptions, parent: State) -> Masks:
+def begin(options: MaskingOptions, model: nn.Module, parents: Sequence[State], *, seed: int) -> Masks | None:
+    """Puts a parent's values into a run's model, and returns the masks to begin with; None leaves them to the method.
+
+    Args:
+        options: All of the run's; `start` says what it takes.
+        model: Freshly built; changed in place.
+        parents: One, but of a fresh start none.
+        seed: Of the random masks.
+    Raises:
+        ValueError: A parent that was trained dense, or of another network.
+    """
+    if options.start == "fresh":
+        return None
+    parent = parents[0]
+    if values := STARTS[options.start]:
+        lottery.load_values(model, getattr(parent, values))
     if not parent.masks:
         raise ValueError("the parent was trained dense: it has no mask to start from")
     trained = {name: parent.model[f"{name}.weight"] for name in parent.masks}
-    return METHODS[options.method].inherit(parent.masks, trained, density=options.density)
+    masks = METHODS[options.method].inherit(parent.masks, trained, density=options.density)
+    return lottery.shuffled(masks, generator=generator_of("shuffled", seed)) if options.start == "shuffled" else masks

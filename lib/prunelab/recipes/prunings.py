@@ -22,27 +22,14 @@ N_IMAGES = 500  # on which ThiNet and regression choose channels
 _SHARE_STEPS = 256  # a uniform or guided design is found to this fraction of a layer's channels
 
 
-def _by_filters(original: Original) -> Structure:
-    """The filters of largest L1 norm."""
-    scores = filters.l1_scores(original.model, original.counts)
-    return Structure(original.model, filters.keep_largest(scores, original.counts))
-
-
-def _at_random(original: Original) -> Structure:
-    """Filters drawn at random."""
-    scores = filters.random_scores(original.model, original.counts, generator=generator_of("channels", original.seed))
+def _by_scores(original: Original, scores: Mapping[str, Tensor]) -> Structure:
+    """Keeps the filters of largest score in each layer."""
     return Structure(original.model, filters.keep_largest(scores, original.counts))
 
 
 def _predefined(original: Original) -> Structure:
     """The first filters: only how many there are matters, since none of their values is inherited."""
     return Structure(original.model, {name: torch.arange(n) for name, n in original.counts.items()})
-
-
-def _by_soft_pruning(original: Original) -> Structure:
-    """The filters that soft pruning has left in the end, those of largest L2 norm."""
-    scores = {name: l2_scores(original.model.get_submodule(name).weight) for name in original.counts}
-    return Structure(original.model, filters.keep_largest(scores, original.counts))
 
 
 def _by_readers(method: Callable[..., tuple[nn.Module, dict[str, Tensor]]], original: Original) -> Structure:
@@ -112,9 +99,10 @@ def _guided(original: Original) -> Structure:
     """Stages that keep the shares of channels which slimming left of the second parent's, on average, to scale."""
     source = _source(original)
     kept, widths = _by_gammas(source).kept, source.widths
-    shares = {}
-    for stage, names in _stages(source, widths).items():
-        shares[stage] = sum(len(kept[name]) for name in names) / sum(widths[name] for name in names)
+    shares = {
+        stage: sum(len(kept[name]) for name in names) / sum(widths[name] for name in names)
+        for stage, names in _stages(source, widths).items()
+    }
     return _as_large_as(
         original, {name: shares[stage] for stage, names in _stages(original, original.widths).items() for name in names}
     )
@@ -199,7 +187,8 @@ def _as_large_as(original: Original, shares: Mapping[str, float]) -> Structure:
     def design(k: int) -> Structure:
         scaled = {name: round(shares.get(name, 1.0) * n * k / _SHARE_STEPS) for name, n in original.widths.items()}
         counts = {name: min(n, max(1, scaled[name])) for name, n in original.widths.items()}
-        return Structure(original.model, {name: _spread(counts[name], n) for name, n in original.widths.items()})
+        evenly = {name: torch.arange(counts[name]) * n // counts[name] for name, n in original.widths.items()}
+        return Structure(original.model, evenly)
 
     most = round(_SHARE_STEPS / min(shares.values()))
     wanted = _n_weights(_by_gammas(original), original)
@@ -211,19 +200,19 @@ def _n_weights(pruned: Structure, original: Original) -> int:
     return cost.total(cost.layer_table(smaller, **image_of(original.dataset)), "n_weights")
 
 
-def _spread(n: int, n_channels: int) -> Tensor:
-    """`n` of `n_channels` indices, evenly spread."""
-    return torch.arange(n) * n_channels // n
-
-
 # How the structure of a network is found, by name.
 PRUNINGS: dict[str, Callable[[Original], Structure]] = {
     "predefined": _predefined,
-    "l1": _by_filters,
+    "l1": lambda original: _by_scores(original, filters.l1_scores(original.model, original.counts)),
     "thinet": lambda original: _by_readers(thinet.prune, original),
     "regression": lambda original: _by_readers(reconstruction.prune, original),
-    "random": _at_random,
-    "soft": _by_soft_pruning,
+    "random": lambda original: _by_scores(
+        original,
+        filters.random_scores(original.model, original.counts, generator=generator_of("channels", original.seed)),
+    ),
+    "soft": lambda original: _by_scores(  # what soft pruning has left in the end
+        original, {name: l2_scores(original.model.get_submodule(name).weight) for name in original.counts}
+    ),
     "slimming": _by_gammas,
     "selection": _by_factors,
     "uniform": _uniform,

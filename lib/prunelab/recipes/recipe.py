@@ -90,6 +90,11 @@ class State:
     removed: list[str] = field(default_factory=list)
     factors: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def lost(self) -> dict[str, dict | list]:
+        """What the network has lost, `widths` and `removed`: to build one like it."""
+        return {"widths": self.widths, "removed": self.removed}
+
 
 @dataclass
 class Setup:

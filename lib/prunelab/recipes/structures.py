@@ -109,7 +109,7 @@ def original_of(options: PruningOptions, dataset: LabelledImages, parents: Seque
 def _trained(options: PruningOptions, dataset: LabelledImages, parent: State) -> nn.Module:
     """Builds a parent's network, with its values and its classes: a design may come from other images."""
     try:
-        model = network_of(options, dataset, width=options.width, like=parent, num_classes=parent.num_classes)
+        model = network_of(options, dataset, width=options.width, num_classes=parent.num_classes, **parent.lost)
         model.load_state_dict(parent.model)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the parent is no {options.model} of width {options.width:g}: {error}") from error
@@ -128,9 +128,7 @@ def from_scratch(pruned: Structure, original: Original) -> nn.Module:
         return pruned.shrunken(ticket, dataset)
     smaller = pruned.shrunken(pruned.model, dataset)
     widths, removed = original.reduced_to(smaller, pruned)
-    image = image_of(dataset)
-    fresh = build_model(options.model, num_classes=dataset.num_classes, width=options.width, widths=widths, **image)
-    fresh = without(fresh, removed)
+    fresh = network_of(options, dataset, width=options.width, widths=widths, removed=removed)
     for name, module in smaller.named_modules():
         if isinstance(module, Select):  # which channels are read belongs to the structure
             fresh.get_submodule(name).indices.copy_(module.indices)

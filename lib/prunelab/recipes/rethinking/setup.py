@@ -28,12 +28,15 @@ def check(options: RethinkingOptions, *, n_parents: int) -> None:
     """Raises ValueError unless the options of a run go together."""
     check_density(options.density)
     is_large = options.training == "dense"
-    prunings = (None, *PREPARATIONS) if is_large else tuple(PRUNINGS)
-    for name, allowed in (("training", TRAININGS), ("start", STARTS), ("pruning", prunings)):
+    choices = {
+        "training": TRAININGS,
+        "start": STARTS,
+        "pruning": (None, *PREPARATIONS) if is_large else PRUNINGS,
+        "target": (*TARGETS, None),
+    }
+    for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
             raise ValueError(f"unknown {name} {getattr(options, name)!r}; there are {', '.join(map(str, allowed))}")
-    if options.target is not None and options.target not in TARGETS:
-        raise ValueError(f"unknown target {options.target!r}; there are {', '.join(TARGETS)}")
     wanted = 0 if is_large or options.pruning == "predefined" else 1 + options.pruning.startswith("guided")
     if n_parents != wanted:
         raise ValueError(

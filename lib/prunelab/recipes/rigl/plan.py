@@ -198,18 +198,23 @@ def _of(seed: int, **options: Option) -> partial:
 def _main(size: SimpleNamespace, seed: int) -> list[Run]:
     """Every method at every density, and the distributions of density at some."""
     run = _of(seed, **size.main)
-    runs = [run(method="dense", density=1.0)]
-    for density in size.densities:
-        for method in ("small_dense", "small_dense_macs", "static", "snip", "set", "rigl"):
-            runs.append(run(method=method, density=density))
-    runs += [run(method=method, density=density) for method, density in size.denser]
-    runs += [run(method="snfs", density=density) for density in size.snfs_densities]
-    runs += [run(method="gmp", density=density) for density in size.gmp_densities]
-    for density in size.distribution_densities:
-        for distribution in ("erdos_renyi", "uniform"):
-            for method in ("static", "rigl"):
-                runs.append(run(method=method, density=density, distribution=distribution))
-    return runs
+    return [
+        run(method="dense", density=1.0),
+        *(
+            run(method=method, density=density)
+            for density in size.densities
+            for method in ("small_dense", "small_dense_macs", "static", "snip", "set", "rigl")
+        ),
+        *(run(method=method, density=density) for method, density in size.denser),
+        *(run(method="snfs", density=density) for density in size.snfs_densities),
+        *(run(method="gmp", density=density) for density in size.gmp_densities),
+        *(
+            run(method=method, density=density, distribution=distribution)
+            for density in size.distribution_densities
+            for distribution in ("erdos_renyi", "uniform")
+            for method in ("static", "rigl")
+        ),
+    ]
 
 
 def _networks(size: SimpleNamespace, seed: int) -> list[Run]:
@@ -292,8 +297,7 @@ def _landscape(size: SimpleNamespace, seed: int) -> list[Run]:
 
 def _mobilenet(size: SimpleNamespace, seed: int) -> list[Run]:
     """MobileNet at three quarters sparsity."""
-    base = size.study | size.mobilenet
-    run = _of(seed, distribution="uniform", **base)
+    run = _of(seed, distribution="uniform", **size.study | size.mobilenet)
     sparse = [run(method=method, density=0.25) for method in ("static", "small_dense", "gmp", "rigl")]
     return [run(method="dense", density=1.0), *sparse]
 
@@ -310,8 +314,8 @@ def _big_sparse(size: SimpleNamespace, seed: int) -> list[Run]:
 
 def _first_layer(size: SimpleNamespace, seed: int) -> list[Run]:
     """One weight in a hundred, with and without a dense first layer."""
-    base = size.study | {"width": size.main.get("width", RigLOptions.width)}
-    run = _of(seed, method="rigl", density=0.01, **base)
+    width = size.main.get("width", RigLOptions.width)
+    run = _of(seed, method="rigl", density=0.01, **size.study | {"width": width})
     return [run(first_layer=first_layer) for first_layer in FIRST_LAYERS]
 
 
@@ -330,14 +334,12 @@ def _lottery(size: SimpleNamespace, seed: int) -> list[Run]:
 
 def _transfer(size: SimpleNamespace, seed: int) -> list[Run]:
     """Tickets carried to other data and to another optimizer, beside random masks with as many weights a layer."""
-    base = size.transfer
-    final = size.transfer_densities[-1]
     sources = [{"dataset": name} for name in size.transfer_datasets]
     sources.append(sources[0] | _ADAM)
     found = [_transfer_rounds(size, seed, **source, rewind_epochs=1) for source in sources]
     runs = [run for rounds in found for run in rounds]
     for target, rounds in zip(sources, found, strict=True):
-        run = _of(seed, density=final, **base | target)
+        run = _of(seed, density=size.transfer_densities[-1], **size.transfer | target)
         for start in ("reinitialised", "shuffled"):
             runs.append(run(method="lottery", start=start, rewind_epochs=1, parents=(rounds[-2],)))
         for source, others in zip(sources, found, strict=True):

@@ -11,10 +11,10 @@ from prunelab import landscape, perceptron
 from prunelab.data import LabelledImages
 from prunelab.density import check_density
 from prunelab.masks import prunable_weights
-from prunelab.methods import METHODS, check_method
+from prunelab.methods import METHODS
 from prunelab.methods.dynamic import RigL
 from prunelab.recipes.common import Masks, copy_of, generator_of, layers_of, network_of, stream_seed
-from prunelab.recipes.masking import STARTS, GrowScore, build_method, width_of
+from prunelab.recipes.masking import STARTS, GrowScore, begin, build_method, width_of
 from prunelab.recipes.recipe import Outline, Setup, State
 from prunelab.recipes.rigl.plan import PATHS, RigLOptions
 from prunelab.training import Result
@@ -22,9 +22,9 @@ from prunelab.training import Result
 
 def check(options: RigLOptions, *, n_parents: int) -> None:
     """Raises ValueError unless the options of a run go together."""
-    check_method(options.method)
     check_density(options.density)
-    for name, allowed in (("start", tuple(STARTS)), ("equal", ("weights", "macs")), ("path", (None, *PATHS))):
+    choices = {"method": METHODS, "start": STARTS, "equal": ("weights", "macs"), "path": (None, *PATHS)}
+    for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
             raise ValueError(f"unknown {name} {getattr(options, name)!r}; there are {', '.join(map(str, allowed))}")
     if _n_epochs(options) < 1:
@@ -72,9 +72,9 @@ def setup(
     # Initialisation, and dropout where there is any.
     torch.manual_seed(seed if options.start != "reinitialised" else stream_seed("reinitialised", seed))
     shape = outline(options, dataset)
-    parent = parents[0] if parents else None  # whose channels the network has, where it has fewer
-    model = network_of(options, dataset, width=shape.width, like=parent)
-    masks = STARTS[options.start](options, model, parents, seed)
+    lost = parents[0].lost if parents else {}  # a pruned parent's network has fewer channels, and so has this one
+    model = network_of(options, dataset, width=shape.width, **lost)
+    masks = begin(options, model, parents, seed=seed)
     model = model.to(dataset.device, memory_format=torch.channels_last)
     start = copy_of(model.state_dict())
     method = build_method(options, model, masks, dataset, n_epochs=shape.n_epochs, seed=seed, grow_score=grow_score)
@@ -97,8 +97,7 @@ def setup(
             "label_smoothing": options.label_smoothing,
         },
         method=method,
-        state={"options": asdict(options) | {"width": shape.width}}
-        | ({"widths": parent.widths, "removed": parent.removed} if parent else {}),
+        state={"options": asdict(options) | {"width": shape.width}} | lost,
         finish=finish,
     )
 
@@ -126,7 +125,7 @@ def _follow_path(options: RigLOptions, dataset: LabelledImages, parents: Sequenc
     n_control_points, is_dense = PATHS[options.path]
     device = dataset.device
     shape = outline(options, dataset)
-    model = network_of(options, dataset, width=shape.width, like=parents[0]).to(device)
+    model = network_of(options, dataset, width=shape.width, **parents[0].lost).to(device)
     ends = [parent.model for parent in parents]
     union = landscape.union_masks(*(parent.masks for parent in parents))  # a dense one masks nothing
     control_points = []
