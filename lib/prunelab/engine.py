@@ -32,7 +32,7 @@ MAX_DEATHS = 2  # of workers that had nothing else in hand, before a run is give
 
 
 class RunFailed(RuntimeError):
-    """A run that could not be finished, in spite of a retry."""
+    """A run that raised an error, or whose worker died twice with nothing else in hand."""
 
 
 def with_parents(plan: Iterable[Run], *, takes: Callable[[Run], bool] = lambda parent: True) -> list[Run]:

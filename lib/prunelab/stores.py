@@ -37,8 +37,14 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
     return found
 
 
-def save_state(run: Run, state: State, store: Path) -> None:
-    """Puts what a run hands on into the store."""
+def save_state(run: Run, state: State | None, store: Path) -> None:
+    """Puts what a run hands on into the store.
+
+    Raises:
+        ValueError: There is nothing to hand on, as from a path between two solutions.
+    """
+    if state is None:
+        raise ValueError(f"{run} trains no network, so no other run can start from it")
     save_checkpoint(vars(state), store / run.id / "state")
 
 

@@ -167,8 +167,8 @@ def training(
     Returns:
         In the end, the result.
     Raises:
-        ValueError: A batch larger than the training set, an impossible schedule, or an unknown optimizer or
-            precision.
+        ValueError: A batch larger than the training set, label smoothing beside an objective, an impossible schedule,
+            or an unknown optimizer or precision.
     """
     steps_per_epoch = dataset.n_train // batch_size
     if steps_per_epoch < 1:
@@ -178,6 +178,8 @@ def training(
     optim = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
     batches = dataset.train_batches(batch_size=batch_size, augment=augment, generator=generator)
     method = method or Hooks()
+    if objective and label_smoothing:
+        raise ValueError("label_smoothing is that of the default objective; smooth the labels in the given one")
     objective = objective or partial(cross_entropy, label_smoothing=label_smoothing)
     stepper = Stepper(model, optim, batches, method=method, objective=objective, precision=precision)
     result = _restore(checkpoint, model, optim, batches, method) if checkpoint else Result()

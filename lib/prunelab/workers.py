@@ -206,7 +206,7 @@ def _exit_with_parent() -> None:
 
 
 def take_turns(pipe: connection.Connection, executing: Callable[..., Turns[dict | None]]) -> None:
-    """Trains what comes through a pipe, a step of each run in turn, and answers each when it ends; returns never.
+    """Trains what comes through a pipe, a step of each run in turn, and answers each when it ends; never returns.
 
     Args:
         pipe: Gives pairs of a run and whether to keep its state; takes pairs of an id and what `Worker.answer` returns.

@@ -110,7 +110,7 @@ class Dataset(Images, LabelledImages):
         return TrainBatches(self, batch_size=batch_size, augment=augment, generator=generator)
 
     def test_pixels(self, batch_size: int) -> Sequence[Tensor]:
-        """Returns the test images in order, uint8, in parts of so many."""
+        """Returns the test images in order, uint8, in parts of `batch_size`."""
         return self.test_images.split(batch_size)
 
     def take(self, kept: Tensor) -> "Dataset":

@@ -43,7 +43,7 @@ class StreamedDataset(folders.Listing, LabelledImages):
         folder: Holds the images.
         image_size: Side of the crops.
         sha256: Of the paths and sizes of all images, not of their contents, which would take hours.
-        n_threads: That decode images. Their number changes no number.
+        n_threads: That decode images; results do not depend on how many.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class StreamedDataset(folders.Listing, LabelledImages):
         return StreamedBatches(self, batch_size=batch_size, augment=augment, generator=generator)
 
     def test_pixels(self, batch_size: int) -> Iterator[Tensor]:
-        """Yields the test images in order, uint8, in parts of so many."""
+        """Yields the test images in order, uint8, in parts of `batch_size`."""
         return _decoded(self, self.test_files, torch.arange(self.n_test)[:, None].split(batch_size))
 
     def take(self, kept: Tensor) -> "StreamedDataset":

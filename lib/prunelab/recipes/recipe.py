@@ -64,6 +64,13 @@ class PruningOptions(TrainingOptions):
     )
 
 
+def check_choices(options: Options, choices: Mapping[str, Iterable[Option]]) -> None:
+    """Raises ValueError unless each named option is one of its choices."""
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ValueError(f"unknown {name} {getattr(options, name)!r}; there are {', '.join(map(str, allowed))}")
+
+
 @dataclass
 class State:
     """What a run hands on to its children, whatever recipe they are of: any run's may be any other's parent.
@@ -107,10 +114,9 @@ class Setup:
         ordinary_epochs: Length of the reference's training, whose MACs are the unit of `training_macs_ratio`.
         training: Arguments of `training.training` besides the options of the same name, and in place of them.
         method: Hooks of the training; None has none.
-        state: Fields of `State` besides those that training gives: `start`, and what the network has lost, `widths` and
-            `removed`.
+        state: Fields of `State` that training does not decide: what the network has lost, options that are others.
         finish: Called with what training gave; returns the fields that only this recipe records. Its `metrics` join the
-            others, its `state` the one above.
+            others, and its `state`, such as a `start` that training remembered, the one above.
     """
 
     model: nn.Module

@@ -18,20 +18,14 @@ from prunelab.turns import Turns, exhaust
 
 # Options that `training` takes by the same name.
 _TRAINING = (
-    "batch_size",
-    "optimizer",
-    "learning_rate",
-    "schedule",
-    "momentum",
-    "weight_decay",
-    "augment",
-    "eval_every",
+    *("batch_size", "optimizer", "learning_rate", "schedule", "momentum", "weight_decay"),
+    *("augment", "eval_every"),
 )
 
 
-def execute(recipe: Recipe, run: Run, **about: object) -> dict:
+def execute(recipe: Recipe, run: Run, **arguments: object) -> dict:
     """Executes a run to its end; arguments, result and errors as for `executing`."""
-    return exhaust(executing(recipe, run, **about))
+    return exhaust(executing(recipe, run, **arguments))
 
 
 def executing(
@@ -139,7 +133,7 @@ def _account(
 
 
 def forecast(recipe: Recipe, run: Run) -> Workload:
-    """Says what a machine will do for a run, by the outline that its setup follows too."""
+    """Says what a machine will do for a run, by the recipe's outline."""
     options = recipe.options_of(run)
     dataset = dataset_of(options, "cpu")
     outline = recipe.outline(options, dataset)

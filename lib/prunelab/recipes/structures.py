@@ -112,7 +112,9 @@ def _trained(options: PruningOptions, dataset: LabelledImages, parent: State) ->
         model = network_of(options, dataset, width=options.width, num_classes=parent.num_classes, **parent.lost)
         model.load_state_dict(parent.model)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the parent is no {options.model} of width {options.width:g}: {error}") from error
+        raise ValueError(
+            f"the parent is no {options.model} of width {options.width:g}; give the run its model and width: {error}"
+        ) from error
     return model
 
 

@@ -18,7 +18,7 @@ from prunelab.models import TORCHVISION_MODELS
 from prunelab.precision import best_precision
 from prunelab.recipes.common import copy_of, image_of, layers_of, stream_seed
 from prunelab.recipes.prunings import PREPARATIONS, PRUNINGS, WEIGHT_PRUNINGS, patterns_of
-from prunelab.recipes.recipe import Outline, Setup, State
+from prunelab.recipes.recipe import Outline, Setup, State, check_choices
 from prunelab.recipes.rethinking.plan import SCRATCH, STARTS, TRAININGS, RethinkingOptions
 from prunelab.recipes.structures import Structure, from_scratch, original_of
 from prunelab.training import Result, evaluate
@@ -34,9 +34,7 @@ def check(options: RethinkingOptions, *, n_parents: int) -> None:
         "pruning": (None, *PREPARATIONS) if is_large else PRUNINGS,
         "target": (*TARGETS, None),
     }
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"unknown {name} {getattr(options, name)!r}; there are {', '.join(map(str, allowed))}")
+    check_choices(options, choices)
     wanted = 0 if is_large or options.pruning == "predefined" else 1 + options.pruning.startswith("guided")
     if n_parents != wanted:
         raise ValueError(

@@ -44,7 +44,7 @@ PATHS = {
 
 # What a profile decides:
 #   seeds: Of the main comparison.
-#   n_study_seeds: How many of them, the first, the other experiments have.
+#   n_study_seeds: The other experiments have so many of them, the first.
 #   main: The network, images and training of the main comparison.
 #   study: Those of studies of one setting at a time: lighter.
 #   mobilenet: What makes a study one of MobileNet.

@@ -15,7 +15,7 @@ from prunelab.methods import METHODS
 from prunelab.methods.dynamic import RigL
 from prunelab.recipes.common import Masks, copy_of, generator_of, layers_of, network_of, stream_seed
 from prunelab.recipes.masking import STARTS, GrowScore, begin, build_method, width_of
-from prunelab.recipes.recipe import Outline, Setup, State
+from prunelab.recipes.recipe import Outline, Setup, State, check_choices
 from prunelab.recipes.rigl.plan import PATHS, RigLOptions
 from prunelab.training import Result
 
@@ -24,9 +24,7 @@ def check(options: RigLOptions, *, n_parents: int) -> None:
     """Raises ValueError unless the options of a run go together."""
     check_density(options.density)
     choices = {"method": METHODS, "start": STARTS, "equal": ("weights", "macs"), "path": (None, *PATHS)}
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"unknown {name} {getattr(options, name)!r}; there are {', '.join(map(str, allowed))}")
+    check_choices(options, choices)
     if _n_epochs(options) < 1:
         raise ValueError(f"{options.n_epochs} epochs times {options.train_multiplier:g} leave no training")
     wanted = 2 if options.path else int(options.start != "fresh")
@@ -66,7 +64,9 @@ def setup(
         ValueError: A parent that does not fit, or a criterion for a method that does not grow by one.
     """
     if grow_score is not None and METHODS[options.method] is not RigL:
-        raise ValueError(f"grow_score takes the place of RigL's; method {options.method!r} does not grow by it")
+        raise ValueError(
+            f"grow_score takes the place of RigL's; method {options.method!r} does not grow by it; use method='rigl'"
+        )
     if options.path:
         return _follow_path(options, dataset, parents, seed=seed)
     # Initialisation, and dropout where there is any.
