@@ -49,8 +49,8 @@ def mask_update(
             square = {"facecolor": colors[x] if active[x] else "white", "edgecolor": "#888888", "linewidth": 1}
             axes[2].scatter(x, row, s=330, marker="s", **square)
     axes[2].set_ylabel("3  the mask", rotation=0, ha="right", va="center")
-    axes[2].set(yticks=[1, 0], yticklabels=["before", "after"], ylim=(-0.6, 1.6))
-    axes[2].set(xticks=position, xticklabels=[f"w{x}" for x in position])
+    names = [f"w{x}" for x in position]
+    axes[2].set(yticks=[1, 0], yticklabels=["before", "after"], ylim=(-0.6, 1.6), xticks=position, xticklabels=names)
     axes[2].yaxis.tick_right()
     axes[2].tick_params(length=0)
     axes[2].spines[:].set_visible(False)

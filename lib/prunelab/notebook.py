@@ -81,10 +81,8 @@ def _targets(cell: str) -> list[str]:
 
 
 def _value(name: str, value: object, kind: type) -> object:
-    if kind is float and type(value) is int:
-        value = float(value)
-    if name == "seeds" and type(value) is int:
-        value = str(value)  # papermill makes a number of `-p seeds 0`
+    if type(value) is int and (kind is float or (name, kind) == ("seeds", str)):
+        value = kind(value)  # papermill makes a number of `-p seeds 0`
     if type(value) is not kind:
         raise ValueError(f"parameter {name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
     if name in _ALLOWED and value not in _ALLOWED[name]:
@@ -106,8 +104,8 @@ def environment_line(*, profile: str, device: str = "auto") -> str:
 
     from prunelab.workers import resolve_device
 
-    is_cpu = resolve_device(device) == "cpu"
-    where = f"cpu ({os.cpu_count()} cores)" if is_cpu else torch.cuda.get_device_name()
+    on_gpu = resolve_device(device) == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"cpu ({os.cpu_count()} cores)"
     code = f"prunelab {__version__} at commit {records.commit()}"
     return f"{code}, torch {torch.__version__}, {where}, profile {profile}"
 

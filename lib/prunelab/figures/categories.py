@@ -52,8 +52,8 @@ def strips(
             ax.annotate(_short(mean, metric), above, (0, 7), textcoords="offset points", ha="center", fontsize=9)
         draw_runs(own, "at", metric, ax=ax, style=known.get(value, _PLAIN), size=6)
     names = _wrapped([(labels or {}).get(value, written(by, value)) for value in columns], ax)
-    counts = map(len, columns.values())
-    ticks(ax.xaxis, range(len(names)), [f"{name}\n(n={n})" for name, n in zip(names, counts, strict=True)])
+    texts = [f"{name}\n(n={len(own)})" for name, own in zip(names, columns.values(), strict=True)]
+    ticks(ax.xaxis, range(len(names)), texts)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.margins(y=0.12)  # room for the means
     finish(ax, x=by, y=metric, runs=runs)
