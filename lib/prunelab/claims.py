@@ -203,9 +203,8 @@ def _whole_and_levels(
     too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
     pairs = pd.DataFrame() if too_small or planned.empty else compared(claim, planned)
     if pairs.empty:
-        lacking = (
-            f"of profile {claim.profile}" if too_small or profile is None else f"that profile {profile} does not plan"
-        )
+        is_elsewhere = too_small or profile is None
+        lacking = f"of profile {claim.profile}" if is_elsewhere else f"that profile {profile} does not plan"
         return {"": Verdict(reason=f"needs {claim.needs or f'runs {lacking}'}")}
     whole = _judge_pairs(claim, pairs, frame)
     unplanned = [at for at in _levels(claim) if at not in set(pairs["at"])]

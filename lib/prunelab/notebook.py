@@ -38,8 +38,7 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
     Raises:
         ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
     """
-    unknown = [] if _CHECKED in namespace else [name for name in _assigned(namespace) if name not in types]
-    if unknown:
+    if _CHECKED not in namespace and (unknown := [name for name in _assigned(namespace) if name not in types]):
         close = difflib.get_close_matches(unknown[0], types, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no parameter {unknown[0]!r}; there are {', '.join(types)}.{hint}")
@@ -106,8 +105,7 @@ def environment_line(*, profile: str, device: str = "auto") -> str:
 
     on_gpu = resolve_device(device) == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"cpu ({os.cpu_count()} cores)"
-    code = f"prunelab {__version__} at commit {records.commit()}"
-    return f"{code}, torch {torch.__version__}, {where}, profile {profile}"
+    return f"prunelab {__version__} at commit {records.commit()}, torch {torch.__version__}, {where}, profile {profile}"
 
 
 def show_source(*objects: Callable) -> None:
@@ -139,8 +137,7 @@ class Tables(dict[str, pd.DataFrame]):
 
     def have(self, *names: str) -> bool:
         """Tells whether there are records of each of some experiments; says so where there are none."""
-        absent = [name for name in names if name not in self]
-        if absent:
+        if absent := [name for name in names if name not in self]:
             print(f"not shown: on record are {', '.join(self._counts.get(name, f'no {name}') for name in absent)}")
         return not absent
 
