@@ -59,8 +59,9 @@ def execute(
         ValueError: No such notebook, or a parameter it does not declare.
         NotebookFailed: A cell raised, time ran out or the kernel died. What ran stays as `*.failed.ipynb`.
     """
-    options = {"timeout": timeout, "cell_timeout": cell_timeout, "output": output}
-    return asyncio.run(_execute(notebook_stem, [], parameters=parameters, **options))
+    return asyncio.run(
+        _execute(notebook_stem, [], parameters=parameters, timeout=timeout, cell_timeout=cell_timeout, output=output)
+    )
 
 
 def execute_all(

@@ -401,8 +401,7 @@ def tally(judged: pd.DataFrame) -> str:
 def report(judged: pd.DataFrame) -> str:
     """Writes the judged rows of `table` as plain text, one line a comparison, and below what the others wait for."""
     names = judged["claim"] + judged["part"]
-    has_levels = names.isin(names[judged["at"] != ""])
-    is_told = (judged["verdict"] != NOT_JUDGED) | has_levels
+    is_told = (judged["verdict"] != NOT_JUDGED) | names.isin(names[judged["at"] != ""])  # or some level has a verdict
     lines = [f"{'claim':10} {'verdict':15} {'difference, 95 %':25} statement"]
     for row in judged[is_told].itertuples():
         name, statement = ("", f"  at {row.at}") if row.at else (row.claim + row.part, row.statement)

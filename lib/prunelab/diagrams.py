@@ -38,8 +38,7 @@ def mask_update(
         (axes[0], magnitude, drop_colors, "1  drop the smallest\nmagnitude |w|"),
         (axes[1], score, grow_colors, "2  grow the largest\ngradient |g|"),
     ):
-        bars = ax.bar(position, heights, color=colors, width=0.7)
-        ax.bar_label(bars, fmt="%.1f", fontsize=8, color="#555555")
+        ax.bar_label(ax.bar(position, heights, color=colors, width=0.7), fmt="%.1f", fontsize=8, color="#555555")
         ax.set_ylabel(label, rotation=0, ha="right", va="center")
         ax.set(xticks=[], yticks=[], ylim=(0, 1.25 * max(heights.max(), 1e-12)))
         ax.spines[["top", "right", "left"]].set_visible(False)

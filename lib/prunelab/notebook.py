@@ -103,8 +103,7 @@ def environment_line(*, profile: str, device: str = "auto") -> str:
 
     from prunelab.workers import resolve_device
 
-    on_gpu = resolve_device(device) == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else f"cpu ({os.cpu_count()} cores)"
+    where = torch.cuda.get_device_name() if resolve_device(device) == "cuda" else f"cpu ({os.cpu_count()} cores)"
     return f"prunelab {__version__} at commit {records.commit()}, torch {torch.__version__}, {where}, profile {profile}"
 
 

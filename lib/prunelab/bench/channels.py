@@ -48,8 +48,7 @@ def half_widths(name: str) -> dict[str, int]:
 def surgery_seconds() -> float:
     """Times the removal of half of the channels of each layer of a ResNet-110 that may lose some."""
     model = _network("resnet110")
-    counts = uniform_counts(trace(model, **IMAGE).widths, density=0.5)
-    kept = {name: range(n) for name, n in counts.items()}
+    kept = {name: range(n) for name, n in uniform_counts(trace(model, **IMAGE).widths, density=0.5).items()}
     return seconds(lambda: shrink(model, kept, **IMAGE))
 
 

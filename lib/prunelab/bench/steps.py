@@ -1,13 +1,12 @@
 """What a training step takes, within this process and on one thread where there is no GPU."""
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from prunelab import cost, data, workers
+from prunelab import cost, data, latency, workers
 from prunelab.precision import PRECISIONS, best_precision
 from prunelab.recipes.common import dataset_of, layers_of, network_of
 from prunelab.recipes.masking import build_method
@@ -110,14 +109,7 @@ def _gain(sides: dict[str, Callable[[int], None]]) -> float:
 
 def _in_turn(sides: dict[str, Callable[[int], None]], *, n_steps: int) -> dict[str, list[float]]:
     """Returns the seconds of each step of each side, after some to warm up."""
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    for step in range(N_WARM_UP + n_steps):
-        for name, take_step in sides.items():
-            started = time.perf_counter()
-            take_step(step)
-            if step >= N_WARM_UP:
-                spent[name].append(time.perf_counter() - started)
-    return spent
+    return latency.in_turn(sides, n_rounds=n_steps, n_warm_up=N_WARM_UP)
 
 
 def _stepper(

@@ -89,8 +89,7 @@ def heat_map(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy",
     draw_grid(grid, texts, ax=ax, bar=bar, linewidths=2)
     ax.set_facecolor("#EEEEEE")
     for row, column in np.argwhere(grid.isna()):
-        text = texts.fillna("–").iat[row, column]
-        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9)
+        ax.text(column + 0.5, row + 0.5, texts.fillna("–").iat[row, column], ha="center", va="center", fontsize=9)
     ticks(ax.xaxis, np.arange(len(across)) + 0.5, _wrapped([written(x, value) for value in across], ax))
     ticks(ax.yaxis, np.arange(len(down)) + 0.5, [written(y, value) for value in down])
     ax.set(xlabel=label(x), ylabel=label(y))
