@@ -59,8 +59,9 @@ def execute(
         ValueError: No such notebook, or a parameter it does not declare.
         NotebookFailed: A cell raised, time ran out or the kernel died. What ran stays as `*.failed.ipynb`.
     """
-    limits = {"timeout": timeout, "cell_timeout": cell_timeout}
-    return asyncio.run(_execute(notebook_stem, [], parameters=parameters, output=output, **limits))
+    return asyncio.run(
+        _execute(notebook_stem, [], parameters=parameters, timeout=timeout, cell_timeout=cell_timeout, output=output)
+    )
 
 
 def execute_all(
@@ -125,8 +126,7 @@ async def _execute(
     if notebook_stem not in stems():
         raise ValueError(f"there is no notebook {notebook_stem!r}; there are {', '.join(stems())}")
     defaults = declared(notebook)
-    unknown = [name for name in parameters if name not in defaults or not name.isidentifier()]
-    if unknown:
+    if unknown := [name for name in parameters if name not in defaults or not name.isidentifier()]:
         raise ValueError(
             f"{notebook_stem} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(defaults)}"
         )

@@ -203,9 +203,9 @@ def _whole_and_levels(
     too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
     pairs = pd.DataFrame() if too_small or planned.empty else compared(claim, planned)
     if pairs.empty:
-        unplanned = f"runs that profile {profile} does not plan"
-        lacking = f"runs of profile {claim.profile}" if too_small or profile is None else unplanned
-        return {"": Verdict(reason=f"needs {claim.needs or lacking}")}
+        is_elsewhere = too_small or profile is None
+        lacking = f"of profile {claim.profile}" if is_elsewhere else f"that profile {profile} does not plan"
+        return {"": Verdict(reason=f"needs {claim.needs or f'runs {lacking}'}")}
     whole = _judge_pairs(claim, pairs, frame)
     unplanned = [at for at in _levels(claim) if at not in set(pairs["at"])]
     if unplanned and whole.verdict != NOT_JUDGED:  # less than what the claim says
@@ -252,8 +252,7 @@ def interval(differences: Iterable[float], seeds: Iterable[int]) -> tuple[float,
     sums, counts = np.bincount(of_seed, weights=list(differences)), np.bincount(of_seed)
     draws = np.random.default_rng(0).integers(len(sums), size=(N_RESAMPLES, len(sums)))
     means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return tuple(np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist())
 
 
 def _levels(claim: Claim) -> dict[str, list[Cell]]:
@@ -330,10 +329,8 @@ def _text(cell: Cell) -> str:
 
 def overall(verdicts: Iterable[str]) -> str:
     """Returns the verdict on a claim from those on its parts: all that are judged must be reproduced."""
-    judged = set(verdicts) - {NOT_JUDGED}
-    if judged <= {REPRODUCED}:
-        return REPRODUCED if judged else NOT_JUDGED
-    return NOT_REPRODUCED if NOT_REPRODUCED in judged else INCONCLUSIVE
+    found = set(verdicts)
+    return next((verdict for verdict in (NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED) if verdict in found), NOT_JUDGED)
 
 
 def table(
@@ -404,8 +401,7 @@ def tally(judged: pd.DataFrame) -> str:
 def report(judged: pd.DataFrame) -> str:
     """Writes the judged rows of `table` as plain text, one line a comparison, and below what the others wait for."""
     names = judged["claim"] + judged["part"]
-    has_levels = names.isin(names[judged["at"] != ""])
-    is_told = (judged["verdict"] != NOT_JUDGED) | has_levels
+    is_told = (judged["verdict"] != NOT_JUDGED) | names.isin(names[judged["at"] != ""])  # or some level has a verdict
     lines = [f"{'claim':10} {'verdict':15} {'difference, 95 %':25} statement"]
     for row in judged[is_told].itertuples():
         name, statement = ("", f"  at {row.at}") if row.at else (row.claim + row.part, row.statement)

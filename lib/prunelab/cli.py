@@ -35,20 +35,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
-    def shared() -> argparse.ArgumentParser:
-        return argparse.ArgumentParser(add_help=False)
-
     def plan(profile: str, *, required: bool = False) -> argparse.ArgumentParser:
-        options = shared()
+        options = argparse.ArgumentParser(add_help=False)
         options.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_rigl; none for all")
         options.add_argument("--profile", required=required, help=f"smoke, small, full or paper{profile}")
         options.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="instead of the profile's own")
         return options
 
-    training = shared()
+    training = argparse.ArgumentParser(add_help=False)
     training.add_argument("--device", default="auto", help="auto, cpu or cuda")
     training.add_argument("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
-    fresh = shared()
+    fresh = argparse.ArgumentParser(add_help=False)
     fresh.add_argument("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
 
     def add(name: str, about: str, *parents: argparse.ArgumentParser) -> Callable:

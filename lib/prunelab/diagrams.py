@@ -38,8 +38,7 @@ def mask_update(
         (axes[0], magnitude, drop_colors, "1  drop the smallest\nmagnitude |w|"),
         (axes[1], score, grow_colors, "2  grow the largest\ngradient |g|"),
     ):
-        bars = ax.bar(position, heights, color=colors, width=0.7)
-        ax.bar_label(bars, fmt="%.1f", fontsize=8, color="#555555")
+        ax.bar_label(ax.bar(position, heights, color=colors, width=0.7), fmt="%.1f", fontsize=8, color="#555555")
         ax.set_ylabel(label, rotation=0, ha="right", va="center")
         ax.set(xticks=[], yticks=[], ylim=(0, 1.25 * max(heights.max(), 1e-12)))
         ax.spines[["top", "right", "left"]].set_visible(False)
@@ -49,8 +48,8 @@ def mask_update(
             square = {"facecolor": colors[x] if active[x] else "white", "edgecolor": "#888888", "linewidth": 1}
             axes[2].scatter(x, row, s=330, marker="s", **square)
     axes[2].set_ylabel("3  the mask", rotation=0, ha="right", va="center")
-    axes[2].set(yticks=[1, 0], yticklabels=["before", "after"], ylim=(-0.6, 1.6))
-    axes[2].set(xticks=position, xticklabels=[f"w{x}" for x in position])
+    names = [f"w{x}" for x in position]
+    axes[2].set(yticks=[1, 0], yticklabels=["before", "after"], ylim=(-0.6, 1.6), xticks=position, xticklabels=names)
     axes[2].yaxis.tick_right()
     axes[2].tick_params(length=0)
     axes[2].spines[:].set_visible(False)

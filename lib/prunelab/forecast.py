@@ -82,8 +82,7 @@ class Calibration:
 
     def seconds(self, workload: Workload) -> float:
         """Returns the expected time of one run on a worker, of which runs in turn have equal shares."""
-        timings = self.timings[workload.kind]
-        step, test = (_interpolated(workload.macs, timings, key) for key in ("step", "test"))
+        step, test = (_interpolated(workload.macs, self.timings[workload.kind], key) for key in ("step", "test"))
         return workload.n_steps * step + workload.n_evaluated * test
 
 

@@ -96,10 +96,8 @@ def loss_along(
     model = _with_batch_statistics(model)
 
     positions = [i / (n_positions - 1) for i in range(n_positions)]
-    losses = []
-    for position in positions:
-        point = point_on_curve(points, position)
-        losses.append(sum(_loss(model, point, *batch) for batch in batches) / len(batches))
+    on_curve = (point_on_curve(points, position) for position in positions)
+    losses = [sum(_loss(model, point, *batch) for batch in batches) / len(batches) for point in on_curve]
     return positions, torch.stack(losses).tolist()
 
 

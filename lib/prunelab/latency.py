@@ -4,8 +4,9 @@ import copy
 import io
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -81,16 +82,26 @@ def compare(
     # Noise, for a GPU draws less power on zeros, and runs faster.
     shape = (batch_size, in_channels, image_size, image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
-    images = {name: noise.to(next(model.parameters()).device) for name, model in copies.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(N_WARM_UP + n_rounds):
-        for name, model in copies.items():
+
+    def forward(model: nn.Module, images: torch.Tensor, _round: int) -> None:
+        model(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+
+    sides = {name: partial(forward, model, noise.to(next(model.parameters()).device)) for name, model in copies.items()}
+    seconds = in_turn(sides, n_rounds=n_rounds, n_warm_up=N_WARM_UP)
+    return {name: Latency(tuple(spent)) for name, spent in seconds.items()}
+
+
+def in_turn(sides: Mapping[str, Callable[[int], None]], *, n_rounds: int, n_warm_up: int) -> dict[str, list[float]]:
+    """Returns the seconds that each side takes each round, after some rounds to warm up; sides are told the round."""
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(n_warm_up + n_rounds):
+        for name, side in sides.items():
             started = time.perf_counter()
-            model(images[name])
-            if images[name].is_cuda:
-                torch.cuda.synchronize(images[name].device)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: Latency(tuple(spent[N_WARM_UP:])) for name, spent in seconds.items()}
+            side(number)
+            spent[name].append(time.perf_counter() - started)
+    return {name: seconds[n_warm_up:] for name, seconds in spent.items()}
 
 
 def n_bytes(model: nn.Module) -> int:

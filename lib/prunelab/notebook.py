@@ -38,8 +38,7 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
     Raises:
         ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
     """
-    unknown = [] if _CHECKED in namespace else [name for name in _assigned(namespace) if name not in types]
-    if unknown:
+    if _CHECKED not in namespace and (unknown := [name for name in _assigned(namespace) if name not in types]):
         close = difflib.get_close_matches(unknown[0], types, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no parameter {unknown[0]!r}; there are {', '.join(types)}.{hint}")
@@ -81,10 +80,8 @@ def _targets(cell: str) -> list[str]:
 
 
 def _value(name: str, value: object, kind: type) -> object:
-    if kind is float and type(value) is int:
-        value = float(value)
-    if name == "seeds" and type(value) is int:
-        value = str(value)  # papermill makes a number of `-p seeds 0`
+    if type(value) is int and (kind is float or (name, kind) == ("seeds", str)):
+        value = kind(value)  # papermill makes a number of `-p seeds 0`
     if type(value) is not kind:
         raise ValueError(f"parameter {name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
     if name in _ALLOWED and value not in _ALLOWED[name]:
@@ -106,10 +103,8 @@ def environment_line(*, profile: str, device: str = "auto") -> str:
 
     from prunelab.workers import resolve_device
 
-    is_cpu = resolve_device(device) == "cpu"
-    where = f"cpu ({os.cpu_count()} cores)" if is_cpu else torch.cuda.get_device_name()
-    code = f"prunelab {__version__} at commit {records.commit()}"
-    return f"{code}, torch {torch.__version__}, {where}, profile {profile}"
+    where = torch.cuda.get_device_name() if resolve_device(device) == "cuda" else f"cpu ({os.cpu_count()} cores)"
+    return f"prunelab {__version__} at commit {records.commit()}, torch {torch.__version__}, {where}, profile {profile}"
 
 
 def show_source(*objects: Callable) -> None:
@@ -141,8 +136,7 @@ class Tables(dict[str, pd.DataFrame]):
 
     def have(self, *names: str) -> bool:
         """Tells whether there are records of each of some experiments; says so where there are none."""
-        absent = [name for name in names if name not in self]
-        if absent:
+        if absent := [name for name in names if name not in self]:
             print(f"not shown: on record are {', '.join(self._counts.get(name, f'no {name}') for name in absent)}")
         return not absent
 

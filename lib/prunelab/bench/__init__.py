@@ -5,7 +5,7 @@ reported is the median round, with the lowest and the highest. Wall clock counts
 and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
 
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `plans` what takes the
-engine, `notebooks` what takes a notebook.
+engine or a notebook.
 """
 
 import json
@@ -13,7 +13,6 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,10 +90,13 @@ def _steps(quick: bool) -> Iterator[dict]:
     yield row("ResNet-20 FLOP/s over matrix product's", "none" if _on_gpu() else ">= 0.5", shares)
     half = best_precision(workers.resolve_device("auto"), "resnet20")
     if half != "fp32":
-        yield row(f"float32 step over {half} step", ">= 1.2", _rounds(quick, steps.precision_gain, images, half))
-    yield row("contiguous step over channels-last step", ">= 1", _rounds(quick, steps.layout_gain, images))
+        gains = _rounds(quick, steps.gain, images, {"precision": "fp32"}, {"precision": half})
+        yield row(f"float32 step over {half} step", ">= 1.2", gains)
+    gains = _rounds(quick, steps.gain, images, {"layout": torch.contiguous_format}, {"layout": torch.channels_last})
+    yield row("contiguous step over channels-last step", ">= 1", gains)
     if _on_gpu():
-        yield row("eager step over captured step", ">= 1", _rounds(quick, steps.capture_gain, images))
+        gains = _rounds(quick, steps.gain, images, {"is_captured": False}, {"is_captured": True})
+        yield row("eager step over captured step", ">= 1", gains)
 
 
 def _channels(quick: bool) -> Iterator[dict]:
@@ -114,13 +116,10 @@ def _channels(quick: bool) -> Iterator[dict]:
 
 
 def _notebooks(quick: bool) -> Iterator[dict]:
-    from prunelab import batch  # what executes notebooks need not be there where runs are trained
-    from prunelab.bench import notebooks
-
-    if "01_rigl" in batch.stems():
-        yield row("01_rigl replayed from records", "<= 30", _rounds(quick, notebooks.replay_seconds), unit="s")
+    if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
+        yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
         if not quick:
-            yield row("01_rigl trained afresh, smoke", "<= 120", _rounds(quick, notebooks.fresh_seconds), unit="s")
+            yield row("01_rigl trained afresh, smoke", "<= 120", _rounds(quick, plans.fresh_seconds), unit="s")
 
 
 # What is measured together, by name.
@@ -139,16 +138,21 @@ def curves(*, quick: bool = False) -> Iterator[dict]:
         Curves with `name`, `x`, `y` (the names of the axes) and `points`, pairs of numbers.
     """
     runs = plans.SMOKE | {"n_epochs": 2 if quick else 20}
-    counts, workers, sizes = ((1, 2), (1, 2), (8, 16)) if quick else ((1, 2, 4, 8, 16), (1, 2, 4, 8), (8, 16, 24, 32))
+    counts, jobs, sizes = ((1, 2), (1, 2), (8, 16)) if quick else ((1, 2, 4, 8, 16), (1, 2, 4, 8), (8, 16, 24, 32))
     shared = {"workers": runs}
     if _on_gpu():  # networks that are worth a GPU, and more of them at once
-        workers = (1, 2) if quick else (1, 2, 4, 8, 16)
+        jobs = counts
         images = _images(quick=quick)
         shared = {f"workers_{name}": images | {"model": name} for name in ("resnet20", "wrn22_2")}
     yield _curve("runs", "runs in a plan", "seconds a run", counts, lambda n: plans.seconds_a_run(runs, n_runs=n))
     for name, own in shared.items():
-        at_once = partial(plans.seconds_a_run, own, n_runs=workers[-1])
-        yield _curve(name, f"runs at once, of {workers[-1]}", "seconds a run", workers, lambda n, f=at_once: f(jobs=n))
+        yield _curve(
+            name,
+            f"runs at once, of {jobs[-1]}",
+            "seconds a run",
+            jobs,
+            lambda n, own=own: plans.seconds_a_run(own, n_runs=jobs[-1], jobs=n),
+        )
     yield _curve("image_size", "side of the images, pixels", "milliseconds a step", sizes, steps.milliseconds)
 
 

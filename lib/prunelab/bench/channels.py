@@ -22,10 +22,9 @@ SHARE_STEPS = 256  # the share of channels that stay is found to this fraction
 
 def gains(name: str, *, batch_size: int, n_rounds: int) -> list[float]:
     """Returns the speed-up of a network at half the MACs over its ratio of MACs, each round."""
-    large, small = _network(name), _network(name, half_widths(name))
-    ratio = _macs(large) / _macs(small)
     device = workers.resolve_device("auto")
-    networks = {"large": large.to(device), "small": small.to(device)}
+    networks = {"large": _network(name).to(device), "small": _network(name, half_widths(name)).to(device)}
+    ratio = _macs(networks["large"]) / _macs(networks["small"])
     spent = latency.compare(networks, batch_size=batch_size, n_rounds=n_rounds, **IMAGE)
     rounds = zip(spent["large"].seconds, spent["small"].seconds, strict=True)
     return [large / small / ratio for large, small in rounds]
@@ -35,23 +34,21 @@ def half_widths(name: str) -> dict[str, int]:
     """Counts the channels of each convolution that may lose some, at the share that is nearest to half the MACs."""
     with torch.device("meta"):
         large = _network(name)
-    widths, half = _conv_widths(trace(large, **IMAGE)), _macs(large) / 2
+        widths, half = _conv_widths(trace(large, **IMAGE)), _macs(large) / 2
 
-    def counts(step: int) -> dict[str, int]:
-        return uniform_counts(widths, density=step / SHARE_STEPS)
+        def counts(step: int) -> dict[str, int]:
+            return uniform_counts(widths, density=step / SHARE_STEPS)
 
-    def macs(step: int) -> int:
-        with torch.device("meta"):
+        def macs(step: int) -> int:
             return _macs(_network(name, counts(step)))
 
-    return counts(cost.nearest_step(half, macs, most=SHARE_STEPS))
+        return counts(cost.nearest_step(half, macs, most=SHARE_STEPS))
 
 
 def surgery_seconds() -> float:
     """Times the removal of half of the channels of each layer of a ResNet-110 that may lose some."""
     model = _network("resnet110")
-    counts = uniform_counts(trace(model, **IMAGE).widths, density=0.5)
-    kept = {name: range(n) for name, n in counts.items()}
+    kept = {name: range(n) for name, n in uniform_counts(trace(model, **IMAGE).widths, density=0.5).items()}
     return seconds(lambda: shrink(model, kept, **IMAGE))
 
 

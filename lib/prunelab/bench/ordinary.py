@@ -66,5 +66,5 @@ def train(dataset: str, *, n_train: int, n_epochs: int, seed: int) -> None:
             for inputs, targets in test_loader:
                 predicted = model(inputs.to(device)).argmax(dim=1)
                 correct += (predicted == targets.to(device)).sum().item()
-        loss, accuracy = running_loss / len(train_loader), correct / len(test_set)
-        print(f"epoch {epoch + 1}: loss {loss:.4f}, test accuracy {accuracy:.4f}")
+        loss = running_loss / len(train_loader)
+        print(f"epoch {epoch + 1}: loss {loss:.4f}, test accuracy {correct / len(test_set):.4f}")

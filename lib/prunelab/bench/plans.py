@@ -1,4 +1,4 @@
-"""What whole plans take, with the start of their processes."""
+"""What whole plans and whole notebooks take, with the start of their processes."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from prunelab import engine, recipes, stores, workers
 from prunelab.runs import Run
@@ -62,6 +63,25 @@ def schedule_milliseconds(n_children: int) -> float:
                 ready.finished(run.id)
 
         return 1000 * seconds(schedule) / n_children
+
+
+def replay_seconds() -> float:
+    """Times 01_rigl from its start to its last figure, out of records."""
+    return _notebook_seconds({})
+
+
+def fresh_seconds() -> float:
+    """Times 01_rigl with every run of `smoke` trained anew, which finds nothing that was trained or decoded before."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, PRUNELAB_DATA=folder):
+        return _notebook_seconds({"profile": "smoke", "fresh": True})
+
+
+def _notebook_seconds(parameters: dict) -> float:
+    from prunelab import batch  # what executes notebooks need not be there where runs are trained
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "executed.ipynb"
+        return seconds(lambda: batch.execute("01_rigl", parameters=parameters, timeout=900, output=output))
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -1,13 +1,12 @@
 """What a training step takes, within this process and on one thread where there is no GPU."""
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from prunelab import cost, data, workers
+from prunelab import cost, data, latency, workers
 from prunelab.precision import PRECISIONS, best_precision
 from prunelab.recipes.common import dataset_of, layers_of, network_of
 from prunelab.recipes.masking import build_method
@@ -52,20 +51,9 @@ def method_ratios(images: dict) -> tuple[float, float]:
     return static / dense, moving / (UPDATE_EVERY * static)
 
 
-def precision_gain(images: dict, half: str) -> float:
-    """Compares a float32 step with one in half precision, of ResNet-20."""
-    return _gain({name: _stepper(images, precision=name) for name in ("fp32", half)})
-
-
-def layout_gain(images: dict) -> float:
-    """Compares a step on images and weights channel by channel with one on channels-last ones."""
-    formats = (torch.contiguous_format, torch.channels_last)
-    return _gain({str(layout): _stepper(images, layout=layout) for layout in formats})
-
-
-def capture_gain(images: dict) -> float:
-    """Compares a step launched by Python with one replayed as a CUDA graph, of ResNet-20."""
-    return _gain({"eager": _stepper(images, is_captured=False), "captured": _stepper(images)})
+def gain(images: dict, first: dict, second: dict) -> float:
+    """Compares a step of ResNet-20 under some options of `_stepper` with one under others."""
+    return _gain({"first": _stepper(images, **first), "second": _stepper(images, **second)})
 
 
 def share_of_limit(images: dict) -> float:
@@ -87,8 +75,8 @@ def share_of_limit(images: dict) -> float:
 @_as_in_training()
 def milliseconds(image_size: int) -> float:
     """Times a step of ResNet-20 on 128 images, as the engine would take it."""
-    name = "glyphs" if image_size <= 16 else "cifar10"
-    images = {"dataset": name, "image_size": image_size, "n_train": 512, "in_colour": True}
+    dataset = "glyphs" if image_size <= 16 else "cifar10"
+    images = {"dataset": dataset, "image_size": image_size, "n_train": 512, "in_colour": True}
     step = _stepper(images, precision=best_precision(_device(), "resnet20"))
     return 1e3 * statistics.median(_in_turn({"step": step}, n_steps=N_STEPS)["step"])
 
@@ -121,14 +109,7 @@ def _gain(sides: dict[str, Callable[[int], None]]) -> float:
 
 def _in_turn(sides: dict[str, Callable[[int], None]], *, n_steps: int) -> dict[str, list[float]]:
     """Returns the seconds of each step of each side, after some to warm up."""
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    for step in range(N_WARM_UP + n_steps):
-        for name, take_step in sides.items():
-            started = time.perf_counter()
-            take_step(step)
-            if step >= N_WARM_UP:
-                spent[name].append(time.perf_counter() - started)
-    return spent
+    return latency.in_turn(sides, n_rounds=n_steps, n_warm_up=N_WARM_UP)
 
 
 def _stepper(

@@ -11,10 +11,18 @@ its mean. Where a diverged run has no value its mean has none either, and its ma
 """
 
 from prunelab.figures.axes import one_legend
+from prunelab.figures.categories import forest, heat_map, strips
 from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
-from prunelab.figures.lines import metric_vs, metric_vs_cost, metric_vs_sparsity, published
+from prunelab.figures.lines import (
+    curves,
+    loss_paths,
+    metric_vs,
+    metric_vs_cost,
+    metric_vs_sparsity,
+    published,
+    speed_curves,
+)
 from prunelab.figures.save import SIZE, save_figure
-from prunelab.figures.settings import heat_map, strips
 from prunelab.figures.style import (
     DISTRIBUTION_STYLE,
     METHOD_STYLE,
@@ -23,8 +31,6 @@ from prunelab.figures.style import (
     START_STYLE,
     TRAINING_STYLE,
 )
-from prunelab.figures.traces import curves, loss_paths, speed_curves
-from prunelab.figures.verdicts import forest
 
 __all__ = [
     "DISTRIBUTION_STYLE",

@@ -1,4 +1,4 @@
-"""A handful of settings side by side: one column of runs each, or a grid of two."""
+"""Drawings over categories: settings in columns of runs or a grid of two, claims one above the other."""
 
 import textwrap
 from collections.abc import Mapping
@@ -7,12 +7,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from prunelab.figures.axes import draw_grid, draw_runs, finish, is_diverged, ticks
-from prunelab.figures.means import n_seeds, with_means
+from prunelab import claims
+from prunelab.figures.axes import draw_grid, draw_runs, finish, is_diverged, n_seeds, ticks, with_means
 from prunelab.figures.style import STYLES, is_share, label, percent, styles, written
 
 _PLAIN = {"color": "#0072B2", "marker": "o"}
 _HALF = 0.22  # of a bar's width, where columns stand 1 apart
+_VERDICT_STYLE = {
+    claims.REPRODUCED: {"color": "#0072B2", "marker": "o"},
+    claims.INCONCLUSIVE: {"color": "#8C8C8C", "marker": "D"},
+    claims.NOT_REPRODUCED: {"color": "#D55E00", "marker": "s"},
+}
 
 
 def strips(
@@ -47,8 +52,8 @@ def strips(
             ax.annotate(_short(mean, metric), above, (0, 7), textcoords="offset points", ha="center", fontsize=9)
         draw_runs(own, "at", metric, ax=ax, style=known.get(value, _PLAIN), size=6)
     names = _wrapped([(labels or {}).get(value, written(by, value)) for value in columns], ax)
-    counts = map(len, columns.values())
-    ticks(ax.xaxis, range(len(names)), [f"{name}\n(n={n})" for name, n in zip(names, counts, strict=True)])
+    texts = [f"{name}\n(n={len(own)})" for name, own in zip(names, columns.values(), strict=True)]
+    ticks(ax.xaxis, range(len(names)), texts)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.margins(y=0.12)  # room for the means
     finish(ax, x=by, y=metric, runs=runs)
@@ -84,14 +89,58 @@ def heat_map(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy",
     draw_grid(grid, texts, ax=ax, bar=bar, linewidths=2)
     ax.set_facecolor("#EEEEEE")
     for row, column in np.argwhere(grid.isna()):
-        text = texts.fillna("–").iat[row, column]
-        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9)
+        ax.text(column + 0.5, row + 0.5, texts.fillna("–").iat[row, column], ha="center", va="center", fontsize=9)
     ticks(ax.xaxis, np.arange(len(across)) + 0.5, _wrapped([written(x, value) for value in across], ax))
     ticks(ax.yaxis, np.arange(len(down)) + 0.5, [written(y, value) for value in down])
     ax.set(xlabel=label(x), ylabel=label(y))
     if pd.api.types.is_numeric_dtype(runs[y]):
         ax.invert_yaxis()
     return cells
+
+
+def forest(judged: pd.DataFrame, *, ax: Axes, metric: str = "test_accuracy") -> pd.DataFrame:
+    """Draws claims' differences with their intervals, in the order given; claims that were not judged are left out.
+
+    Args:
+        judged: `claims.table`.
+        metric: The one whose claims are drawn.
+    Returns:
+        The rows drawn; where there are none the figure says so.
+    """
+    rows = claims.pooled(judged).query("metric == @metric and verdict != @claims.NOT_JUDGED").reset_index(drop=True)
+    if rows.empty:
+        ax.text(0.5, 0.5, "These records judge no claim: they need a larger profile.", ha="center", va="center")
+        ax.set_axis_off()
+        return rows
+    height = ax.figure.get_figheight()
+    crowded = height / len(rows) < 0.4  # inches: two lines of text would touch the next claim's
+    line_length, text_size, stroke = (72, 7, 11) if crowded else (54, 8, 16)
+    for verdict, style in _VERDICT_STYLE.items():
+        own = rows[rows["verdict"] == verdict]
+        ax.errorbar(
+            own["difference"],
+            own.index,
+            xerr=[own["difference"] - own["low"], own["high"] - own["difference"]],
+            fmt=style["marker"],
+            color=style["color"],
+            capsize=3,
+            label=f"{verdict} ({len(own)})",
+        )
+    ax.plot(rows["paper"], rows.index, "x", color="#000000", markersize=6, label="paper")
+    ax.plot(rows["margin"], rows.index, "|", color="#000000", markersize=stroke, label="margin to exceed")
+    ax.axvline(0, color="#000000", linewidth=0.8)
+    texts = (rows["claim"] + rows["part"] + "  " + rows["statement"]).str.replace(" %", "\u00a0%")
+    ticks(ax.yaxis, range(len(rows)), [textwrap.fill(text, line_length) for text in texts])
+    ax.invert_yaxis()
+    finish(ax)
+    ax.tick_params(axis="y", labelsize=text_size)
+    if crowded:
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel(f"{label(metric)}, difference{' in points' if is_share(metric) else ''}")
+    if is_share(metric):
+        ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:+.3g}" if share else "0")
+    ax.legend(fontsize=8.5, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.2, -0.65 / height))
+    return rows
 
 
 def _in_order(values: pd.Series) -> list:
