@@ -158,6 +158,9 @@ def test_verify_takes_the_largest_recorded_profile_and_fails_where_counts_are_fa
     trained["test_accuracy"], equal = 0.51, False
     assert cli.main(["verify"]) == 0
     assert "here they differ" in capsys.readouterr().out
+    recorded["metrics"] |= {"n_weights": 100, "measured_density": 1.0}  # an older record's word for another thing
+    trained |= {"n_stored_weights": 0, "n_reference_weights": 100, "measured_density": 1.0}
+    assert cli.main(["verify"]) == 0
     trained["n_active"] = 80
     assert cli.main(["verify"]) == 0
     trained["n_active"] = 79

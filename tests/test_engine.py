@@ -538,6 +538,8 @@ def test_nothing_on_record_cannot_be_verified(store):
         ({"schedule": "up"}, "unknown learning-rate schedule 'up'"),
         ({"decay": "up", "method": "rigl"}, "unknown decay 'up'"),
         ({"dataset": "nonsense"}, "nonsense"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_every": 0}, "eval_every must be at least 1, got 0"),
     ],
 )
 def test_option_that_names_nothing_is_a_clear_error(changes, message, store):
@@ -742,3 +744,18 @@ def test_verify_understands_the_words_of_older_records(store):
     records.save(record | {"metrics": older}, store)
     (compared,) = engine.verify([tiny()], sample=1, device="cpu", jobs=1)
     assert compared["equal"]
+
+
+def test_path_is_recorded_and_told_to_be_no_parent(store):
+    static, pruned = (tiny(method=method, density=0.2, update_every=1) for method in ("static", "gmp"))
+    path = make_child(static, pruned, method="dense", start="fresh", path="line")
+    with pytest.raises(engine.RunFailed, match="trains no network, so no other run can start from it"):
+        engine.run([make_child(path, method="static")], device="cpu", jobs=1, progress=False)
+    assert stores.on_record([path], store=store)
+
+
+def test_state_that_cannot_be_read_is_named_and_its_run_trained_again(store):
+    first, second, _ = chain()
+    (store / first.id / "state").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="state.*its run will be trained again"):
+        assert engine.to_train([second], {first.id: {}}, store=store) == [first, second]

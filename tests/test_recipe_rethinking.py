@@ -685,3 +685,14 @@ def test_the_paper_profile_steps_on_images_of_several_sizes_at_224_pixels(tmp_pa
     result = runner.execute(RETHINKING, run, device="cpu")
     assert result["status"] == "finished" and result["metrics"]["n_steps"] == 1
     assert result["dataset"]["name"] == "imagenet"
+
+
+def test_fine_tuning_goes_on_from_what_the_parent_is_or_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    masked = execute(large(**RESNET), **RESNET, training="fine_tune", pruning="magnitude", density=0.5)
+    for pruning in ("uniform_weights", "l1"):  # which know nothing of the mask
+        with pytest.raises(ValueError, match="would not keep to its masks"):
+            execute(masked, **RESNET, training="fine_tune", pruning=pruning, density=0.4)
+    fewer = {"dataset": "glyphs:greek:5", "image_size": 8}
+    with pytest.raises(ValueError, match="the parent tells 10 classes apart, glyphs:greek:5 has 5"):
+        execute(large(**RESNET), **RESNET | fewer, training="fine_tune", pruning="l1", density=0.5)

@@ -172,7 +172,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _differing_counts(pair: dict) -> list[str]:
     """Names whole numbers, such as steps and active weights, that are further apart than another processor explains."""
-    recorded, trained = pair["recorded"]["metrics"], pair["trained"]["metrics"]
+    recorded, trained = records.metrics(pair["recorded"]), pair["trained"]["metrics"]
     return [
         f"{name} {value} became {trained.get(name)}"
         for name, value in recorded.items()

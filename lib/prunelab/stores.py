@@ -68,7 +68,7 @@ def has_state(run: Run, store: Path) -> bool:
         load_state(run, store)
     except FileNotFoundError:
         return False
-    except CorruptCheckpoint as error:
+    except (CorruptCheckpoint, OSError) as error:
         warnings.warn(f"{error}; its run will be trained again", stacklevel=2)
         return False
     return True

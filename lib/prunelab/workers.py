@@ -30,6 +30,7 @@ from prunelab.recipes.recipe import State
 from prunelab.runs import Run
 from prunelab.turns import Turns, exhaust
 
+TIDY_SECONDS = 1.0  # for a worker to end by itself, when it sees that its pipe is closed
 RUNS_PER_GPU = 8  # where ResNet-20 stops gaining images a second, on an H100
 
 
@@ -88,11 +89,11 @@ def executing(run: Run, *, store: Path, device: str, keep_state: bool = False) -
             for half_written in folder.glob(".*"):  # left by a process killed in the middle of a write
                 half_written.unlink()
             trained, state = yield from _train(run, store=store, device=device)
-            if keep_state:
-                stores.save_state(run, state, store)
             if record is None:
                 record = trained
                 records.save(record, store)
+            if keep_state:
+                stores.save_state(run, state, store)
             for leftover in ("checkpoint", "progress"):
                 (folder / leftover).unlink(missing_ok=True)
             return record
@@ -171,10 +172,11 @@ class Worker:
         return self.in_hand.pop(run_id), answer
 
     def kill(self) -> None:
-        """Ends the process."""
+        """Ends the process, which gets a moment to tidy up after itself."""
+        self.pipe.close()
+        self.process.join(TIDY_SECONDS)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 @contextmanager

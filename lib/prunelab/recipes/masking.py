@@ -120,9 +120,7 @@ def begin(options: MaskingOptions, model: nn.Module, parents: Sequence[State], *
     if values := STARTS[options.start]:
         lottery.load_values(model, getattr(parent, values))
     if not parent.masks:
-        raise ValueError(
-            "the parent was trained dense: it has no mask to start from; use start='fresh' or a masked parent"
-        )
+        raise ValueError("the parent has no mask to start from; use start='fresh' or a masked parent")
     trained = {name: parent.model[f"{name}.weight"] for name in parent.masks}
     masks = METHODS[options.method].inherit(parent.masks, trained, density=options.density)
     return lottery.shuffled(masks, generator=generator_of("shuffled", seed)) if options.start == "shuffled" else masks

@@ -56,6 +56,9 @@ def executing(
     """
     options = recipe.options_of(run)
     recipe.check(options, n_parents=len(parents))
+    for name in ("batch_size", "eval_every"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     dataset = dataset_of(options, device)
     setup = recipe.setup(options, dataset, parents, seed=run.seed, **own)
     if isinstance(setup, dict):
@@ -73,7 +76,6 @@ def executing(
         **arguments,
     )
     fields = setup.finish(result)
-    handed_on = fields.pop("state", {})
     method = setup.method or Hooks()
     n_active = {name: int(mask.sum()) for name, mask in method.masks.items()}
     layers = cost.layer_table(setup.model, n_active=n_active, **image_of(dataset))
@@ -96,7 +98,7 @@ def executing(
         "seconds": result.seconds,
         "precision": arguments["precision"],
         "dataset": source_of(dataset),
-        "state": State(**state | setup.state | handed_on),
+        "state": State(**state | setup.state | fields.get("state", {})),
     }
 
 
@@ -137,9 +139,7 @@ def forecast(recipe: Recipe, run: Run) -> Workload:
     options = recipe.options_of(run)
     dataset = dataset_of(options, "cpu")
     outline = recipe.outline(options, dataset)
-    n_evaluated = outline.n_evaluated
-    if n_evaluated is None:
-        n_evaluated = dataset.n_test * math.ceil(outline.n_epochs / options.eval_every)
+    n_tested = dataset.n_test * math.ceil(outline.n_epochs / options.eval_every)
     return Workload(
         model=options.model,
         width=outline.width,
@@ -148,6 +148,6 @@ def forecast(recipe: Recipe, run: Run) -> Workload:
         batch_size=options.batch_size,
         macs=cost.total(layers_of(options, dataset, outline.width), "macs"),
         n_steps=outline.n_epochs * (dataset.n_train // options.batch_size),
-        n_evaluated=n_evaluated,
+        n_evaluated=n_tested if outline.n_evaluated is None else outline.n_evaluated,
         **image_of(dataset),
     )

@@ -28,13 +28,15 @@ def check(options: RethinkingOptions, *, n_parents: int) -> None:
     """Raises ValueError unless the options of a run go together."""
     check_density(options.density)
     is_large = options.training == "dense"
-    choices = {
-        "training": TRAININGS,
-        "start": STARTS,
-        "pruning": (None, *PREPARATIONS) if is_large else PRUNINGS,
-        "target": (*TARGETS, None),
-    }
-    check_choices(options, choices)
+    check_choices(
+        options,
+        {
+            "training": TRAININGS,
+            "start": STARTS,
+            "pruning": (None, *PREPARATIONS) if is_large else PRUNINGS,
+            "target": (*TARGETS, None),
+        },
+    )
     wanted = 0 if is_large or options.pruning == "predefined" else 1 + options.pruning.startswith("guided")
     if n_parents != wanted:
         raise ValueError(
@@ -74,11 +76,11 @@ def setup(options: RethinkingOptions, dataset: LabelledImages, parents: Sequence
     is_large, inherits = (options.training == training for training in ("dense", "fine_tune"))
     if not is_large:
         pruned = PRUNINGS[options.pruning](original)
+        if inherits:
+            _check_inheritance(parents[0], pruned, dataset)
         torch.manual_seed(stream_seed("scratch", seed))  # the same values, whatever was drawn to find the structure
         model = pruned.shrunken(pruned.model, dataset) if inherits else from_scratch(pruned, original)
     widths, removed = original.reduced_to(model, pruned)
-    if inherits and pruned.kept and parents[0].masks:
-        raise ValueError("the parent is masked, and its channels cannot be cut without its masks; train from scratch")
     reference = layers_of(options, dataset, options.width)
     n_active = {name: int(mask.sum()) for name, mask in pruned.masks.items()}
     macs = cost.total(cost.layer_table(model, n_active=n_active, **image_of(dataset)), "macs")
@@ -117,6 +119,18 @@ def setup(options: RethinkingOptions, dataset: LabelledImages, parents: Sequence
         state={"widths": widths, "removed": removed, "start": start},
         finish=finish,
     )
+
+
+def _check_inheritance(parent: State, pruned: Structure, dataset: LabelledImages) -> None:
+    """Raises ValueError where fine-tuning would not go on from what the parent is."""
+    if parent.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"the parent tells {parent.num_classes} classes apart, {dataset.name} has {dataset.num_classes};"
+            " fine-tune it on images of as many, or train from scratch"
+        )
+    kept = {name: pruned.masks.get(name) for name in parent.masks}
+    if any(kept[name] is None or (kept[name].cpu() & ~mask.cpu()).any() for name, mask in parent.masks.items()):
+        raise ValueError("the parent is masked, and this pruning would not keep to its masks; prune it by magnitude")
 
 
 def _n_epochs(options: RethinkingOptions, macs_ratio: float) -> int:

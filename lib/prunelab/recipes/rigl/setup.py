@@ -23,8 +23,7 @@ from prunelab.training import Result
 def check(options: RigLOptions, *, n_parents: int) -> None:
     """Raises ValueError unless the options of a run go together."""
     check_density(options.density)
-    choices = {"method": METHODS, "start": STARTS, "equal": ("weights", "macs"), "path": (None, *PATHS)}
-    check_choices(options, choices)
+    check_choices(options, {"method": METHODS, "start": STARTS, "equal": ("weights", "macs"), "path": (None, *PATHS)})
     if _n_epochs(options) < 1:
         raise ValueError(f"{options.n_epochs} epochs times {options.train_multiplier:g} leave no training")
     wanted = 2 if options.path else int(options.start != "fresh")
