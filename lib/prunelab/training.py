@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
-from prunelab.data.batches import TrainBatches
-from prunelab.data.dataset import LabelledImages
+from prunelab.data.batches import LabelledImages, TrainBatches
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import autocast
 from prunelab.schedules import learning_rate as learning_rate_at

@@ -1,13 +1,61 @@
-"""Batches of normalised images, made where the data set lies: no second copy, no worker, no Python loop."""
+"""Batches of normalised images, and what a data set needs for them; made where it lies: no copy, no worker, no loop."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from prunelab.data.dataset import LabelledImages
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """What all data sets have in common, wherever their images lie.
+
+    Each kind has also `train_labels`, `test_labels` and `class_names`, `source`, `sha256`, `image_size` (of a batch),
+    `channels`, `flip` and `train_batches`, and for its batches `test_pixels` and `_moments`; `take` gives a part of it.
+    """
+
+    name: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def n_train(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def n_test(self) -> int:
+        return len(self.test_labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+        return self.train_labels.device
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean pixel of each channel, as a share of 255, by which batches are normalised; float32 (c,)."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the pixels of each channel, as `mean`."""
+        return self._moments[1]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the same data set with its tensors, and so its batches, on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+
+    def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the whole test set in order, as `train_batches` gives it; the last batch may be short."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for images, labels in zip(self.test_pixels(batch_size), self.test_labels.split(batch_size), strict=True):
+            yield normalise(images.to(self.device, non_blocking=True), self), labels
 
 
 def crop_and_flip(
@@ -53,9 +101,7 @@ class TrainBatches(Iterator[tuple[Tensor, Tensor]]):
     Source: mirrored borders and random crops as in the CIFAR-10 code of Evci et al. 2020, arXiv:1911.11134.
     """
 
-    def __init__(
-        self, dataset: "LabelledImages", *, batch_size: int, augment: bool, generator: torch.Generator
-    ) -> None:
+    def __init__(self, dataset: LabelledImages, *, batch_size: int, augment: bool, generator: torch.Generator) -> None:
         if not 1 <= batch_size <= dataset.n_train:
             raise ValueError(
                 f"batch_size must lie in 1..{dataset.n_train}, the number of training images; got {batch_size}"
@@ -112,7 +158,7 @@ class TrainBatches(Iterator[tuple[Tensor, Tensor]]):
         return crop_and_flip(self.dataset.train_images, index, rows, columns, flips.bool(), padding=self.padding)
 
 
-def normalise(images: Tensor, dataset: "LabelledImages") -> Tensor:
+def normalise(images: Tensor, dataset: LabelledImages) -> Tensor:
     """Turns uint8 (b, h, w, c) into float32 (b, c, h, w), with mean 0 and deviation 1 over the training set."""
     mean, std = (255 * moment.view(1, -1, 1, 1) for moment in (dataset.mean, dataset.std))
     # No pixel moves: what was stored channels-last is read as channels_last.

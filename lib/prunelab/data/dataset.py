@@ -1,15 +1,14 @@
 """A data set that lies on a device as uint8, and what can be done to it without reading it again."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunelab.data.batches import TrainBatches, normalise
+from prunelab.data.batches import LabelledImages, TrainBatches
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,56 +24,6 @@ class Images:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Images":
         """Returns them with their training and test images changed, and the same labels."""
         return replace(self, train_images=change(self.train_images), test_images=change(self.test_images))
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """What all data sets have in common, wherever their images lie.
-
-    Each kind has also `train_labels`, `test_labels` and `class_names`, `source`, `sha256`, `image_size` (of a batch),
-    `channels`, `flip` and `train_batches`, and for its batches `test_pixels` and `_moments`; `take` gives a part of it.
-    """
-
-    name: str
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def n_train(self) -> int:
-        return len(self.train_labels)
-
-    @property
-    def n_test(self) -> int:
-        return len(self.test_labels)
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches lie."""
-        return self.train_labels.device
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean pixel of each channel, as a share of 255, by which batches are normalised; float32 (c,)."""
-        return self._moments[0]
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of the pixels of each channel, as `mean`."""
-        return self._moments[1]
-
-    def to(self, device: torch.device | str) -> Self:
-        """Returns the same data set with its tensors, and so its batches, on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
-
-    def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the whole test set in order, as `train_batches` gives it; the last batch may be short."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        for images, labels in zip(self.test_pixels(batch_size), self.test_labels.split(batch_size), strict=True):
-            yield normalise(images.to(self.device, non_blocking=True), self), labels
 
 
 @dataclass(frozen=True, eq=False)

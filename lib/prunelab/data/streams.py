@@ -16,8 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from prunelab import files
 from prunelab.data import folders
-from prunelab.data.batches import TrainBatches
-from prunelab.data.dataset import LabelledImages
+from prunelab.data.batches import LabelledImages, TrainBatches
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as everybody has them
 RESIZED = 256 / 224  # shorter side of a test image before its centre is cut out, in sides of the crop
