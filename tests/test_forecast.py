@@ -75,6 +75,20 @@ def test_networks_step_in_turn_each_on_a_stream_of_its_own_and_a_step_is_its_sha
     assert [stepper for _, stepper, _ in steps] == [stepper for _, stepper, _ in steps[:slots]] * n_rounds
 
 
+def test_of_a_batch_that_might_not_fit_a_part_is_timed_and_scaled(monkeypatch):
+    now, sizes = [0.0], []
+
+    def step(stepper, number):
+        sizes.append(stepper.batches.batch_size)
+        now[0] += 2.0
+
+    monkeypatch.setattr(forecast.Stepper, "step", step)
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(forecast, "MEASURED_PIXELS", WORK.batch_size * WORK.image_size**2 // 4)
+    _, (timing,) = forecast._measure([WORK], "cpu", slots=1, seconds=4.0)
+    assert set(sizes) == {WORK.batch_size // 4} and timing.step == 8.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_the_widest_and_the_narrowest_of_each_kind_are_measured(slots):

@@ -23,9 +23,6 @@ def module_name(path):
 def imports(path):
     """Full names of what a file imports; `from a import b` counts as a and as a.b."""
     tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):  # what only annotations need is no import
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -28,6 +28,7 @@ from prunelab.training import evaluate
 from prunelab.turns import Turns, in_turns
 
 SECONDS = 10.0  # of measurement, shared among the networks
+MEASURED_PIXELS = 500_000  # of a batch; of larger ones the time is that of a part, to scale
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _measure(networks: Sequence[Workload], device: str, *, slots: int, seconds: 
 
 def _time(network: Workload, device: torch.device, *, slots: int, seconds: float) -> Timing:
     """Times as many networks as take turns on a device, all alike; a step is its share of a round."""
-    dataset = _noise(network).to(device)
+    few = replace(network, batch_size=min(network.batch_size, max(1, MEASURED_PIXELS // network.image_size**2)))
+    dataset = _noise(few).to(device)
     precision = best_precision(device.type, network.model)
     models = [
         build_model(
@@ -163,7 +165,7 @@ def _time(network: Workload, device: torch.device, *, slots: int, seconds: float
         ).to(device, memory_format=torch.channels_last)
         for _ in range(slots)
     ]
-    trainings = [_steps(model, dataset, network, precision=precision) for model in models]
+    trainings = [_steps(model, dataset, few, precision=precision) for model in models]
 
     def spend(n_rounds: int) -> float:
         """Returns the seconds that rounds take, a step of each network in turn, the last one's end awaited."""
@@ -176,7 +178,7 @@ def _time(network: Workload, device: torch.device, *, slots: int, seconds: float
 
     spend(N_WARM_UP + 1 if can_capture(device) else 1)
     n_rounds = max(1, int(seconds / spend(1)))
-    step_seconds = spend(n_rounds) / n_rounds / slots
+    step_seconds = spend(n_rounds) / n_rounds / slots * network.batch_size / few.batch_size
     started = time.perf_counter()
     evaluate(models[0], dataset, precision=precision)
     return Timing(network.macs, step_seconds, (time.perf_counter() - started) / dataset.n_test)
