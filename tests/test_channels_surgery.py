@@ -106,8 +106,8 @@ def test_network_built_with_the_widths_takes_the_state_and_gives_the_same_output
 def test_saved_and_loaded_network_gives_the_same_outputs(name, tmp_path):
     model, image = network(name)
     smaller = shrink(model, some(model, image, seed=2), **image)
-    save(smaller, tmp_path / "network")
-    loaded = load(model, tmp_path / "network").eval()
+    save(smaller, str(tmp_path / "network"))  # as the README writes it
+    loaded = load(model, str(tmp_path / "network")).eval()
     x = torch.randn(2, 3, image["image_size"], image["image_size"])
     assert torch.equal(loaded(x), smaller(x))
     smaller.train()(x).sum().backward()  # and it still trains

@@ -30,7 +30,7 @@ def load_checkpoint(path: Path) -> dict:
         FileNotFoundError: There is none.
         CorruptCheckpoint: Any byte of it has changed, or it is cut short. torch.load by itself would not notice.
     """
-    content = path.read_bytes()
+    content = Path(path).read_bytes()
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise CorruptCheckpoint(f"{path} is damaged: its SHA-256 is not the one it was written with")
