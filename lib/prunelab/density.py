@@ -28,7 +28,7 @@ def check_density(density: float) -> None:
 
 
 def layer_densities(shapes: Mapping[str, Shape], density: float, *, distribution: str) -> dict[str, float]:
-    """Density of each layer such that the network as a whole has `density`.
+    """Returns the density of each layer such that the network as a whole has `density`.
 
     A layer's density is proportional to its raw score, 1 for uniform and a falling function of its size for
     Erdős–Rényi and ERK. Where that would exceed 1 the layer becomes dense and the factor is solved again over the
@@ -66,7 +66,7 @@ def layer_densities(shapes: Mapping[str, Shape], density: float, *, distribution
 
 
 def allocate(shapes: Mapping[str, Shape], density: float, *, distribution: str) -> dict[str, int]:
-    """Number of active weights of each layer; their sum is the request rounded to a whole weight.
+    """Returns the number of active weights of each layer; their sum is the request rounded to a whole weight.
 
     Each layer gets its share rounded down, at least one; what is missing goes to the layers with the largest
     remainders.

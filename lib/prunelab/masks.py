@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 
 def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of a model's convolutions and linear layers by layer name, first layer first."""
+    """Returns the weights of a model's convolutions and linear layers by layer name, first layer first."""
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Those of `layer_weights` that may be pruned: all but depthwise convolutions, which are few and stay dense.
+    """Returns those of `layer_weights` that may be pruned: all but depthwise convolutions, which are few, stay dense.
 
     Biases and normalisation are never pruned.
 
@@ -32,7 +32,7 @@ def _is_depthwise(layer: nn.Module) -> bool:
 
 
 def random_mask(shape: torch.Size | tuple[int, ...], n_active: int, *, generator: torch.Generator) -> Tensor:
-    """A mask with exactly `n_active` active weights, every choice of them equally likely.
+    """Draws a mask with exactly `n_active` active weights, every choice of them equally likely.
 
     Args:
         shape: Shape of the mask.
@@ -49,7 +49,7 @@ def random_mask(shape: torch.Size | tuple[int, ...], n_active: int, *, generator
 
 
 def largest(score: Tensor, n_active: int) -> Tensor:
-    """Mask of the `n_active` largest scores; of equal ones, the first come first."""
+    """Returns the mask of the `n_active` largest scores; of equal ones, the first come first."""
     mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     mask[score.flatten().argsort(descending=True, stable=True)[:n_active]] = True
     return mask.view_as(score)
@@ -57,7 +57,7 @@ def largest(score: Tensor, n_active: int) -> Tensor:
 
 @torch.no_grad()
 def drop_and_grow(weight: Tensor, grow_score: Tensor, mask: Tensor, *, drop_fraction: float) -> tuple[Tensor, Tensor]:
-    """One mask update of one layer; the number of active weights is unchanged.
+    """Updates the mask of one layer; the number of active weights is unchanged.
 
     Drops the active weights of smallest magnitude, then activates as many weights of largest score. A dropped weight
     may win its place back: only the kept ones are excluded.

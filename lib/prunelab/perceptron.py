@@ -34,7 +34,7 @@ def surviving(masks: list[Tensor]) -> list[Tensor]:
 
 
 def compact_table(masks: list[Tensor]) -> dict[str, int]:
-    """What is left when dead units are cut off.
+    """Tells what is left when dead units are cut off.
 
     Returns:
         `n_weights` between surviving units, which are also the MACs of an inference, `n_positions` of the smaller
@@ -51,7 +51,7 @@ def compact_table(masks: list[Tensor]) -> dict[str, int]:
 
 
 def input_shares(connections: list[int], *, image_size: int) -> dict[str, float]:
-    """Where the first layer's connections go.
+    """Tells where the first layer's connections go.
 
     Args:
         connections: Of each input, channel by channel, row by row.

@@ -34,7 +34,7 @@ class Run:
         return ids if len(ids) > 1 else ids[0] if ids else None
 
     def canonical(self) -> str:
-        """JSON with sorted keys and no spaces: equal runs, and only they, have equal text."""
+        """Returns JSON with sorted keys and no spaces: equal runs, and only they, have equal text."""
         return json.dumps(
             {
                 "options": dict(self.options),

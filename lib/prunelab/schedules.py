@@ -24,7 +24,7 @@ def check_decay(decay: str) -> None:
 
 
 def drop_fraction(step: int, *, initial: float, stop_update_step: int, decay: str = "cosine") -> float:
-    """Share of active weights that a mask update moves at `step`; f_decay in the paper.
+    """Returns the share of active weights that a mask update moves at `step`; f_decay in the paper.
 
     Args:
         step: Optimizer steps done so far, in [0, `stop_update_step`].
@@ -52,7 +52,7 @@ LEARNING_RATES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(step: int, *, peak: float, n_steps: int, warmup_steps: int = 0, schedule: str = "cosine") -> float:
-    """Learning rate of optimizer step `step`.
+    """Returns the learning rate of optimizer step `step`.
 
     Rises linearly over `warmup_steps`, whose last step has the peak, then falls by `schedule` over the remainder.
 

@@ -12,7 +12,7 @@ from prunelab.masks import largest, layer_weights
 
 
 def named_weights(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The weights of some convolution and linear layers.
+    """Returns the weights of some convolution and linear layers.
 
     Raises:
         ValueError: A name that is no such layer.
@@ -28,7 +28,7 @@ def named_weights(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parame
 
 @torch.no_grad()
 def l1_scores(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Sum of the magnitudes of each filter's weights.
+    """Sums the magnitudes of each filter's weights.
 
     Args:
         model: Network with convolution or linear layers.
@@ -43,7 +43,7 @@ def l1_scores(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def random_scores(model: nn.Module, names: Iterable[str], *, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random scores, the control of every other choice; arguments as for `l1_scores`, `generator` on the CPU."""
+    """Draws scores at random, the control of every other choice; as for `l1_scores`, `generator` on the CPU."""
     return {
         name: torch.rand(len(weight), generator=generator).to(weight.device)
         for name, weight in named_weights(model, names).items()
@@ -51,7 +51,7 @@ def random_scores(model: nn.Module, names: Iterable[str], *, generator: torch.Ge
 
 
 def uniform_counts(widths: Mapping[str, int], *, density: float) -> dict[str, int]:
-    """How many channels stay where every layer keeps the same share, rounded, at least one.
+    """Counts the channels that stay where every layer keeps the same share, rounded, at least one.
 
     Args:
         widths: Output channels by layer name.
@@ -89,7 +89,7 @@ TARGETS = {
 
 
 def predefined_counts(target: str, widths: Mapping[str, int]) -> dict[str, int]:
-    """How many channels stay in each layer by one of the predefined targets.
+    """Counts the channels that stay in each layer by one of the predefined targets.
 
     A stage is the layers of one width. Each layer keeps its stage's share, rounded down, at least one. The target's
     list of layers left whole holds for a network of its own depth; others, of the same family, follow the shares only.
@@ -118,7 +118,7 @@ def predefined_counts(target: str, widths: Mapping[str, int]) -> dict[str, int]:
 
 
 def keep_largest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """The channels of largest score, layer by layer; of equal ones, the first stay.
+    """Keeps the channels of largest score, layer by layer; of equal ones, the first stay.
 
     A layer always keeps one channel: a count below 1 counts as 1, with a warning.
 
@@ -144,7 +144,7 @@ def keep_largest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dic
 
 
 def keep_largest_globally(scores: Mapping[str, Tensor], *, density: float) -> dict[str, Tensor]:
-    """The channels of largest score of all layers together; of equal ones, the first stay.
+    """Keeps the channels of largest score of all layers together; of equal ones, the first stay.
 
     A layer that would lose all of its channels keeps its best one, with a warning; so much larger is then the total.
 

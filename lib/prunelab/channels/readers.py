@@ -42,7 +42,7 @@ def check_readers(model: nn.Module, *, readers: Mapping[str, str], counts: Mappi
 
 
 def sample_patches(reader: Reader, inputs: Tensor, *, positions: Tensor) -> Tensor:
-    """What a layer's filters see at some positions of its output.
+    """Tells what a layer's filters see at some positions of its output.
 
     Args:
         reader: Convolution of one group, or a linear layer.
@@ -97,12 +97,12 @@ def visit_readers(
 
 
 def filters_by_channel(reader: Reader) -> Tensor:
-    """A layer's weights as (filters, input channels, kernel size), which is that of `sample_patches`."""
+    """Returns a layer's weights as (filters, input channels, kernel size), which is that of `sample_patches`."""
     return reader.weight.reshape(*reader.weight.shape[:2], -1)
 
 
 def least_squares(gram: Tensor, cross: Tensor) -> Tensor:
-    """The matrix that maps inputs X to outputs Y with the least squared error; of several, that of least norm.
+    """Returns the matrix that maps inputs X to outputs Y with least squared error; of several, that of least norm.
 
     Args:
         gram: X'X, (n, n), float64: it squares the condition number.

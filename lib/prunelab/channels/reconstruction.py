@@ -15,7 +15,7 @@ from prunelab.masks import largest
 
 
 def choose(weight: Tensor, *, gram: Tensor, cross: Tensor, count: int) -> Tensor:
-    """The first `count` channels that a LASSO takes to rebuild a layer's outputs from one factor for each channel.
+    """Returns the first `count` channels that a LASSO takes to rebuild a layer's outputs, one factor a channel.
 
     The path of solutions is followed from the strongest penalty, where no channel is used, to the first solution with
     `count` of them. Where it ends before, the first of the unused channels fill up: they are silent, or sums of others.
@@ -58,7 +58,7 @@ def choose(weight: Tensor, *, gram: Tensor, cross: Tensor, count: int) -> Tensor
 
 
 def refit(weight: Tensor, *, gram: Tensor, cross: Tensor, kept: Tensor) -> Tensor:
-    """Weights with which the kept channels alone rebuild a layer's outputs best, in least squares.
+    """Returns the weights with which the kept channels alone rebuild a layer's outputs best, in least squares.
 
     Args:
         weight, gram, cross: As for `choose`.

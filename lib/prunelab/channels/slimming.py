@@ -32,7 +32,7 @@ def _gammas(model: nn.Module, norms: Iterable[str]) -> dict[str, nn.Parameter]:
 
 
 def gamma_scores(model: nn.Module, norms: Iterable[str]) -> dict[str, Tensor]:
-    """|gamma| of each channel of the named BatchNorm layers, by their name, shape (channels,).
+    """Returns |gamma| of each channel of the named BatchNorm layers, by their name, shape (channels,).
 
     Args:
         model: Network, slimmed or not.

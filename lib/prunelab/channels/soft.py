@@ -17,7 +17,7 @@ from prunelab.methods.hooks import Hooks
 
 
 def l2_scores(weight: Tensor) -> Tensor:
-    """L2 norm of each filter of a weight, (out, ...), as a tensor of shape (out,)."""
+    """Returns the L2 norm of each filter of a weight, (out, ...), as a tensor of shape (out,)."""
     return weight.detach().flatten(1).norm(dim=1)
 
 
@@ -45,7 +45,7 @@ class SoftFilterPruning(Hooks):
         self.prune_every_steps = prune_every_steps
 
     def kept(self) -> dict[str, Tensor]:
-        """Indices of the filters that have the largest norms now, by layer name, ascending."""
+        """Returns the indices of the filters that have the largest norms now, by layer name, ascending."""
         return keep_largest({name: l2_scores(weight) for name, weight in self.weights.items()}, self.counts)
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 def shrink(
     model: nn.Module, kept: Mapping[str, Iterable[int]], *, in_channels: int, image_size: int | tuple[int, int]
 ) -> nn.Module:
-    """The network without the channels that are not kept: a smaller copy, of the same class, with the same state keys.
+    """Shrinks a network to the channels that are kept: a smaller copy, of the same class, with the same state keys.
 
     Layers that share channels (a residual stream) lose them together, and all that reads them loses the weights it had
     for them. No layer loses all: its largest filter stays, and a warning names the layer.
@@ -62,7 +62,7 @@ def shrink(
 
 
 def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
-    """A copy of a network in which blocks are replaced by the identity, which is what a block without its branch is.
+    """Copies a network with blocks replaced by the identity, which is what a block without its branch is.
 
     Args:
         model: Left as it is.
@@ -84,7 +84,7 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def load(model: nn.Module, path: Path) -> nn.Module:
-    """The network that `save` wrote.
+    """Returns the network that `save` wrote.
 
     Args:
         model: A network of the same kind, of other widths; left as it is.

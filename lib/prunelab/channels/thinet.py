@@ -13,7 +13,7 @@ from prunelab.channels.readers import Reader, check_readers, filters_by_channel,
 
 
 def choose(contributions: Tensor, *, count: int) -> Tensor:
-    """The channels left when those are removed, one after the other, whose sum changes the least.
+    """Returns the channels left when those are removed, one after the other, whose sum changes the least.
 
     Each step removes the channel for which the squared sum of all removed contributions, summed over the samples, is
     smallest; of equal ones, the first. With the Gram matrix G of the contributions and the removed set T, adding
@@ -37,7 +37,7 @@ def choose(contributions: Tensor, *, count: int) -> Tensor:
 
 
 def rescaling(contributions: Tensor, *, kept: Tensor) -> Tensor:
-    """The factors of the kept channels with which they replace the sum of all channels best, in least squares.
+    """Returns the factors of the kept channels with which they replace the sum of all channels best, in least squares.
 
     Args:
         contributions: As for `choose`.

@@ -85,20 +85,20 @@ class Trace:
     _same: list[int] = field(default_factory=list)  # for each name an older one of the same channel, or itself
 
     def new(self, n: int) -> list[int]:
-        """Names for `n` more channels."""
+        """Gives names to `n` more channels."""
         names = list(range(len(self._same), len(self._same) + n))
         self._same += names
         return names
 
     def channel(self, name: int) -> int:
-        """The channel that a name stands for: the oldest of its names."""
+        """Returns the channel that a name stands for: the oldest of its names."""
         while self._same[name] != name:
             self._same[name] = self._same[self._same[name]]
             name = self._same[name]
         return name
 
     def channels(self, names: Iterable[int]) -> list[int]:
-        """`channel` of each."""
+        """Returns the `channel` of each."""
         return [self.channel(name) for name in names]
 
     def join(self, left: Iterable[int], right: Iterable[int]) -> None:
@@ -129,7 +129,7 @@ class Trace:
         }
 
     def readers(self, name: str) -> list[str]:
-        """The convolutions, linear layers and selections that read a layer's output, first one first."""
+        """Returns the convolutions, linear layers and selections that read a layer's output, first one first."""
         written = set(self.channels(self.layers[name].writes))
         return [
             other
@@ -138,7 +138,7 @@ class Trace:
         ]
 
     def norm(self, name: str) -> str | None:
-        """The batch normalisation of exactly a layer's output channels; None where there is none."""
+        """Returns the batch normalisation of exactly a layer's output channels; None where there is none."""
         written = self.channels(self.layers[name].writes)
         return next(
             (

@@ -75,7 +75,7 @@ class Dynamic(Static):
         raise NotImplementedError
 
     def is_due(self, step: int) -> bool:
-        """Whether connections move now; the last step is included."""
+        """Tells whether connections move now; the last step is included."""
         return self.last_update_step + self.update_every <= step <= self.stop_update_step
 
     @torch.no_grad()

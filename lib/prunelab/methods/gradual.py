@@ -15,7 +15,7 @@ from prunelab.methods.static import Static, full_masks
 
 
 def scheduled_count(step: int, *, size: int, n_active: int, begin_step: int, end_step: int) -> int:
-    """Active weights of a layer at `step`: falls from `size` to `n_active` as the cube of the time left.
+    """Counts the active weights of a layer at `step`: falls from `size` to `n_active` as the cube of the time left.
 
     Args:
         step: Optimizer steps done so far.
@@ -85,7 +85,7 @@ class GradualPruning(Static):
         self.moves: dict[str, list] = {"step": [], "n_active": []}
 
     def is_due(self, step: int) -> bool:
-        """Whether weights leave now; the last step is included, whatever the interval."""
+        """Tells whether weights leave now; the last step is included, whatever the interval."""
         on_time = (step - self.begin_step) % self.update_every == 0
         return step == self.end_step or (self.begin_step <= step < self.end_step and on_time)
 

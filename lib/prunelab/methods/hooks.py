@@ -43,7 +43,7 @@ class Hooks:
         """Sees the stepped weights."""
 
     def state_dict(self) -> dict:
-        """All that a resumed training needs besides the model's own state."""
+        """Returns all that a resumed training needs besides the model's own state."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:

@@ -22,7 +22,7 @@ from prunelab.methods.static import Static
 
 
 def ticket_layers(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that a ticket is made of: all prunable ones but the output layer's.
+    """Returns the weights that a ticket is made of: all prunable ones but the output layer's.
 
     Raises:
         ValueError: The model has no layer besides its output.
@@ -35,7 +35,7 @@ def ticket_layers(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def prune_smallest(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, density: float) -> dict[str, Tensor]:
-    """Masks of the largest active weights in magnitude, ranked over all layers at once.
+    """Returns the masks of the largest active weights in magnitude, ranked over all layers at once.
 
     Args:
         weights: Trained values by layer name.
@@ -56,7 +56,7 @@ def prune_smallest(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *
 
 
 def shuffled(masks: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random masks with as many active weights in each layer as the given ones."""
+    """Draws masks at random with as many active weights in each layer as the given ones."""
     return {name: random_mask(mask.shape, int(mask.sum()), generator=generator) for name, mask in masks.items()}
 
 

@@ -20,7 +20,7 @@ SCOPES = ("global", "layerwise")
 
 
 def conv_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The prunable weights of a model's convolutions by layer name; linear layers stay dense.
+    """Returns the prunable weights of a model's convolutions by layer name; linear layers stay dense.
 
     Raises:
         ValueError: The model has no such convolution.
@@ -36,7 +36,7 @@ def conv_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def magnitude_masks(weights: Mapping[str, Tensor], *, density: float, scope: str) -> dict[str, Tensor]:
-    """Masks of the weights of largest magnitude.
+    """Returns the masks of the weights of largest magnitude.
 
     Args:
         weights: Trained values by layer name, from `conv_weights`.
@@ -97,7 +97,7 @@ def rescaled_init_(model: nn.Module, masks: Mapping[str, Tensor], *, generator: 
 
 
 def stage_patterns(masks: Mapping[str, Tensor], *, stages: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-    """How dense each position of the kernels is, averaged over the layers of a stage.
+    """Tells how dense each position of the kernels is, averaged over the layers of a stage.
 
     Args:
         masks: Bool (out, in, kh, kw), by layer name.
@@ -122,7 +122,7 @@ def pattern_masks(
     stages: Mapping[str, Sequence[str]],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Random masks whose density at each position of the kernels is that of a pattern: guided sparsification.
+    """Draws masks whose density at each position of the kernels is that of a pattern: guided sparsification.
 
     A layer has `round(mean of its pattern * n)` active weights, at least one. Each position gets its share of them
     rounded down, and what is missing goes to the largest remainders; which kernels are active there is drawn at random.

@@ -20,7 +20,7 @@ FIRST_LAYERS = ("by_distribution", "dense")
 def active_counts(
     model: nn.Module, *, density: float, distribution: str, first_layer: str = "by_distribution"
 ) -> dict[str, int]:
-    """How many weights of each masked layer are active.
+    """Counts the weights of each masked layer that are active.
 
     Uniform leaves the first layer dense, without a mask and outside the budget; Erdős–Rényi and ERK mask every layer.
     With `first_layer="dense"` they too leave out the first one.
@@ -56,7 +56,7 @@ def random_masks(model: nn.Module, n_active: Mapping[str, int], *, generator: to
 
 
 def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tensor]:
-    """All-True masks, for methods that start dense.
+    """Returns all-True masks, for methods that start dense.
 
     Args:
         model: Network with convolution or linear layers.

@@ -55,7 +55,7 @@ def build_model(
     width: float = 1.0,
     widths: Mapping[str, int] | None = None,
 ) -> nn.Module:
-    """A freshly initialised network, on the CPU; the random numbers come from torch's global generator.
+    """Builds a freshly initialised network, on the CPU; the random numbers come from torch's global generator.
 
     Args:
         name: A key of `MODELS`.

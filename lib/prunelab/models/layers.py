@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 
 def scaled(n_channels: int, width: float) -> int:
-    """A channel count times a width factor, rounded, at least 1."""
+    """Returns a channel count times a width factor, rounded, at least 1."""
     return max(1, round(n_channels * width))
 
 
 def conv3x3(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the image size (at stride 1), without bias: normalisation follows it."""
+    """Builds a 3x3 convolution that keeps the image size (at stride 1), without bias: normalisation follows it."""
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
 
 
@@ -64,7 +64,7 @@ class Widths:
         self.names: list[str] = []
 
     def get(self, name: str, default: int) -> int:
-        """Output channels of layer `name`.
+        """Returns the output channels of layer `name`.
 
         Raises:
             ValueError: The number given is not a whole one from 1 on.

@@ -9,7 +9,7 @@ from prunelab.models.layers import Widths, scaled
 
 
 def lenet_300_100(*, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths) -> nn.Module:
-    """Fully connected 300-100 network; `width` scales both hidden layers."""
+    """Builds a fully connected 300-100 network; `width` scales both hidden layers."""
     hidden_1, hidden_2 = widths.get("1", scaled(300, width)), widths.get("3", scaled(100, width))
     return nn.Sequential(
         nn.Flatten(),

@@ -175,7 +175,7 @@ class Recipe:
         return asdict(self.options())
 
     def options_of(self, run: Run) -> TrainingOptions:
-        """All options of a run.
+        """Returns all options of a run.
 
         Raises:
             ValueError: One that the recipe does not have, or of another type.
@@ -183,7 +183,7 @@ class Recipe:
         return build_options(self.name, self.options, run.options)
 
     def run(self, *, seed: int, parents: tuple[Run, ...] = (), **options: Option) -> Run:
-        """A run whose options are checked, and stripped of those that are the defaults.
+        """Makes a run whose options are checked, and stripped of those that are the defaults.
 
         Raises:
             ValueError: An option that the recipe does not have, one of another type, or a seed below 0.
