@@ -16,8 +16,8 @@ figures: $(STAMP) ## train the smoke profile here, then draw every figure from t
 test: $(STAMP) ## lint, unit tests, notebooks against their committed outputs, a fresh smoke run
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --nbval --nbval-current-env \
-	    --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg tests notebooks
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder \
+	    --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg tests notebooks
 
 bench: $(STAMP) ## measure the speed claims on this machine
 	$(BIN)/prunelab bench
