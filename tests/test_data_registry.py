@@ -494,7 +494,7 @@ def test_a_download_of_the_archives_images_is_the_archive(home, monkeypatch, nam
     read = data.load(name)
     assert (downloaded.source, read.source) == (f"torchvision {registry.TORCHVISION[name]}", f"{name}.tar.xz")
     assert same(downloaded, read) and downloaded.class_names == read.class_names
-    assert same(data.load(name, n_train=1000), registry.with_n_train(downloaded, 1000))
+    assert same(data.load(name, n_train=1000), registry.split(downloaded, n_train=1000))
 
 
 @pytest.mark.parametrize(
@@ -587,31 +587,41 @@ def test_n_train_takes_a_balanced_part_and_the_same_each_time():
 
 @pytest.mark.parametrize("n_train", [0, -5, 1439])
 def test_an_impossible_n_train_names_the_count(n_train):
-    with pytest.raises(ValueError, match=rf"1\.\.1438, the training images of digits; got {n_train}"):
+    with pytest.raises(ValueError, match=rf"1\.\.1438, as digits has 1438 training images; got {n_train}"):
         data.load("digits", n_train=n_train)
 
 
-def test_a_validation_split_partitions_the_training_images_and_leaves_out_the_test_set():
+def test_a_validation_split_holds_out_images_that_no_training_of_that_size_sees():
     dataset = stand_in([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
-    split = data.validation_split(dataset, n_validation=6)
-    kept, held_out = split.train_images.flatten().tolist(), split.test_images.flatten().tolist()
-    assert sorted(kept + held_out) == list(range(12))
-    assert split.test_labels.tolist() == split.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
-    for images, labels in ((kept, split.train_labels), (held_out, split.test_labels)):
+    part = registry.split(dataset, n_train=6)
+    tuning = registry.split(dataset, n_train=6, n_validation=3)
+    kept, held_out = tuning.train_images.flatten().tolist(), tuning.test_images.flatten().tolist()
+    assert kept == part.train_images.flatten().tolist() and not set(kept) & set(held_out)
+    assert (tuning.train_labels.tolist(), tuning.test_labels.tolist()) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
+    for images, labels in ((kept, tuning.train_labels), (held_out, tuning.test_labels)):
         assert [image // 4 for image in images] == labels.tolist()
     assert len(dataset.train_labels) == 12 and dataset.test_images.item() == 200  # left as they were
 
 
-def test_a_validation_split_follows_its_seed():
-    dataset = stand_in([0, 1, 2] * 20)
-    first, again, other = (data.validation_split(dataset, n_validation=30, seed=seed) for seed in (0, 0, 1))
-    assert same(first, again) and not torch.equal(first.test_images, other.test_images)
+def test_all_that_is_not_held_out_is_trained_on():
+    split = registry.split(stand_in([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]), n_validation=6)
+    assert sorted((*split.train_images.flatten().tolist(), *split.test_images.flatten().tolist())) == list(range(12))
+    loaded = data.load("digits", n_train=105, n_validation=33)
+    assert (len(loaded.train_labels), len(loaded.test_labels)) == (105, 33)
+    assert same(loaded, registry.split(data.load("digits"), n_train=105, n_validation=33))
 
 
-@pytest.mark.parametrize("n_validation", [0, 12, 13])
-def test_an_impossible_validation_split_is_refused(n_validation):
-    with pytest.raises(ValueError, match=rf"1\.\.11, as stand-in has 12 .* got {n_validation}"):
-        data.validation_split(stand_in([0, 1, 2] * 4), n_validation=n_validation)
+@pytest.mark.parametrize(
+    "n_train, n_validation, message",
+    [
+        *((None, n, rf"n_validation must lie in 1\.\.11, .*12 .* got {n}") for n in (0, 12, 13)),
+        (7, 6, r"n_train must lie in 1\.\.6, .*12 .* got 7"),
+        (0, None, r"n_train must lie in 1\.\.12, .* got 0"),
+    ],
+)
+def test_an_impossible_split_is_refused(n_train, n_validation, message):
+    with pytest.raises(ValueError, match=message):
+        registry.split(stand_in([0, 1, 2] * 4), n_train=n_train, n_validation=n_validation)
 
 
 def test_mean_and_deviation_are_those_of_the_training_pixels():
@@ -632,7 +642,7 @@ def test_a_blank_channel_can_be_divided_by():
 def test_a_part_has_a_mean_of_its_own():
     dataset = stand_in([0, 1, 2] * 20)
     assert dataset.mean.item() == pytest.approx(29.5 / 255)
-    split = data.validation_split(dataset, n_validation=30)
+    split = registry.split(dataset, n_validation=30)
     assert split.mean.item() == pytest.approx(split.train_images.float().mean().item() / 255)
 
 
@@ -652,6 +662,6 @@ def test_an_entry_survives_the_cache_unchanged(tmp_path):
 def test_a_data_set_moves_to_the_device_as_a_whole():
     dataset = data.load("digits", n_train=100, device="cuda")
     assert all(tensor.is_cuda for tensor in (*tensors(dataset), dataset.mean, dataset.std))
-    split = data.validation_split(dataset, n_validation=20)
+    split = registry.split(dataset, n_validation=20)
     assert split.test_images.is_cuda and len(split.train_labels) == 80
     assert same(dataset.to("cpu"), data.load("digits", n_train=100))

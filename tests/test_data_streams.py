@@ -240,8 +240,10 @@ def test_a_part_of_the_training_images_is_balanced_and_always_the_same(folder):
     assert [path.split("/")[1] for path in dataset.train_files] == ["n01", "n01", "n02", "n02", "n10", "n10"]
     assert dataset.train_files == stream(n_train=6).train_files
     assert dataset.n_test == 6
-    with pytest.raises(ValueError, match=r"1\.\.15, the training images of imagenet; got 16"):
+    with pytest.raises(ValueError, match=r"1\.\.15, as imagenet has 15 training images; got 16"):
         stream(n_train=16)
+    with pytest.raises(ValueError, match="n_validation needs images on the device; imagenet is streamed"):
+        stream(n_validation=2)
 
 
 def test_the_hash_is_of_paths_and_sizes(folder):

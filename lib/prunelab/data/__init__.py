@@ -1,7 +1,7 @@
 """Images on the device: `load` a data set by name, cut batches from it with `batches`."""
 
 from prunelab.data.batches import LabelledImages
-from prunelab.data.dataset import Dataset, validation_split
+from prunelab.data.dataset import Dataset
 from prunelab.data.registry import DatasetNotFoundError, load
 
-__all__ = ["Dataset", "DatasetNotFoundError", "LabelledImages", "load", "validation_split"]
+__all__ = ["Dataset", "DatasetNotFoundError", "LabelledImages", "load"]

@@ -102,43 +102,37 @@ def balanced_sample(labels: Tensor, n: int, *, generator: torch.Generator) -> Te
     return by_class[turn.argsort(stable=True)[:n]].sort().values
 
 
-def with_n_train(dataset: LabelledImages, n_train: int) -> LabelledImages:
-    """Returns the data set with a class-balanced part of its training images, the same on every call."""
-    if not 1 <= n_train <= dataset.n_train:
-        raise ValueError(
-            f"n_train must lie in 1..{dataset.n_train}, the training images of {dataset.name}; got {n_train}"
-        )
-    kept = balanced_sample(dataset.train_labels.cpu(), n_train, generator=torch.Generator().manual_seed(0))
-    return dataset.take(kept.to(dataset.device))
+def split(dataset: LabelledImages, *, n_train: int | None = None, n_validation: int | None = None) -> LabelledImages:
+    """Returns the data set with part of its training images, and to tune on, with others in place of its test images.
 
-
-def validation_split(dataset: Dataset, *, n_validation: int, seed: int = 0) -> Dataset:
-    """Returns the data set with part of its training images in place of its test images, for tuning.
+    Classes are balanced, and the same images are taken on every call: first those to train on, whatever is held out.
 
     Args:
         dataset: Left as it is.
-        n_validation: Images to hold out, as many of each class as can be.
-        seed: Decides which ones.
-    Returns:
-        A data set that contains no test image: the held-out images are its test set and gone from training.
+        n_train: Images to train on; None takes all that are not held out.
+        n_validation: Images to hold out; None keeps the test images.
     Raises:
-        ValueError: Nothing held out, or nothing left to train on.
+        ValueError: Too many images, or none; or held-out images of a data set that is streamed.
     """
-    n_images = dataset.n_train
-    if not 1 <= n_validation < n_images:
-        raise ValueError(
-            f"n_validation must lie in 1..{n_images - 1}, as {dataset.name} has {n_images} training images; "
-            f"got {n_validation}"
-        )
-    chosen = balanced_sample(
-        dataset.train_labels.cpu(), n_validation, generator=torch.Generator().manual_seed(seed)
-    ).to(dataset.device)
-    held_out = torch.zeros_like(dataset.train_labels, dtype=torch.bool).index_fill(0, chosen, True)
-    return replace(
-        dataset.take(~held_out),
-        test_images=dataset.train_images[held_out],
-        test_labels=dataset.train_labels[held_out],
+    if n_validation is not None and not isinstance(dataset, Dataset):
+        raise ValueError(f"n_validation needs images on the device; {dataset.name} is streamed")
+    last = dataset.n_train - (n_validation or 0)
+    for name, n, most in (("n_validation", n_validation, dataset.n_train - 1), ("n_train", n_train, last)):
+        if n is not None and not 1 <= n <= most:
+            raise ValueError(
+                f"{name} must lie in 1..{most}, as {dataset.name} has {dataset.n_train} training images; got {n}"
+            )
+    labels = dataset.train_labels.cpu()
+    n_train = last if n_train is None else n_train
+    taken, more = (
+        balanced_sample(labels, n, generator=torch.Generator().manual_seed(0)).to(dataset.device)
+        for n in (n_train, n_train + (n_validation or 0))
     )
+    part = dataset.take(taken)
+    if n_validation is None:
+        return part
+    held_out = more[~torch.isin(more, taken)]
+    return replace(part, test_images=dataset.train_images[held_out], test_labels=dataset.train_labels[held_out])
 
 
 def area_average(image: np.ndarray, size: int) -> np.ndarray:

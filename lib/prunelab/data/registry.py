@@ -18,7 +18,7 @@ from torch import Tensor
 from prunelab import files, paths
 from prunelab.data import cache, embedded, folders
 from prunelab.data import dataset as dataset_module
-from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, with_n_train
+from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, split
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -48,6 +48,7 @@ def load(
     *,
     image_size: int | None = None,
     n_train: int | None = None,
+    n_validation: int | None = None,
     in_colour: bool = False,
     device: torch.device | str = "cpu",
 ) -> LabelledImages:
@@ -61,6 +62,7 @@ def load(
         image_size: Side of the images, shrunk by area averaging; from images that are not square, the largest
             square is cut first. None leaves them as they are. Where streamed, side of the crops.
         n_train: A class-balanced part of the training images, always the same; None takes them all.
+        n_validation: Other training images, in place of the test images: to tune on; None keeps the test images.
         in_colour: Whether grey images get three equal channels, so that one network takes both kinds; they are still
             not flipped.
         device: Where the images go.
@@ -78,8 +80,8 @@ def load(
         if in_colour:
             images = images.map(lambda grey: grey.expand(-1, -1, -1, 3).contiguous())
         dataset = Dataset(name, **vars(images), flip=flip, source=source, sha256=sha256)
-    if n_train is not None:
-        dataset = with_n_train(dataset, n_train)
+    if n_train is not None or n_validation is not None:
+        dataset = split(dataset, n_train=n_train, n_validation=n_validation)
     return dataset.to(device)
 
 

@@ -17,12 +17,11 @@ Masks = dict[str, Tensor]
 
 def dataset_of(options: TrainingOptions, device: str) -> data.LabelledImages:
     """Loads the images of a run, shared by the runs that a worker trains."""
-    return _load(options.dataset, options.image_size, options.n_train, options.in_colour, device)
+    names = ("image_size", "n_train", "n_validation", "in_colour")
+    return _load(options.dataset, device=device, **{name: getattr(options, name) for name in names})
 
 
-@functools.lru_cache(maxsize=4)
-def _load(name: str, image_size: int | None, n_train: int | None, in_colour: bool, device: str) -> data.LabelledImages:
-    return data.load(name, image_size=image_size, n_train=n_train, in_colour=in_colour, device=device)
+_load = functools.lru_cache(maxsize=4)(data.load)
 
 
 def image_of(dataset: data.LabelledImages) -> dict[str, int]:

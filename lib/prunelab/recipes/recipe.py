@@ -20,6 +20,7 @@ class TrainingOptions(Options):
     dataset: str = option("images, a name that data.load knows", "cifar10")
     image_size: int | None = option("side in pixels to which images are shrunk; None leaves them as they are", None)
     n_train: int | None = option("training images, as many of each class; None takes all", None)
+    n_validation: int | None = option("other training images, tested on in place of the test set; None has none", None)
     in_colour: bool = option("whether grey images get three equal channels", False)
     n_epochs: int = option("passes over the training images")
     batch_size: int = option("images a step")

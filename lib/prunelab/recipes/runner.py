@@ -75,6 +75,8 @@ def executing(
         report=report,
         **arguments,
     )
+    if options.n_validation is not None:  # what was not tested must not look as if it were
+        result.curves = {name.replace("test_", "validation_"): curve for name, curve in result.curves.items()}
     fields = setup.finish(result)
     method = setup.method or Hooks()
     n_active = {name: int(mask.sum()) for name, mask in method.masks.items()}
@@ -120,7 +122,7 @@ def _account(
     n_ordinary = setup.ordinary_epochs * (dataset.n_train // options.batch_size) * options.batch_size
     ordinary_macs = cost.training_macs(reference_macs, reference_macs, n_samples=n_ordinary)
     return {
-        **{name: result.curves[name][-1] for name in ("test_accuracy", "test_loss", "train_loss")},
+        **{name: curve[-1] for name, curve in result.curves.items() if name != "epoch"},
         "n_stored_weights": cost.total(layers, "n_weights"),
         "n_reference_weights": n_reference,
         "n_active": n_active,

@@ -37,6 +37,27 @@ class RethinkingOptions(PruningOptions):
     weight_decay: float = 1e-4
 
 
+class Main(NamedTuple):
+    """How the judged comparisons are trained, where that is not as the others are.
+
+    Attributes:
+        training: What changes for all of their runs.
+        penalty: Factor on the penalties of slimming, whose sum over a longer training is to stay.
+        channels: Of each family that is slimmed, the share of channels that stays.
+        weights: Of each family whose single weights are pruned, the share that stays.
+        rates: Of fine-tuning, of which one is chosen on held-out training images, `n_validation` of them.
+        rate: The chosen one; a test holds it to the records.
+    """
+
+    training: Some
+    penalty: float
+    channels: dict[str, float]
+    weights: dict[str, float]
+    rates: tuple[float, ...] = ()
+    rate: float = 0.01
+    n_validation: int = 5_000
+
+
 class Predefined(NamedTuple):
     """A family of networks with given targets, and by which methods filters are chosen for them."""
 
@@ -53,9 +74,13 @@ class Predefined(NamedTuple):
 #     steps, each times its learning rate, is what pulls a gamma from where it starts towards zero.
 #   selected: Families whose blocks, groups or channels are selected by factors under a penalty.
 #   unstructured: Families whose single weights are pruned, and the shares.
+#   main: The judged comparisons, of one target each.
+#   stand_in: The network and images that stand in for ImageNet, and by name of its length what training takes.
 #   guided: What changes where a VGG's design is carried over: the network, or the images.
 #   tickets: Networks in which tickets are looked for.
 #   compares_designs: Whether structures that pruning found are compared with uniform ones.
+_JUDGED = ("l1", "thinet", "regression")
+_STAND_IN_DENSITY = 0.2
 _CHOICES = ("l1", "thinet", "regression", "random")
 _GUIDED_CHANNELS, _GUIDED_WEIGHTS = 0.4, 0.2  # shares that stay
 _RATES = (0.1, 0.01)
@@ -73,6 +98,8 @@ SMOKE = SimpleNamespace(
     slimmed={"vgg": (_VGG | {"penalty": 0.015}, (0.5,))},
     selected={"vgg": _VGG | {"penalty": 0.03}},
     unstructured={"vgg": (_VGG, (0.2,))},
+    main=Main({}, penalty=1.0, channels={"vgg": 0.5}, weights={"vgg": 0.2}),
+    stand_in=(_VGG, {}),
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "glyphs", "image_size": 8}},
     tickets=(_VGG,),
     compares_designs=True,
@@ -108,6 +135,20 @@ SMALL = SimpleNamespace(
         "preresnet": (_THIN_PRERESNET, (0.2, 0.05)),
         "densenet": (_THIN_DENSENET, (0.2,)),
     },
+    main=Main(
+        {"n_epochs": 100, "fine_tune_epochs": 25, "max_epochs": 200, "eval_every": 25},
+        penalty=0.12,
+        channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
+        weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
+        rates=(0.001, 0.003, 0.01, 0.03),
+    ),
+    stand_in=(
+        _THIN_VGG | {"dataset": "tiny-imagenet-200-32px", "n_train": 32_000},
+        {
+            "short": {"n_epochs": 4, "fine_tune_epochs": 1, "max_epochs": 8},
+            "long": {"n_epochs": 16, "fine_tune_epochs": 4, "max_epochs": 32},
+        },
+    ),
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 6_000}},
     tickets=(_THIN_VGG,),
     compares_designs=True,
@@ -119,7 +160,7 @@ _PRERESNET: Some = {"model": "preresnet20", "width": 0.5}
 _DENSENET: Some = {"model": "densenet22", "width": 0.5}
 FULL = SimpleNamespace(
     seeds=(0, 1, 2),
-    base={"n_epochs": 16, "fine_tune_epochs": 4, "max_epochs": 32, "eval_every": 4},
+    base={"n_train": 45_000, "n_epochs": 16, "fine_tune_epochs": 4, "max_epochs": 32, "eval_every": 4},
     predefined={
         "vgg": Predefined(_VGG_11, ({"target": "vgg16_a"}, {"density": 0.5}), _CHOICES),
         "resnet": Predefined(
@@ -141,6 +182,14 @@ FULL = SimpleNamespace(
         "preresnet": (_PRERESNET, (0.2, 0.05)),
         "densenet": (_DENSENET, (0.2,)),
     },
+    main=Main(
+        {},
+        penalty=1.0,
+        channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
+        weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
+        rates=(0.001, 0.003, 0.01, 0.03),
+    ),
+    stand_in=(_VGG_11, {}),
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 20_000}},
     tickets=(_VGG_11,),
     compares_designs=True,
@@ -172,6 +221,8 @@ PAPER = SimpleNamespace(
         "vgg": ({"model": "vgg16_bn", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
         "resnet50": ({"model": "resnet50", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
     },
+    main=Main({}, penalty=1.0, channels={"vgg": 0.5}, weights={"vgg": 0.4, "resnet50": 0.4}, rate=0.001),
+    stand_in=({}, {}),
     guided={},
     tickets=(),
     compares_designs=False,
@@ -186,14 +237,90 @@ def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
     found: dict[str, list[Run]] = {}
     for seed in seeds:
         run = partial(_run, size, seed)
-        for build in (_predefined, _controls, _discovered, _unstructured, _efficiency, _guided, _lottery):
+        for build in _EXPERIMENTS:
             for name, runs in build(size, run).items():
                 found.setdefault(name, []).extend(runs)
-    return found
+    return found | _rates(size, partial(_run, size, seeds[0]))
 
 
 def _run(size: SimpleNamespace, seed: int, network: Some, *parents: Run, **options: Option) -> Run:
     return make_run("rethinking", RethinkingOptions, seed=seed, parents=parents, **size.base | network | options)
+
+
+def _main(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
+    """The judged comparisons, one target each: fine-tuned at the chosen rate, and at the paper's, beside scratch."""
+    found = {}
+    for name, (large, fine_tuned, scratch) in _judged(size, run).items():
+        found[f"main_{name}"] = [large, *(each(fine_tune_rate=size.main.rate) for each in fine_tuned), *scratch]
+        found[f"paper_rate_{name}"] = [large, *(each() for each in fine_tuned), *scratch]
+    return found
+
+
+def _rates(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
+    """What the rate of fine-tuning is chosen by: accuracy on held-out training images, of one seed."""
+    held_out = {"n_validation": size.main.n_validation}
+    rates = {
+        f"rates_{name}": [each(fine_tune_rate=rate, **held_out) for each in fine_tuned for rate in size.main.rates]
+        for name, (_, fine_tuned, _) in _judged(size, run).items()
+    }
+    return {name: runs for name, runs in rates.items() if runs}
+
+
+def _judged(size: SimpleNamespace, run: partial) -> dict[str, tuple[Run, list[partial], list[Run]]]:
+    """Lists by family the large network, what fine-tunes it after each pruning, and what is trained from scratch.
+
+    Filters that the paper's targets name are pruned by L1 norm, half of all by the other methods; channels by slimming,
+    single weights by magnitude.
+    """
+    found = {}
+    for family, (network, targets, choices) in size.predefined.items():
+        network = network | size.main.training
+        target_of = {choice: targets[0 if choice == "l1" else -1] for choice in _JUDGED if choice in choices}
+        found[f"predefined_{family}"] = (
+            run(network),
+            [
+                partial(run, network, run(network), training="fine_tune", pruning=choice, **target)
+                for choice, target in target_of.items()
+            ],
+            [
+                run(network, training="scratch_b", pruning="predefined", **target)
+                for target in targets
+                if target in target_of.values()
+            ],
+        )
+    for family, density in size.main.channels.items():
+        network = size.slimmed[family][0] | size.main.training
+        network = network | {"penalty": network["penalty"] * size.main.penalty}
+        found[f"slimmed_{family}"] = _fine_tuned_or_scratch(
+            run, network, run(network, pruning="slimming"), "scratch_b", pruning="slimming", density=density
+        )
+    for family, density in size.main.weights.items():
+        network = size.unstructured[family][0] | size.main.training
+        found[f"unstructured_{family}"] = _fine_tuned_or_scratch(
+            run, network, run(network), "scratch_e", pruning="magnitude", density=density
+        )
+    return found
+
+
+def _fine_tuned_or_scratch(
+    run: partial, network: Some, large: Run, scratch: str, **pruned: Option
+) -> tuple[Run, list[partial], list[Run]]:
+    pruned_run = partial(run, network, large, **pruned)
+    return large, [partial(pruned_run, training="fine_tune")], [pruned_run(training=scratch)]
+
+
+def _stand_in(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
+    """Single weights pruned on images of many classes, as the paper does on ImageNet; trained for several lengths."""
+    network, lengths = size.stand_in
+    found = {}
+    for name, length in lengths.items():
+        large = run(network | length)
+        pruned = partial(run, network | length, large, pruning="magnitude", density=_STAND_IN_DENSITY)
+        fine_tuned = partial(pruned, training="fine_tune")
+        scratch = [pruned(training=training) for training in SCRATCH]
+        found[f"tiny_{name}"] = [large, fine_tuned(fine_tune_rate=size.main.rate), *scratch]
+        found[f"tiny_{name}_paper_rate"] = [large, fine_tuned(), *scratch]
+    return found
 
 
 def _predefined(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
@@ -354,3 +481,9 @@ def _lottery(size: SimpleNamespace, run: partial) -> dict[str, list[Run]]:
             control = scratch(rounds[-2], density=_ROUND_DENSITIES[-1])
             found.setdefault("rounds", []).extend([*rounds[1:], control])
     return found
+
+
+_EXPERIMENTS = (
+    *(_main, _stand_in, _predefined, _controls, _discovered, _unstructured, _efficiency, _guided),
+    _lottery,
+)
