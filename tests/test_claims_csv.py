@@ -5,7 +5,7 @@ import functools
 import pandas as pd
 import pytest
 
-from prunelab import claims, papers, paths, recipes, records, stores
+from prunelab import claims, papers, paths, recipes, records, stores, verdicts
 from prunelab.files import sha256
 
 CLAIMS = claims.load()
@@ -25,7 +25,7 @@ OPTIONS = {name: recipe.defaults for name, recipe in recipes.RECIPES.items()}
 
 @functools.cache
 def planned(recipe, profile):
-    experiments = recipes.get(recipe).experiments(profile, seeds=range(claims.MIN_SEEDS))
+    experiments = recipes.get(recipe).experiments(profile, seeds=range(verdicts.MIN_SEEDS))
     return records.planned(experiments, OPTIONS)
 
 
@@ -52,7 +52,8 @@ def test_row_is_complete(claim):
     assert claim.statement.endswith(".") and len(claim.statement) < 130
     assert claim.paper_source
     assert bool(claim.paper_better == claim.paper_better) == bool(claim.paper_worse == claim.paper_worse)
-    assert abs(claim.margin) <= 0.1
+    assert all(abs(margin) <= 0.1 for margin in claim.margins)
+    assert bool(claim.paper_setting) == (claim.paper_better == claim.paper_better) or claim.id == "RigL-C11"
 
 
 @pytest.mark.parametrize(
@@ -60,15 +61,24 @@ def test_row_is_complete(claim):
 )
 def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(claim):
     made = planned(claim.recipe, claim.profile).assign(**dict.fromkeys(METRICS, 0.5))
-    verdict = claims.judge(claim, made, profile=claim.profile)
-    assert verdict.n_seeds >= claims.MIN_SEEDS, verdict.reason
+    whole, *others = verdicts.table(made, of=[claim], profile=claim.profile).itertuples()
+    assert whole.n_seeds >= verdicts.MIN_SEEDS, whole.reason
+    assert [row.at for row in others] == list(claim.beside) or claim.profile != "small"
+
+
+def test_no_claim_pools_data_sets():
+    assert not [claim.id + claim.part for claim in CLAIMS if {"dataset", "parent_dataset"} & claim.listed.keys()]
+
+
+def test_every_claim_answers_a_question():
+    assert list(claims.questions()) == IDS
 
 
 @pytest.mark.parametrize("profile", ["full", "paper"])
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
 def test_without_records_every_claim_says_what_it_waits_for(recipe, profile):
-    judged = claims.table(pd.DataFrame(), planned=planned(recipe, profile), profile=profile)
-    assert set(judged["verdict"]) == {claims.NOT_JUDGED} and set(judged["at"]) == {""}
+    judged = verdicts.table(pd.DataFrame(), planned=planned(recipe, profile), profile=profile)
+    assert set(judged["verdict"]) == {verdicts.NOT_JUDGED} and set(judged["at"]) == {""}
     assert judged["reason"].str.fullmatch(r"needs .+|(\d+) of \1 runs not recorded").all()
 
 
@@ -80,8 +90,8 @@ def test_of_a_profile_that_ships_whole_the_plan_adds_nothing_to_the_records(reci
     everything = records.planned(experiments, OPTIONS)
     assert set(everything["id"]) == set(frame["id"])
     pd.testing.assert_frame_equal(frame[everything.columns], everything, check_dtype=False)
-    whole = claims.table(frame, profile="small")
-    pd.testing.assert_frame_equal(claims.table(frame, planned=everything, profile="small"), whole, check_exact=True)
+    whole = verdicts.table(frame, profile="small")
+    pd.testing.assert_frame_equal(verdicts.table(frame, planned=everything, profile="small"), whole, check_exact=True)
 
 
 @functools.cache

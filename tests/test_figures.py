@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from prunelab import claims, figures, papers, paths
+from prunelab import figures, papers, paths, verdicts
 from prunelab.methods import METHODS
 from prunelab.recipes.prunings import PRUNINGS
 from prunelab.recipes.rethinking.plan import TRAININGS
@@ -306,69 +306,48 @@ def test_survival_has_a_line_for_each_masked_layer(ax):
 
 
 def judged():
-    columns = [
-        "claim",
-        "part",
-        "at",
-        "statement",
-        "metric",
-        "paper",
-        "margin",
-        "difference",
-        "low",
-        "high",
-        "verdict",
-    ]
+    columns = ["claim", "part", "at", "statement", "metric", "paper", "margin", "difference", "low", "high"]
+    columns += ["seeds", "verdict"]
+    nan, seeds = np.nan, "+0.0100 +0.0300 +0.0500"
     rows = [
-        ["RigL-C1", "a", "", "RigL wins.", "test_accuracy", 0.024, 0.0, 0.03, 0.01, 0.04, claims.REPRODUCED],
-        [
-            "RigL-C1",
-            "b",
-            "",
-            "SET wins.",
-            "test_accuracy",
-            np.nan,
-            0.0,
-            -0.02,
-            -0.03,
-            -0.01,
-            claims.NOT_REPRODUCED,
-        ],
-        ["RigL-C4", "e", "", "ERK costs more.", "macs_ratio", 0.11, 0.0, 0.2, 0.2, 0.2, claims.REPRODUCED],
-        ["RigL-C9", "a", "", "Wait.", "test_accuracy", 0.006, 0.0, np.nan, np.nan, np.nan, claims.NOT_JUDGED],
-        ["RigL-C9", "a", "density=0.1", "Wait.", "test_accuracy", 0.006, 0.0, 0.1, 0.1, 0.1, claims.REPRODUCED],
-        ["RigL-C5", "b", "", "Useful.", "test_accuracy", 0.0, -0.1, -0.1, -0.12, -0.09, claims.INCONCLUSIVE],
+        ["RigL-C1", "a", "", "RigL wins.", "test_accuracy", 0.024, 0.0, 0.03, 0.01, 0.04, seeds, verdicts.REPRODUCED],
+        ["RigL-C1", "a", "5x", "RigL wins.", "test_accuracy", 0.024, 0.0, 0.5, 0.4, 0.6, "", verdicts.BESIDE],
+        ["RigL-C1", "b", "", "SET wins.", "loss_barrier", nan, 0, -0.2, -0.3, -0.1, seeds, verdicts.NOT_REPRODUCED],
+        ["RigL-C4", "e", "", "ERK costs more.", "macs_ratio", 0.11, 0.0, 0.2, nan, nan, "", verdicts.REPRODUCED],
+        ["RigL-C9", "a", "", "Wait.", "test_accuracy", 0.006, 0.0, nan, nan, nan, "", verdicts.NOT_JUDGED],
+        ["RigL-C9", "a", "density=0.1", "Wait.", "test_accuracy", 0.006, 0.0, 0.1, 0.1, 0.1, "", verdicts.REPRODUCED],
     ]
     return pd.DataFrame(rows, columns=columns)
 
 
-def test_forest_shows_judged_claims_about_one_metric_with_interval_paper_and_margin(ax):
+def test_forest_shows_judged_claims_below_their_questions_with_interval_paper_and_margin(ax):
     rows = figures.forest(judged(), ax=ax)
-    assert rows["part"].tolist() == ["a", "b", "b"]
-    assert "at" not in rows  # one row a claim, so the figure's numbers need not say so
-    assert labels(ax.yaxis) == ["RigL-C1a  RigL wins.", "RigL-C1b  SET wins.", "RigL-C5b  Useful."]
-    assert {(0.03, 0), (-0.02, 1), (-0.1, 2), (0.024, 0)} <= points(ax)
+    assert rows["part"].tolist() == ["a", "a", "b", "e"] and rows["at"].tolist() == ["", "5x", "", ""]
+    texts = labels(ax.yaxis)
+    assert texts[1:3] == ["a  RigL wins.", "b  SET wins."] and texts[4:] == ["e  ERK costs more."]
+    assert texts[0].startswith("RigL-C1  ") and texts[3] == "RigL-C4  How should connections be shared out over layers?"
+    # Points, or hundredths of a loss; the second claim stands on the third line, below its question.
+    assert {(3, 1), (-20, 2), (20, 4), (2.4, 1), (50, 1.3), (1, 1), (5, 1)} <= {(round(x, 9), y) for x, y in points(ax)}
     bars = [segment[:, 0] for bar in ax.collections for segment in bar.get_segments()]
-    assert sorted(np.round(bars, 9).tolist()) == [[-0.12, -0.09], [-0.03, -0.01], [0.01, 0.04]]
-    assert {"reproduced (1)", "not reproduced (1)", "inconclusive (1)"} < set(legend(ax))
-    assert ax.xaxis.get_major_formatter()(-0.05) == "-5"
+    assert sorted(np.round(bars, 9).tolist()) == [[-30, -10], [1, 4], [20, 20]]
+    assert {"reproduced (2)", "not reproduced (1)", "inconclusive (0)", "one replicate"} < set(legend(ax))
 
 
 def test_texts_of_many_claims_do_not_touch():
     long = judged().iloc[[0]].assign(statement="Of claims as long as the longest of the papers this is one. " * 2)
-    for n, size in ((17, (10, 5.5)), (45, (10, 13))):
-        fig, ax = plt.subplots(figsize=size, layout="constrained")
-        figures.forest(pd.concat([long] * n), ax=ax)
+    for n in (1, 17, 60):
+        fig, ax = plt.subplots(figsize=(11, 5), layout="constrained")
+        figures.forest(pd.concat([long.assign(part=str(part)) for part in range(n)]), ax=ax)
         fig.draw_without_rendering()
         boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
-        assert len(boxes) == n
+        assert len(boxes) == n + 1
         assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
         plt.close(fig)
 
 
-def test_forest_without_a_judged_claim_says_so(ax):
-    assert figures.forest(judged(), ax=ax, metric="train_loss").empty
-    assert "judge no claim" in ax.texts[0].get_text()
+def test_forest_without_a_judged_claim_says_so_in_little_room(ax):
+    assert figures.forest(judged().iloc[4:], ax=ax).empty
+    assert "judge no claim" in ax.texts[0].get_text() and ax.figure.get_figheight() < 1.5
 
 
 @pytest.fixture

@@ -196,9 +196,10 @@ def ship(notebook: str, records: Iterable[dict]) -> int:
 def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | None = None) -> pd.DataFrame:
     """Lays records out as a table, one row a run: options, metrics and provenance become columns.
 
-    No value is changed; metrics are in today's words, see `metrics`. The options of a run's parent, where it has one
-    and that is among the records, become columns `parent_...`. What a run and all its ancestors took to train is
-    `total_training_macs`, where all of these are among the records.
+    No value is changed; metrics are in today's words, see `metrics`. `replicate` is the seed of a run's outermost
+    ancestor. The options of a run's parent, where it has one and that is among the records, become columns
+    `parent_...`. What a run and all its ancestors took to train is `total_training_macs`, where all of these are among
+    the records.
 
     Args:
         records: Of any runs.
@@ -210,6 +211,7 @@ def frame(records: Iterable[dict], experiments: Mapping[str, Iterable[str]] | No
         run_id: {"id": run_id, "recipe": record["recipe"], "seed": record["seed"], "status": record["status"]}
         | record["options"]
         | {"total_training_macs": _total_training_macs(record, by_id)}
+        | {"replicate": _replicate(record, by_id)}
         | metrics(record)
         | {key: value for key, value in record["provenance"].items() if key != "dataset"}
         | _of_parent(_options(by_id, record["parent"]))
@@ -239,11 +241,22 @@ def metrics(record: Mapping) -> dict[str, int | float | None]:
     return own
 
 
+def _replicate(record: Mapping, by_id: Mapping[str, Mapping]) -> int:
+    while parents := _parents(record):
+        if parents[0] not in by_id:
+            break
+        record = by_id[parents[0]]
+    return record["seed"]
+
+
+def _parents(record: Mapping) -> list[str]:
+    return [record["parent"]] if isinstance(record["parent"], str) else record["parent"] or []
+
+
 def _total_training_macs(record: Mapping, by_id: Mapping[str, Mapping]) -> float | None:
     """Adds up a run and its ancestors; None where one of them is not among the records, or trained no network."""
-    parents = [record["parent"]] if isinstance(record["parent"], str) else record["parent"] or []
     own = record["metrics"].get("training_macs")
-    spent = [_total_training_macs(by_id[parent], by_id) if parent in by_id else None for parent in parents]
+    spent = [_total_training_macs(by_id[parent], by_id) if parent in by_id else None for parent in _parents(record)]
     return None if own is None or None in spent else own + sum(spent)
 
 
@@ -254,15 +267,18 @@ def planned(experiments: Mapping[str, Iterable[Run]], defaults: Mapping[str, Map
         experiments: The runs of each experiment.
         defaults: By recipe, the options that a run has unless it says otherwise.
     Returns:
-        One row for each run and experiment it belongs to: `experiment`, `id`, `recipe`, `seed`, all options, and
-        those of the one parent as `parent_...`.
+        One row for each run and experiment it belongs to: `experiment`, `id`, `recipe`, `seed`, `replicate`, all
+        options, and those of the one parent as `parent_...`.
     """
 
     def options(run: Run) -> dict:
         return {**defaults[run.recipe], **run.options}
 
+    def replicate(run: Run) -> int:
+        return replicate(run.parents[0]) if run.parents else run.seed
+
     return pd.DataFrame(
-        {"experiment": name, "id": run.id, "recipe": run.recipe, "seed": run.seed}
+        {"experiment": name, "id": run.id, "recipe": run.recipe, "seed": run.seed, "replicate": replicate(run)}
         | options(run)
         | _of_parent(options(run.parents[0]) if len(run.parents) == 1 else {})
         for name, runs in experiments.items()

@@ -1,0 +1,88 @@
+"""Verdicts, one comparison above the other."""
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from prunelab import claims, verdicts
+from prunelab.figures.axes import finish, ticks
+
+_STYLE = {
+    verdicts.REPRODUCED: {"color": "#0072B2", "marker": "o"},
+    verdicts.INCONCLUSIVE: {"color": "#8C8C8C", "marker": "D"},
+    verdicts.NOT_REPRODUCED: {"color": "#D55E00", "marker": "s"},
+}
+_INCHES = 0.31  # a row, with two lines of text
+_LINE = 84  # letters of a statement
+_LINEAR = 5.0  # points, beyond which the axis is logarithmic: most differences are small, some are not
+
+
+def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
+    """Draws judged claims' differences with their intervals below the question that they answer, and every replicate.
+
+    The figure becomes as high as the claims need. Beside a difference stand those in other settings, hollow.
+
+    Args:
+        judged: `verdicts.table`.
+        ax: The only axes of its figure.
+    Returns:
+        The rows drawn, in the words of `judged`; where there are none the figure says so.
+    """
+    names = judged["claim"] + judged["part"]
+    is_judged = (judged["at"] == "") & (judged["verdict"] != verdicts.NOT_JUDGED)
+    rows = judged[is_judged | (judged["verdict"] == verdicts.BESIDE) & names.isin(names[is_judged])]
+    if rows.empty:
+        ax.figure.set_figheight(1.2)
+        ax.text(0.5, 0.5, "These records judge no claim: they need a larger profile.", ha="center", va="center")
+        ax.set_axis_off()
+        return rows
+    asked, place, texts, heads = claims.questions(), {}, [], []
+    for row in rows[rows["at"] == ""].itertuples():
+        if row.claim not in (claim for claim, _ in place):
+            heads.append(len(texts))
+            texts.append(f"{row.claim}  {asked[row.claim]}")
+        place[row.claim, row.part] = len(texts)
+        texts.append(textwrap.fill(f"{row.part}  {row.statement}".replace(" %", "\u00a0%"), _LINE))
+    ax.figure.set_figheight(1.6 + _INCHES * len(texts))
+
+    drawn = rows.assign(y=[place[key] for key in zip(rows["claim"], rows["part"], strict=True)])
+    drawn[["difference", "low", "high", "paper", "margin"]] *= 100
+    whole, beside = drawn[drawn["at"] == ""], drawn[drawn["at"] != ""]
+    for row in whole.itertuples():
+        seeds = 100 * np.array(row.seeds.split(), dtype=float)
+        ax.plot(seeds, [row.y] * len(seeds), ".", color=_STYLE[row.verdict]["color"], alpha=0.5, markersize=5)
+    ax.plot([], [], ".", color="#8C8C8C", alpha=0.6, label="one replicate")
+    for verdict, style in _STYLE.items():
+        own = whole[whole["verdict"] == verdict]
+        ends = np.nan_to_num([own["difference"] - own["low"], own["high"] - own["difference"]])
+        ax.errorbar(
+            own["difference"],
+            own["y"],
+            xerr=ends,
+            fmt=style["marker"],
+            color=style["color"],
+            markersize=5,
+            capsize=2.5,
+            label=f"{verdict} ({len(own)})",
+        )
+    ax.plot(beside["difference"], beside["y"] + 0.3, "o", mfc="none", mec="#444444", ms=4, label="in another setting")
+    ax.plot(whole["paper"], whole["y"], "x", color="#000000", markersize=6, label="paper")
+    ax.plot(whole["margin"], whole["y"], "|", color="#000000", markersize=11, label="margin to exceed")
+    ax.axvline(0, color="#000000", linewidth=0.8)
+    ticks(ax.yaxis, range(len(texts)), texts)
+    for head in heads:
+        ax.get_yticklabels()[head].set_fontweight("bold")
+    finish(ax)
+    ax.tick_params(axis="y", labelsize=7.5, length=0)
+    ax.set_ylim(len(texts) - 0.4, -0.6)
+    ax.set_xscale("symlog", linthresh=_LINEAR, linscale=1.5)
+    reach = max(_LINEAR, np.nanmax(np.abs(drawn[["difference", "low", "high", "paper"]].to_numpy())))
+    marks = [mark for mark in (1, 2, 5, 10, 20, 50) if mark <= reach]
+    marks = [*(-mark for mark in reversed(marks)), 0, *marks]
+    ticks(ax.xaxis, marks, [f"{mark:+}" if mark else "0" for mark in marks])
+    ax.set_xlabel("better - worse, in points; of losses, in hundredths")
+    below = (1, -0.6 / ax.figure.get_figheight())
+    ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
+    return rows
