@@ -227,15 +227,20 @@ def _networks(size: SimpleNamespace, seed: int) -> list[Run]:
 
 
 def _longer(size: SimpleNamespace, seed: int) -> list[Run]:
-    """Training 1, 2 and 5 times as long."""
+    """Training 1, 2 and 5 times as long; what is compared with that, once and 5 times."""
     run = _of(seed, **size.study)
     longest = size.multipliers[-1]
     return [
-        run(method="dense", density=1.0),
+        *(run(method="dense", density=1.0, train_multiplier=multiplier) for multiplier in (1, longest)),
         *(
             run(method=method, density=0.1, train_multiplier=multiplier)
             for method in ("small_dense", "static", "set", "rigl")
             for multiplier in size.multipliers
+        ),
+        *(
+            run(method=method, density=0.1, train_multiplier=multiplier)
+            for method in ("snip", "gmp")
+            for multiplier in (1, longest)
         ),
         run(method="rigl", density=0.2, train_multiplier=longest),
         run(method="rigl", density=0.1, train_multiplier=longest, distribution="uniform"),
