@@ -154,6 +154,16 @@ def test_gradual_pruning_costs_what_each_of_its_batches_did(update_every, begin_
     assert result["metrics"]["training_macs"] == pytest.approx(64 * 3 * sum(macs_of_batches))
 
 
+def test_tickets_of_more_images_are_tried_where_the_others_are_and_on_the_same_images():
+    runs = RIGL.experiments("small", seeds=[0])["transfer"]
+    moved = [run for run in runs if run.options.get("method") == "static"]
+    larger = [run for run in moved if run.parents[0].options["n_train"] == 12_000]
+    assert [run.options.get("dataset", "cifar10") for run in larger] == ["cifar10", "mnist10k", "omniglot-small"]
+    assert {run.parents[0].options["dataset"] for run in larger} == {"tiny-imagenet-200-32px"}
+    assert {run.options["n_train"] for run in moved} == {3_000}
+    assert len(moved) == len(larger) + 3 * 2 + 2  # from each of three to two others; from SGD to Adam, and back
+
+
 def test_uniform_names_its_first_layer_as_dense():
     layers = execute(method="static", distribution="uniform")["layers"]
     assert [layer["masked"] for layer in layers] == [False] + [True] * (len(layers) - 1)

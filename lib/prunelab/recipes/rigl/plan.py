@@ -52,7 +52,7 @@ PATHS = {
 #   rounds: Rounds of a lottery, each of which prunes a fifth of what is left.
 #   compared_rounds: Those at which a ticket is compared with its controls.
 #   transfer: The small ResNet whose tickets travel.
-#   transfer_datasets: Between which they do.
+#   transfer_sources: Where they are found, and where they are tried; with an own number of images they are only found.
 #   transfer_densities: Of their rounds.
 #   mlp: The perceptron of the paper's Table 2.
 #   mlp_density: Share of its weights that are active.
@@ -66,6 +66,7 @@ PATHS = {
 _LENET: Some = {"model": "lenet_300_100", "augment": False, "weight_decay": 0.0}
 _TICKETS: Some = _LENET | {"dataset": "mnist10k", "batch_size": 64, "momentum": 0.0, "schedule": "constant"}
 _ADAM: Some = {"optimizer": "adam", "learning_rate": 1e-3}
+_LARGER_SOURCE: Some = {"dataset": "tiny-imagenet-200-32px", "n_train": 12_000}  # more images, of more classes
 _BIG = 1.98  # times the width, at a density of 0.25: about as many weights and MACs as dense (paper, Fig. 3)
 
 _DIGITS: Some = {"model": "resnet8", "width": 0.5, "dataset": "digits", "n_epochs": 6, "batch_size": 64}
@@ -79,7 +80,7 @@ SMOKE = SimpleNamespace(
     rounds=5,
     compared_rounds=(2, 5),
     transfer=_DIGITS | {"n_train": 1000, "image_size": 8},
-    transfer_datasets=("digits", "glyphs"),
+    transfer_sources=({"dataset": "digits"}, {"dataset": "glyphs"}),
     transfer_densities=(0.5, 0.25),
     mlp=_LENET | {"dataset": "digits", "n_epochs": 8, "batch_size": 64, "update_every": 10},
     mlp_density=0.1,
@@ -106,7 +107,7 @@ SMALL = SimpleNamespace(
     rounds=18,
     compared_rounds=(3, 7, 12, 15, 18),
     transfer=_RESNET_8 | {"n_train": 3_000, "in_colour": True, "n_epochs": 15, "eval_every": 5},
-    transfer_datasets=("cifar10", "mnist10k", "omniglot-small"),
+    transfer_sources=({"dataset": "cifar10"}, {"dataset": "mnist10k"}, {"dataset": "omniglot-small"}, _LARGER_SOURCE),
     transfer_densities=(0.5, 0.25, 0.125),
     mlp=_LENET | {"dataset": "mnist10k", "n_epochs": 30, "batch_size": 100, "update_every": 50},
     mlp_density=0.02,
@@ -133,7 +134,7 @@ FULL = SimpleNamespace(
     rounds=18,
     compared_rounds=(3, 7, 12, 15, 18),
     transfer={"n_train": 3_000, "in_colour": True, "n_epochs": 30, "image_size": 28, "eval_every": 5},  # as MNIST's
-    transfer_datasets=("cifar10", "mnist10k", "omniglot-small", "tiny-imagenet-200-32px"),
+    transfer_sources=({"dataset": "cifar10"}, {"dataset": "mnist10k"}, {"dataset": "omniglot-small"}, _LARGER_SOURCE),
     transfer_densities=(0.5, 0.25, 0.125, 0.0625),
     mlp=_LENET | {"dataset": "mnist10k", "n_epochs": 100, "batch_size": 100},
     mlp_density=0.02,
@@ -161,7 +162,7 @@ PAPER = SimpleNamespace(
     rounds=18,
     compared_rounds=(3, 7, 12, 15),
     transfer={"in_colour": True, "n_epochs": 160, "image_size": 28, "schedule": "step"},
-    transfer_datasets=("cifar10", "cifar100", "fashion_mnist", "svhn"),
+    transfer_sources=tuple({"dataset": name} for name in ("cifar10", "cifar100", "fashion_mnist", "svhn")),
     transfer_densities=(0.5, 0.25),
     mlp=_LENET | {"dataset": "mnist", "n_epochs": 200, "batch_size": 100, "learning_rate": 0.2},
     mlp_density=0.02,
@@ -339,17 +340,18 @@ def _lottery(size: SimpleNamespace, seed: int) -> list[Run]:
 
 def _transfer(size: SimpleNamespace, seed: int) -> list[Run]:
     """Tickets carried to other data and to another optimizer, beside random masks with as many weights a layer."""
-    sources = [{"dataset": name} for name in size.transfer_datasets]
-    sources.append(sources[0] | _ADAM)
+    sources = [*size.transfer_sources, size.transfer_sources[0] | _ADAM]
     found = [_transfer_rounds(size, seed, **source, rewind_epochs=1) for source in sources]
     runs = [run for rounds in found for run in rounds]
     for target, rounds in zip(sources, found, strict=True):
+        if "n_train" in target:
+            continue
         run = _of(seed, density=size.transfer_densities[-1], **size.transfer | target)
         for start in ("reinitialised", "shuffled"):
             runs.append(run(method="lottery", start=start, rewind_epochs=1, parents=(rounds[-2],)))
         for source, others in zip(sources, found, strict=True):
             other_data = source["dataset"] != target["dataset"]
-            other_optimizer = source.keys() != target.keys()
+            other_optimizer = source.get("optimizer") != target.get("optimizer")
             if other_data != other_optimizer:
                 runs.append(run(method="static", start="ticket", parents=(others[-1],)))
     return runs
@@ -357,8 +359,7 @@ def _transfer(size: SimpleNamespace, seed: int) -> list[Run]:
 
 def _rewinding(size: SimpleNamespace, seed: int) -> list[Run]:
     """Rounds that rewind to initialisation, and to the values after an epoch."""
-    dataset = size.transfer_datasets[0]
-    both = (_transfer_rounds(size, seed, dataset=dataset, rewind_epochs=epochs) for epochs in (0, 1))
+    both = (_transfer_rounds(size, seed, **size.transfer_sources[0], rewind_epochs=epochs) for epochs in (0, 1))
     return [run for rounds in both for run in rounds]
 
 
