@@ -154,6 +154,31 @@ def test_gradual_pruning_costs_what_each_of_its_batches_did(update_every, begin_
     assert result["metrics"]["training_macs"] == pytest.approx(64 * 3 * sum(macs_of_batches))
 
 
+WIDENED = {"resnet8": (8, 16, 32), "resnet8_wide_early": (16, 16, 32), "resnet8_wide_late": (8, 16, 64)}
+
+
+@pytest.mark.parametrize("model", WIDENED)
+def test_widened_network_has_as_many_active_weights_as_the_plain_one(model):
+    plain = execute(method="static")["metrics"]
+    result = execute(method="rigl", model=model, density_of="resnet8", update_every=1)
+    shapes = [layer["shape"][:2] for layer in result["layers"]]
+    early, middle, late = WIDENED[model]
+    stages = [(early, 1), (early, early), (early, early), (middle, early), (middle, middle), (late, middle)]
+    assert shapes == [*map(list, stages), [late, late], [10, late]]
+    assert abs(result["metrics"]["n_active"] - plain["n_active"]) <= 1
+    assert result["metrics"]["measured_density"] == pytest.approx(plain["measured_density"], rel=1e-3)
+    assert result["metrics"]["n_reference_weights"] == plain["n_reference_weights"]
+    small = execute(method="small_dense", model=model, density_of="resnet8")["metrics"]
+    assert small["n_active"] == pytest.approx(plain["n_active"], rel=0.1)
+
+
+def test_widened_network_costs_the_macs_of_an_erk_one_where_these_are_to_be_equal():
+    network = {"method": "static", "model": "resnet8_wide_late", "density_of": "resnet8", "density": 0.2}
+    erk = execute(**network)["metrics"]["macs"]
+    uniform = execute(**network, distribution="uniform", equal="macs")["metrics"]["macs"]
+    assert uniform == pytest.approx(erk, rel=0.002)
+
+
 def test_tickets_of_more_images_are_tried_where_the_others_are_and_on_the_same_images():
     runs = RIGL.experiments("small", seeds=[0])["transfer"]
     moved = [run for run in runs if run.options.get("method") == "static"]

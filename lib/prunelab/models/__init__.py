@@ -30,6 +30,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": partial(ResNet, depth=32),
     "resnet56": partial(ResNet, depth=56),
     "resnet110": partial(ResNet, depth=110),
+    "resnet8_wide_early": partial(ResNet, depth=8, stages=(32, 32, 64)),
+    "resnet8_wide_late": partial(ResNet, depth=8, stages=(16, 32, 128)),
     "preresnet20": partial(PreResNet, depth=20, cardinality=1),
     "preresnet110": partial(PreResNet, depth=110, cardinality=1),
     "preresnet164": partial(PreResNet, depth=164, cardinality=1),

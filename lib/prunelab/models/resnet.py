@@ -36,12 +36,21 @@ class ResNet(PlainNet):
 
     Args:
         depth: Layers with weights, 6 n + 2.
+        stages: Channels of each at width 1; the stem has those of the first.
     """
 
     def __init__(
-        self, *, depth: int, num_classes: int, in_channels: int, image_size: int, width: float, widths: Widths
+        self,
+        *,
+        depth: int,
+        stages: tuple[int, ...] = (16, 32, 64),
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        width: float,
+        widths: Widths,
     ) -> None:
-        channels = [scaled(n, width) for n in (16, 32, 64)]
+        channels = [scaled(n, width) for n in stages]
         n_in = channels[0]
         conv, blocks = conv3x3(in_channels, n_in), []
         for n_out, stride in staged(channels, n_blocks=(depth - 2) // 6):

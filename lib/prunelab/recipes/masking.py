@@ -1,6 +1,7 @@
 """Which weights of a run's network are active: a parent's or a method's choice, and how many in each layer."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +20,11 @@ GrowScore = Callable[[Tensor, Tensor], Tensor]
 _WIDTH_STEPS = 256  # a small dense network's width is found to this fraction of the full one's
 
 
+def reference_of(options: MaskingOptions, dataset: LabelledImages) -> list[dict]:
+    """Returns the layer table of the dense network that density and costs are relative to; to be read only."""
+    return layers_of(replace(options, model=options.density_of or options.model), dataset, options.width)
+
+
 def width_of(options: MaskingOptions, dataset: LabelledImages) -> float:
     """Returns the width of a run's network: of a small dense one that at which it is as large as its rival."""
     column = METHODS[options.method].matched
@@ -26,7 +32,7 @@ def width_of(options: MaskingOptions, dataset: LabelledImages) -> float:
         return options.width
     with torch.device("meta"):
         rival = network_of(options, dataset, width=options.width)
-    n_active = _counts(options, rival)
+    n_active = _counts(options, rival, dataset)
     target = cost.total(cost.layer_table(rival, n_active=n_active, **image_of(dataset)), column)
 
     def width(k: int) -> float:
@@ -79,17 +85,22 @@ def build_method(
 def _allocated(options: MaskingOptions, model: nn.Module, dataset: LabelledImages) -> dict[str, int]:
     """Active weights by layer: those of the density, or of that at which MACs are as many as with ERK."""
     if options.equal == "weights":
-        return _counts(options, model)
+        return _counts(options, model, dataset)
     layers = cost.layer_table(model, **image_of(dataset))
-    erk = cost.layer_table(model, n_active=_counts(options, model, distribution="erk"), **image_of(dataset))
+    erk = cost.layer_table(model, n_active=_counts(options, model, dataset, distribution="erk"), **image_of(dataset))
     density = cost.matching_density(
-        layers, lambda density: _counts(options, model, density=density), macs=cost.total(erk, "macs")
+        layers, lambda density: _counts(options, model, dataset, density=density), macs=cost.total(erk, "macs")
     )
-    return _counts(options, model, density=density)
+    return _counts(options, model, dataset, density=density)
 
 
-def _counts(options: MaskingOptions, model: nn.Module, **changes: float | str) -> dict[str, int]:
+def _counts(
+    options: MaskingOptions, model: nn.Module, dataset: LabelledImages, **changes: float | str
+) -> dict[str, int]:
+    """Counts a model's active weights by layer; in `changes` density is a share of the model's own weights."""
     allocation = {name: getattr(options, name) for name in ("density", "distribution", "first_layer")}
+    own, reference = layers_of(options, dataset, options.width), reference_of(options, dataset)
+    allocation["density"] *= cost.total(reference, "n_weights") / cost.total(own, "n_weights")
     return active_counts(model, **allocation | changes)
 
 

@@ -39,6 +39,9 @@ class MaskingOptions(TrainingOptions):
 
     method: str = option("how connections are chosen, a key of methods.METHODS", "rigl")
     density: float = option("share of weights that are active", 0.1)
+    density_of: str | None = option(
+        "network whose weights density is a share of, a key of models.MODELS; None is model", None
+    )
     distribution: str = option("of the density over layers: erk, erdos_renyi or uniform", "erk")
     first_layer: str = option("dense, or by_distribution as all others", "by_distribution")
     equal: str = option("what an ERK network of the same density has as many of: weights or macs", "weights")

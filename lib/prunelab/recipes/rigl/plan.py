@@ -60,6 +60,7 @@ PATHS = {
 #   denser: A few methods at densities where the others are not compared.
 #   distribution_densities: At which distributions are compared; ERK is there already.
 #   networks: Other networks, compared at a density of 0.1.
+#   widened: The network of the study with twice the channels in its first stage, and in its last.
 #   multipliers: Of the length of training.
 #   updates_every: Steps between two changes of masks, crossed with `drop_fractions`.
 #   gradient_momenta: Of SNFS.
@@ -90,6 +91,7 @@ SMOKE = SimpleNamespace(
     gmp_densities=(0.2, 0.1),
     distribution_densities=(0.1,),
     networks=(),
+    widened=("resnet8_wide_early", "resnet8_wide_late"),
     multipliers=(1, 2),
     updates_every=(10, 40),
     drop_fractions=(0.1, 0.3),
@@ -117,6 +119,7 @@ SMALL = SimpleNamespace(
     gmp_densities=(0.2, 0.1, 0.05),
     distribution_densities=(0.1, 0.05),
     networks=(),
+    widened=("resnet8_wide_early", "resnet8_wide_late"),
     multipliers=(1, 2, 5),
     updates_every=(50, 100, 500),
     drop_fractions=(0.1, 0.3, 0.5),
@@ -144,6 +147,7 @@ FULL = SimpleNamespace(
     gmp_densities=(0.1, 0.05, 0.02),
     distribution_densities=(0.1, 0.05),
     networks=("wrn22_2",),
+    widened=(),
     multipliers=(1, 2, 5),
     updates_every=(100, 500),
     drop_fractions=(0.3,),
@@ -172,6 +176,7 @@ PAPER = SimpleNamespace(
     gmp_densities=(0.5, 0.2, 0.1, 0.05),
     distribution_densities=(0.1, 0.05),
     networks=("resnet32",),
+    widened=(),
     multipliers=(1, 2),
     updates_every=(50, 100, 500),
     drop_fractions=(0.1, 0.3, 0.5),
@@ -246,6 +251,17 @@ def _longer(size: SimpleNamespace, seed: int) -> list[Run]:
         run(method="rigl", density=0.2, train_multiplier=longest),
         run(method="rigl", density=0.1, train_multiplier=longest, distribution="uniform"),
         run(method="gmp", density=0.1, train_multiplier=1.5, distribution="uniform"),
+    ]
+
+
+def _wider(size: SimpleNamespace, seed: int) -> list[Run]:
+    """The first stage twice as wide, or the last, with as many active weights as without."""
+    plain = size.study.get("model", RigLOptions.model)
+    networks = [{}, *({"model": model, "density_of": plain} for model in size.widened)]
+    return [
+        _of(seed, density=0.1)(method=method, **size.study | network)
+        for network in networks
+        for method in ("static", "rigl")
     ]
 
 
@@ -390,6 +406,7 @@ _EXPERIMENTS = {
     "main": _main,
     "networks": _networks,
     "longer": _longer,
+    "wider": _wider,
     "equal_macs": _equal_macs,
     "schedule": _schedule,
     "momentum": _momentum,

@@ -13,8 +13,8 @@ from prunelab.density import check_density
 from prunelab.masks import prunable_weights
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import RigL
-from prunelab.recipes.common import Masks, copy_of, generator_of, layers_of, network_of, stream_seed
-from prunelab.recipes.masking import STARTS, GrowScore, begin, build_method, width_of
+from prunelab.recipes.common import Masks, copy_of, generator_of, network_of, stream_seed
+from prunelab.recipes.masking import STARTS, GrowScore, begin, build_method, reference_of, width_of
 from prunelab.recipes.recipe import Outline, Setup, State, check_choices
 from prunelab.recipes.rigl.plan import PATHS, RigLOptions
 from prunelab.training import Result
@@ -88,7 +88,7 @@ def setup(
 
     return Setup(
         model,
-        reference=layers_of(options, dataset, options.width),
+        reference=reference_of(options, dataset),
         n_epochs=shape.n_epochs,
         ordinary_epochs=options.n_epochs,
         training={
