@@ -13,6 +13,7 @@ from prunelab.channels.filters import (
     random_scores,
     uniform_counts,
 )
+from prunelab.models import build_model
 
 
 def lists(kept):
@@ -165,6 +166,25 @@ def test_stages_keep_the_published_channels():
     for target, channels in (("resnet34_a", [44, 89, 179]), ("resnet34_b", [32, 51, 153])):
         counts = predefined_counts(target, widths)
         assert [counts[f"layer{s}.1.conv1"] for s in (1, 2, 3)] == channels
+
+
+@pytest.mark.parametrize(
+    "target, channels, n_parameters",  # the official ones have 3,840 more, biases of shortcuts' convolutions
+    [
+        ("resnet50_thinet30", [19, 38, 76, 153], 8_665_318),
+        ("resnet50_thinet50", [32, 64, 128, 256], 12_381_864),
+        ("resnet50_thinet70", [44, 89, 179, 358], 16_945_246),
+    ],
+)
+def test_resnet50_of_thinet_is_the_official_one(target, channels, n_parameters):
+    inner = {
+        f"layer{s + 1}.{i}.conv{j}": 64 * 2**s for s, n in enumerate((3, 4, 6, 3)) for i in range(n) for j in (1, 2)
+    }
+    counts = predefined_counts(target, inner)
+    assert [counts[f"layer{s}.2.conv2"] for s in (1, 2, 3, 4)] == channels
+    with torch.device("meta"):
+        model = build_model("resnet50", num_classes=1000, widths=counts)
+    assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
 
 
 def test_smaller_networks_follow_the_shares_without_exceptions():

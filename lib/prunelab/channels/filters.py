@@ -61,8 +61,7 @@ def uniform_counts(widths: Mapping[str, int], *, density: float) -> dict[str, in
     Raises:
         ValueError: `density` outside (0, 1].
     Source: Liu et al. 2019, arXiv:1810.05270, the uniformly pruned networks of Sec. 5.
-    Differs: The official code rounds down, which keeps less than the share that was asked for: of a ResNet-50 whose
-        blocks keep 0.3 of their inner channels, as ThiNet-30, 8,665,318 parameters are left, here 8,704,945.
+    Differs: The official code rounds down, which keeps less than the share that was asked for; see `TARGETS`.
     """
     check_density(density)
     return {name: max(1, round(density * n)) for name, n in widths.items()}
@@ -81,6 +80,9 @@ TARGETS = {
     "vgg16_thinet": Target(13, (0.5, 0.5, 0.5, 0.5), whole=(10, 11, 12)),  # VGG-Conv in Luo et al. 2017
     "resnet34_a": Target(16, (0.7, 0.7, 0.7, 1.0), whole=(0, 3, 6, 7, 12, 13, 14, 15)),
     "resnet34_b": Target(16, (0.5, 0.4, 0.6, 1.0), whole=(0, 3, 6, 7, 12, 13, 14, 15)),
+    "resnet50_thinet30": Target(32, (0.3, 0.3, 0.3, 0.3), whole=()),  # ThiNet-30, -50 and -70
+    "resnet50_thinet50": Target(32, (0.5, 0.5, 0.5, 0.5), whole=()),
+    "resnet50_thinet70": Target(32, (0.7, 0.7, 0.7, 0.7), whole=()),
     "resnet56_a": Target(27, (0.9, 0.9, 0.9), whole=(7, 9, 18, 26)),
     "resnet56_b": Target(27, (0.4, 0.7, 0.9), whole=(7, 8, 9, 16, 18, 26)),
     "resnet110_a": Target(54, (0.5, 1.0, 1.0), whole=(17,)),
@@ -97,12 +99,14 @@ def predefined_counts(target: str, widths: Mapping[str, int]) -> dict[str, int]:
     Args:
         target: A key of `TARGETS`.
         widths: Output channels by layer name, front to back: of every convolution of a VGG, of the first convolution
-            of every block of a ResNet.
+            of every block of a ResNet, and of the second where there are three.
     Returns:
         Channels that stay, by layer name, for all of `widths`.
     Raises:
         ValueError: An unknown target, or widths of another number of stages.
-    Source: Li et al. 2017, arXiv:1608.08710; Liu et al. 2019, arXiv:1810.05270, and their `l1-norm-pruning` code.
+    Source: Li et al. 2017, arXiv:1608.08710; Liu et al. 2019, arXiv:1810.05270, and their `l1-norm-pruning` and
+        `thinet` code, whose ThiNet-30 keeps 19, 38, 76 and 153 channels: 8,669,158 parameters with biases of its
+        shortcuts' convolutions, 8,665,318 without, and 8,704,945 were shares rounded to the nearest.
     """
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}; there are {', '.join(TARGETS)}")

@@ -212,7 +212,9 @@ PAPER = SimpleNamespace(
             {"model": "vgg16_bn", "learning_rate": 0.01}, ({"target": "vgg16_thinet"},), ("thinet", "regression")
         ),
         "resnet50": Predefined(
-            {"model": "resnet50"}, ({"density": 0.3}, {"density": 0.5}, {"density": 0.7}), ("thinet", "regression")
+            {"model": "resnet50"},
+            tuple({"target": f"resnet50_thinet{percent}"} for percent in (30, 50, 70)),
+            ("thinet", "regression"),
         ),
     },
     slimmed={"vgg": ({"model": "vgg11_bn", "penalty": 1e-5, "fine_tune_epochs": 5, "max_epochs": None}, (0.5,))},
