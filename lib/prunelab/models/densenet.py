@@ -3,8 +3,8 @@
 Source: Huang et al. 2017, arXiv:1608.06993, Sec. 3 and 4.2; stem of twice the growth and channel selection as in the
 code of Network Slimming, Liu et al. 2017, arXiv:1708.06519.
 Differs: `layers.Select` stands before the batch normalisation. No dropout. Batch normalisation is initialised as there,
-    to 0.5, by the paper to 1. The network of 100 layers is the paper's DenseNet-BC, of 0.77 million weights; that of
-    Liu et al. 2019, arXiv:1810.05270, compresses but has no bottlenecks, and 4.07 million.
+    to 0.5, by the paper to 1. The network of 100 layers is the paper's DenseNet-BC, of 0.77 million parameters; in the
+    code of Liu et al. 2019, arXiv:1810.05270, DenseNet-BC-100 halves channels but has no bottlenecks, and 4.07 million.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
 Source: He et al. 2016, arXiv:1512.03385, Sec. 4.2: three stages of 16, 32 and 64 channels, parameter-free shortcuts
 (option A): subsampled, padded with zeros.
-Differs: In the code of Liu et al. 2019, arXiv:1810.05270, such a shortcut is the mean of 2x2 pixels, and no gradient
-    flows back through it; here the gradient does.
+Differs: In the code of Liu et al. 2019, arXiv:1810.05270, such a shortcut pads means of 2x2 pixels, detached (`x.data`
+    in `downsample_basic_block` of `l1-norm-pruning`), and no gradient flows back through it; here the gradient does.
 """
 
 from torch import Tensor, nn
