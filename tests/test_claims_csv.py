@@ -9,7 +9,7 @@ from prunelab import claims, papers, paths, recipes, records, stores, verdicts
 from prunelab.files import sha256
 
 CLAIMS = claims.load()
-IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1"]
+IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1", "ART-C1"]
 IDS += [f"RT-C{number}" for number in range(1, 6)]
 METRICS = (
     "test_accuracy",

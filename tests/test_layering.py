@@ -12,7 +12,7 @@ from prunelab import paths
 LIBRARY = paths.ROOT / "lib" / "prunelab"
 FILES = sorted(LIBRARY.rglob("*.py"))
 NUMBERS_ONLY = ("masks", "density", "schedules")
-DRAWERS = ("claims", "figures", "records", "papers", "files", "paths", "runs")
+DRAWERS = ("claims", "verdicts", "figures", "records", "papers", "files", "paths", "runs")
 
 
 def module_name(path):
@@ -46,11 +46,11 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 
 # From the ground up: a room, a file or a folder, imports from its own folder and from lower floors only.
 FLOORS = (
-    {"paths", "runs", "schedules", "masks", "turns", "precision", "latency", "perceptron", "diagrams"},
+    {"paths", "runs", "schedules", "masks", "turns", "precision", "latency", "perceptron", "diagrams", "moderated"},
     {"files", "density", "models"},
     {"checkpoints", "records", "claims", "papers", "methods", "data", "cost", "export", "batch"},
-    {"channels", "figures", "steps"},
-    {"training", "landscape"},
+    {"channels", "verdicts", "steps"},
+    {"training", "landscape", "figures"},
     {"forecast"},
     {"recipes"},
     {"stores"},

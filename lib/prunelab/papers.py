@@ -17,7 +17,7 @@ _OUR_NAMES = {"pruning": "gmp", "fine_tuned": "fine_tune"}
 
 def files() -> list[Path]:
     """Lists the files of published numbers, by name."""
-    return sorted(path for path in paths.PAPER.glob("*.csv") if path.name != "claims.csv")
+    return sorted(path for path in paths.PAPER.glob("*.csv") if path.stem not in ("claims", "questions"))
 
 
 def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.DataFrame:
