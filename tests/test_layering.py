@@ -55,7 +55,7 @@ FLOORS = (
     {"recipes"},
     {"stores"},
     {"workers"},
-    {"engine", "notebook"},
+    {"engine", "notebook", "pages"},
     {"bench"},
     {"commands"},
     {"cli"},

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prunelab import claims, paths, records, stores
+from prunelab import pages, paths, records
 from prunelab.models import build_model
-from prunelab.recipes import RECIPES, RETHINKING
+from prunelab.recipes import RETHINKING
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
 TOLERANCE = 0.06
@@ -133,21 +133,7 @@ def test_network_of_the_readme_gets_smaller(tmp_path, monkeypatch):
     assert sizes[1] < 0.6 * sizes[0] and (tmp_path / "smaller.prunelab").stat().st_size > 0
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_verdict_table_is_the_one_that_the_records_give(recipe, tmp_path):
-    shipped = stores.on_record(recipe.plan("small"), store=tmp_path)
-    experiments = {name: [run.id for run in runs] for name, runs in recipe.experiments("small").items()}
-    frame = records.frame(shipped.values(), experiments)
-    judged = claims.table(frame, profile="small")
-    readme = (paths.ROOT / "README.md").read_text()
-    assert claims.markdown(judged) in readme
-    assert claims.tally(judged) in readme
-
-
-def test_speed_table_is_the_one_that_was_measured():
-    readme = (paths.ROOT / "README.md").read_text()
-    for group in json.loads((paths.RECORDS / "bench.json").read_text()).values():
-        for row in group.get("claims", []):
-            measured = f"{row['median']:.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
-            assert f"| {row['claim']} | {measured} | {row['target']} | {row['verdict']} |" in readme
-            assert f"({group['provenance']['processor']})" in readme
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_pages_of_numbers_are_those_that_the_records_give(name):
+    """`prunelab report` renews them."""
+    assert (paths.ROOT / name).read_text() == pages.PAGES[name]()

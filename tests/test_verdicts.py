@@ -426,7 +426,8 @@ def test_listed_values_are_told_and_never_counted():
     assert verdicts.summary(judged).to_dict("records") == [
         {"claim": "RigL-C1", "n_parts": 3, "n_judged": 1, "verdict": "not reproduced"}
     ]
-    assert len(verdicts.markdown(judged).splitlines()) == 3  # the head, and b
+    assert [line[:13] for line in verdicts.markdown(judged).splitlines()[2:]] == ["| RigL-C1a | ", "| RigL-C1b | "]
+    assert "| RigL is ahead of SET. Here at density=0.1. |" in verdicts.markdown(judged)
     told = [line.split() for line in verdicts.report(judged).splitlines()]
     assert " ".join(told[1]) == "RigL-C1a not judged 1 of 12 runs not recorded RigL is ahead of SET."
     assert told[2][0] == "reproduced" and told[2][-2:] == ["at", "density=0.1"]

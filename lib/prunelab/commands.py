@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from prunelab import bench, engine, forecast, paths, recipes, records, runs, stores, workers
+from prunelab import bench, engine, forecast, pages, paths, recipes, records, runs, stores, workers
+from prunelab.files import atomic_write
 from prunelab.forecast import Workload
 from prunelab.recipes import Recipe, runner
 from prunelab.runs import Run
@@ -267,8 +268,22 @@ def _draw_speed(curves: list[dict]) -> None:
     figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
 
 
+def _report(options: argparse.Namespace) -> None:
+    for name, write in pages.PAGES.items():
+        atomic_write(paths.ROOT / name, write())
+        print(f"written: {name}")
+
+
 def _print_table(rows: list[dict]) -> None:
     print(pd.DataFrame(rows).to_string(index=False) if rows else "nothing")
 
 
-COMMANDS = {"plan": _plan, "run": _run, "figures": _figures, "verify": _verify, "status": _status, "bench": _bench}
+COMMANDS = {
+    "plan": _plan,
+    "run": _run,
+    "figures": _figures,
+    "verify": _verify,
+    "status": _status,
+    "bench": _bench,
+    "report": _report,
+}

@@ -272,7 +272,7 @@ def _remarks(rows: list[_Row], difference: np.ndarray) -> Iterator[str]:
     """Says of each part what its one number hides: a short training, levels or settings that point the other way."""
     longest: dict[tuple, float] = {}  # of the comparisons that are shown at several lengths
     for row in rows:
-        if row.claim.beside:
+        if row.claim.beside and not row.is_beside:
             network = row.measured.network
             longest[network] = max(row.measured.n_epochs, longest.get(network, 0.0))
     for row, own in zip(rows, difference, strict=True):
@@ -338,18 +338,19 @@ def report(judged: pd.DataFrame) -> str:
 
 
 def markdown(judged: pd.DataFrame) -> str:
-    """Writes the judged rows of `table` for a page of text, one line a comparison."""
+    """Writes the judged rows of `table` for a page of text, one line a comparison with its other settings."""
     names = judged["claim"] + judged["part"]
     lines = [
         "| claim | comparison | difference, 95 % interval | q | in other settings | paper | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in judged[(judged["at"] == "") & (judged["verdict"] != NOT_JUDGED)].itertuples():
-        others = judged[(names == row.claim + row.part) & (judged["verdict"] == BESIDE)]
+    for row in judged[~judged["verdict"].isin([NOT_JUDGED, BESIDE])].itertuples():
+        others = judged[(names == row.claim + row.part) & (judged["verdict"] == BESIDE) & (row.at == "")]
         beside = [f"{other.at} {difference(other)}" for other in others.itertuples()]
         beside += [row.remarks] if row.remarks else []
         cells = (difference(row), significance(row), "; ".join(beside), paper(row), row.verdict)
-        lines.append(f"| {row.claim}{row.part} | {row.statement} | " + " | ".join(cells) + " |")
+        statement = f"{row.statement} Here at {row.at}." if row.at else row.statement
+        lines.append(f"| {row.claim}{row.part} | {statement} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

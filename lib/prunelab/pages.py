@@ -1,0 +1,96 @@
+"""The pages of numbers beside the README, written from records: what came out, and how fast it is."""
+
+import json
+from collections.abc import Iterator
+
+import pandas as pd
+
+from prunelab import paths, recipes, records, verdicts
+from prunelab.recipes import Recipe
+
+_RULE = """\
+Each claim was written down in `data/paper/claims.csv` before its runs. A difference is taken within each seed. Three to
+five seeds say little of their own spread, so its variance is averaged with that of like rows (a moderated t; Smyth
+2004), and the false discoveries over all rows of a notebook and profile are held at 5 % (Benjamini-Hochberg): a row is
+*reproduced* or *not reproduced* where q is at most 0.05, else *inconclusive*. The interval is each row's own, at 95 %.
+Accuracies and costs are in points, losses as they are. *In other settings* has the same comparison, which is told and
+not judged, and what one number hides: a short training, levels that point opposite ways. The paper's number is
+followed by the network and the data that it was measured on."""
+
+_CHANGED = """\
+At first the interval was a percentile bootstrap over seeds, and each row was judged by itself. With three seeds that is
+no more than their range: simulated, it covers 75 %, and calls one row in eight reproduced where there is no difference
+at all. These rows were judged otherwise then; some are of longer trainings now, or say more exactly what they compare:"""
+
+_SPEED = """\
+Written by `prunelab report` from what `make bench` measured (about half an hour; `prunelab bench channels` measures a
+part). Each row is two things that took turns: the median, and in brackets the lowest and the highest round. Times are
+ratios on one machine, so that machines need not be alike; a table names its machine. Not measured on any GPU yet."""
+
+
+_CURVES = "Seconds a run by runs in a plan and by runs at once; milliseconds a step by the side of the images"
+
+
+def results() -> str:
+    """Writes RESULTS.md: the verdicts on every profile of each notebook that some records judge."""
+    pages = ["# Results", "Written by `prunelab report` from the records that ship.", _RULE]
+    for recipe in recipes.RECIPES.values():
+        for profile in recipes.PROFILES:
+            judged = judge(recipe, profile)
+            if (judged["verdict"] != verdicts.NOT_JUDGED).any():
+                pages += [f"## {recipe.notebook}, {profile}", f"{verdicts.tally(judged).capitalize()}."]
+                pages += [verdicts.markdown(judged), *_waiting(judged)]
+                if profile == "small":
+                    pages += [f"### Judged otherwise by the earlier rule\n\n{_CHANGED}", _changes(judged)]
+    return "\n\n".join(pages) + "\n"
+
+
+def judge(recipe: Recipe, profile: str) -> pd.DataFrame:
+    """Judges the claims about a notebook by the records that ship, as `verdicts.table`."""
+    experiments = recipe.experiments(profile)
+    ids = {name: [run.id for run in runs] for name, runs in experiments.items()}
+    frame = records.frame(records.load(recipe.notebook), ids)
+    planned = records.planned(experiments, {recipe.name: recipe.defaults})
+    return verdicts.table(frame, planned=planned, profile=profile)
+
+
+def _waiting(judged: pd.DataFrame) -> Iterator[str]:
+    waiting = verdicts.pooled(judged).query("verdict == @verdicts.NOT_JUDGED")
+    for reason, own in (waiting["claim"] + waiting["part"]).groupby(waiting["reason"], sort=False):
+        yield f"Not judged, {reason}: {', '.join(own)}."
+
+
+def _changes(judged: pd.DataFrame) -> str:
+    """Lists the rows that the earlier rule judged otherwise."""
+    earlier = pd.read_csv(paths.RECORDS / "earlier_verdicts.csv").set_index("claim")
+    lines = ["| claim | by the earlier rule | now |", "|---|---|---|"]
+    for row in verdicts.pooled(judged).itertuples():
+        name = row.claim + row.part
+        if name in earlier.index and earlier.at[name, "verdict"] != row.verdict:
+            before = verdicts.difference(earlier.assign(metric=row.metric).loc[name])
+            now = "" if pd.isna(row.difference) else f", {verdicts.difference(row)}"
+            lines.append(f"| {name} | {earlier.at[name, 'verdict']}, {before} | {row.verdict}{now} |")
+    return "\n".join(lines)
+
+
+def benchmarks() -> str:
+    """Writes BENCHMARKS.md: every measured claim of speed, by the machine that it was measured on."""
+    measured = json.loads((paths.RECORDS / "bench.json").read_text())
+    pages, machines = ["# Benchmarks", _SPEED], {}
+    for group in measured.values():
+        made = group["provenance"]
+        where = f"{made['cores']} cores of an {made['processor']}" if made["device"] == "cpu" else made["device"]
+        machines.setdefault(f"On {where}, torch {made['torch']}", []).extend(group.get("claims", []))
+    for where, rows in machines.items():
+        table = ["| claim | measured | target | |", "|---|---|---|---|"]
+        for row in rows:
+            median = f"{row['median']:.2f} {row['unit']} ({row['low']:.2f} to {row['high']:.2f})"
+            table.append(f"| {row['claim']} | {median} | {row['target']} | {row['verdict']} |")
+        pages += [f"## {where}", "\n".join(table)]
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in measured["curves"]["profile"].items())
+    pages.append(f"Where the time of a step of ResNet-20 goes: {shares}.")
+    pages.append(f"![{_CURVES}](figures/bench/cpu/curves.png)")
+    return "\n\n".join(pages) + "\n"
+
+
+PAGES = {"RESULTS.md": results, "BENCHMARKS.md": benchmarks}
