@@ -20,7 +20,8 @@ followed by the network and the data that it was measured on."""
 _CHANGED = """\
 At first the interval was a percentile bootstrap over seeds, and each row was judged by itself. With three seeds that is
 no more than their range: simulated, it covers 75 %, and calls one row in eight reproduced where there is no difference
-at all. These rows were judged otherwise then; some are of longer trainings now, or say more exactly what they compare:"""
+at all. These rows were judged otherwise then; some are of longer trainings now, or say more exactly what they
+compare:"""
 
 _SPEED = """\
 Written by `prunelab report` from what `make bench` measured (about half an hour; `prunelab bench channels` measures a
@@ -56,7 +57,8 @@ def judge(recipe: Recipe, profile: str) -> pd.DataFrame:
 
 def _waiting(judged: pd.DataFrame) -> Iterator[str]:
     waiting = verdicts.pooled(judged).query("verdict == @verdicts.NOT_JUDGED")
-    for reason, own in (waiting["claim"] + waiting["part"]).groupby(waiting["reason"], sort=False):
+    reasons = waiting["reason"].str.replace(r"^\d+ of \d+ runs", "some runs", regex=True)
+    for reason, own in (waiting["claim"] + waiting["part"]).groupby(reasons, sort=False):
         yield f"Not judged, {reason}: {', '.join(own)}."
 
 
