@@ -58,3 +58,47 @@ def mask_update(
     handles = [axes[0].bar(0, 0, color=color, label=name) for name, color in named.items()]
     axes[0].legend(handles=handles, ncols=4, frameon=False, fontsize=8.5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return pd.DataFrame({"weight": weight, "grow_score": score, "before": before, "after": after})
+
+
+def channel_removal(
+    first: Sequence[Sequence[float]],
+    norm: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    kept: Sequence[int],
+    *,
+    axes: Sequence[Axes],
+) -> pd.DataFrame:
+    """Draws what a removed channel takes with it: a row where it is made and normalised, a column where it is read.
+
+    Args:
+        first: Weights of the layer that makes the channels, (channels, inputs).
+        norm: What normalises each of them, (channels, n).
+        second: Weights of the layer that reads them, (outputs, channels).
+        kept: Those that stay.
+        axes: Three, side by side.
+    Returns:
+        One row a number: `part`, `row`, `column`, `value`, `kept`.
+    """
+    parts = (("made: a row each", first, 0), ("normalised: a row each", norm, 0), ("read: a column each", second, 1))
+    rows = []
+    for ax, (part, values, side) in zip(axes, parts, strict=True):
+        values = np.asarray(values, float)
+        for at, value in np.ndenumerate(values):
+            stays = at[side] in kept
+            color = KEPT if stays else DROPPED
+            ax.add_patch(
+                plt.Rectangle((at[1] - 0.5, at[0] - 0.5), 1, 1, facecolor=color, edgecolor="white", alpha=0.75)
+            )
+            ax.text(at[1], at[0], f"{value:.1f}", ha="center", va="center", fontsize=9, color="white")
+            rows.append((part.partition(":")[0], *at, value, stays))
+        ax.set(
+            xlim=(-0.5, values.shape[1] - 0.5), ylim=(values.shape[0] - 0.5, -0.5), aspect="equal", xticks=[], yticks=[]
+        )
+        ax.set_title(part, fontsize=10)
+        ax.spines[:].set_visible(False)
+    named = {"stays": KEPT, "goes": DROPPED}
+    handles = [plt.Rectangle((0, 0), 1, 1, color=color, alpha=0.75, label=name) for name, color in named.items()]
+    axes[-1].legend(
+        handles=handles, frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=2
+    )
+    return pd.DataFrame(rows, columns=["part", "row", "column", "value", "kept"])

@@ -63,15 +63,12 @@ def _waiting(judged: pd.DataFrame) -> Iterator[str]:
 
 
 def _changes(judged: pd.DataFrame) -> str:
-    """Lists the rows that the earlier rule judged otherwise."""
-    earlier = pd.read_csv(paths.RECORDS / "earlier_verdicts.csv").set_index("claim")
     lines = ["| claim | by the earlier rule | now |", "|---|---|---|"]
-    for row in verdicts.pooled(judged).itertuples():
-        name = row.claim + row.part
-        if name in earlier.index and earlier.at[name, "verdict"] != row.verdict:
-            before = verdicts.difference(earlier.assign(metric=row.metric).loc[name])
-            now = "" if pd.isna(row.difference) else f", {verdicts.difference(row)}"
-            lines.append(f"| {name} | {earlier.at[name, 'verdict']}, {before} | {row.verdict}{now} |")
+    now = {row.claim + row.part: row for row in verdicts.pooled(judged).itertuples()}
+    for row in verdicts.changed(judged).itertuples():
+        own = now[row.claim]
+        found = "" if pd.isna(own.difference) else f", {verdicts.difference(own)}"
+        lines.append(f"| {row.claim} | {row.earlier}, {row.interval} | {own.verdict}{found} |")
     return "\n".join(lines)
 
 

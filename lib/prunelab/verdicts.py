@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from prunelab import claims, moderated
+from prunelab import claims, moderated, paths
 from prunelab.claims import Claim
 from prunelab.runs import PROFILES
 
@@ -319,6 +319,27 @@ def tally(judged: pd.DataFrame) -> str:
     """Says how many parts in `table` have which verdict."""
     counts = pooled(judged)["verdict"].value_counts()
     return f"of {counts.sum()} comparisons " + ", ".join(f"{counts.get(word, 0)} are {word}" for word in WORDS)
+
+
+def points(judged: pd.DataFrame, *names: str, at: str = "") -> list[float]:
+    """Returns the differences of parts, such as "RigL-C1a", in points as written, for texts that quote them."""
+    rows = judged[judged["at"] == at].set_index(judged["claim"] + judged["part"])
+    return (100 * rows.loc[list(names), "difference"]).round(1).tolist()
+
+
+def named(judged: pd.DataFrame, verdict: str) -> set[str]:
+    """Returns the names of the parts that have a verdict."""
+    rows = pooled(judged).query("verdict == @verdict")
+    return set(rows["claim"] + rows["part"])
+
+
+def changed(judged: pd.DataFrame) -> pd.DataFrame:
+    """Lists the parts that the earlier rule judged otherwise: `claim`, and by that rule `earlier` and `interval`."""
+    earlier = pd.read_csv(paths.RECORDS / "earlier_verdicts.csv").set_index("claim", drop=False)
+    rows = pooled(judged).assign(claim=judged["claim"] + judged["part"]).set_index("claim")
+    both = earlier[earlier["claim"].isin(rows.index)].join(rows[["metric", "verdict"]].add_prefix("now_"))
+    both = both[both["verdict"] != both["now_verdict"]].rename(columns={"verdict": "earlier", "now_metric": "metric"})
+    return both.assign(interval=[difference(row) for row in both.itertuples()])[["claim", "earlier", "interval"]]
 
 
 def report(judged: pd.DataFrame) -> str:

@@ -31,6 +31,7 @@ from prunelab.figures.style import (
     PRUNING_STYLE,
     START_STYLE,
     TRAINING_STYLE,
+    name,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "metric_vs",
     "metric_vs_cost",
     "metric_vs_sparsity",
+    "name",
     "one_legend",
     "pixel_map",
     "published",

@@ -75,11 +75,12 @@ def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:
     )
 
 
-def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
+def pixel_map(counts: ArrayLike, *, ax: Axes, most: int | None = None) -> pd.DataFrame:
     """Draws the connections that leave each pixel of a square picture, as that picture.
 
     Args:
         counts: One for each pixel, row by row.
+        most: The brightest count, where several maps are to be compared.
     Returns:
         One row a pixel: `row`, `column`, `connections`.
     Raises:
@@ -90,7 +91,7 @@ def pixel_map(counts: ArrayLike, *, ax: Axes) -> pd.DataFrame:
     if side**2 != counts.size or not side:
         raise ValueError(f"counts must fill a square picture, such as 784 for 28 x 28; got {counts.size}")
     counts = counts.reshape(side, side)
-    picture = ax.imshow(counts, cmap="viridis", vmin=0, interpolation="nearest")
+    picture = ax.imshow(counts, cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, label="connections of the pixel")
     bar.ax.tick_params(labelsize=9)
     bar.outline.set_visible(False)

@@ -59,6 +59,31 @@ PATH_STYLE: dict[str, dict[str, str]] = {
     "cubic_sparse": {"color": "#009E73", "marker": "^", "label": "cubic curve, sparse"},
     "quadratic_dense": {"color": "#0072B2", "marker": "D", "label": "quadratic curve, dense"},
 }
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "mnist10k": "MNIST",
+    "omniglot-small": "Omniglot",
+    "tiny-imagenet-200-32px": "Tiny-ImageNet",
+    "imagenet": "ImageNet",
+    "resnet8": "ResNet-8",
+    "resnet8_wide_early": "ResNet-8, wide early",
+    "resnet8_wide_late": "ResNet-8, wide late",
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "resnet56": "ResNet-56",
+    "wrn22_2": "WRN-22-2",
+    "mobilenet_v1": "MobileNet",
+    "lenet_300_100": "LeNet-300-100",
+    "vgg11": "VGG-11",
+    "vgg16": "VGG-16",
+    "preresnet20": "PreResNet-20",
+    "densenet22": "DenseNet-22",
+    "resnext20": "ResNeXt-20",
+    "vgg16_a": "VGG-16, configuration A",
+    "resnet56_b": "ResNet-56, configuration B",
+    "sgd": "SGD",
+    "adam": "Adam",
+}
 STYLES = {
     "method": METHOD_STYLE,
     "distribution": DISTRIBUTION_STYLE,
@@ -133,7 +158,12 @@ def written(column: str, value: object) -> str:
         return f"{100 * value:.1f} %"
     if column == "train_multiplier":
         return f"{value:g}×"
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else name(value)
+
+
+def name(value: object) -> str:
+    """Returns what readers call a network, a target, a data set or an optimizer."""
+    return NAMES.get(value, str(value))
 
 
 def is_share(metric: str) -> bool:

@@ -3,10 +3,10 @@
 Sources: Liu et al. 2019, arXiv:1810.05270, and the authors' code; its CIFAR-10 protocol, shortened as profiles say.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import NamedTuple
 
 from prunelab.recipes.recipe import PruningOptions
@@ -41,21 +41,21 @@ class Main(NamedTuple):
     """How the judged comparisons are trained, where that is not as the others are.
 
     Attributes:
-        training: What changes for all of their runs.
-        penalty: Factor on the penalties of slimming, whose sum over a longer training is to stay.
+        training: What changes for all of their runs; the penalty of slimming, so that its sum over all steps stays.
         channels: Of each family that is slimmed, the share of channels that stays.
         weights: Of each family whose single weights are pruned, the share that stays.
         rates: Of fine-tuning, of which one is chosen on held-out training images, `n_validation` of them.
         rate: The chosen one; a test holds it to the records.
+        of_family: What changes for the runs of one family besides, by its name.
     """
 
     training: Some
-    penalty: float
     channels: dict[str, float]
     weights: dict[str, float]
     rates: tuple[float, ...] = ()
     rate: float = 0.01
     n_validation: int = 5_000
+    of_family: Mapping[str, Some] = MappingProxyType({})
 
 
 class Predefined(NamedTuple):
@@ -98,7 +98,7 @@ SMOKE = SimpleNamespace(
     slimmed={"vgg": (_VGG | {"penalty": 0.015}, (0.5,))},
     selected={"vgg": _VGG | {"penalty": 0.03}},
     unstructured={"vgg": (_VGG, (0.2,))},
-    main=Main({}, penalty=1.0, channels={"vgg": 0.5}, weights={"vgg": 0.2}),
+    main=Main({}, channels={"vgg": 0.5}, weights={"vgg": 0.2}),
     stand_in=(_VGG, {}),
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "glyphs", "image_size": 8}},
     tickets=(_VGG,),
@@ -137,10 +137,10 @@ SMALL = SimpleNamespace(
     },
     main=Main(
         {"n_epochs": 100, "fine_tune_epochs": 25, "max_epochs": 200, "eval_every": 25},
-        penalty=0.12,
         channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
         weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
         rates=(0.001, 0.003, 0.01, 0.03),
+        of_family={"densenet": {"n_epochs": 50, "fine_tune_epochs": 12, "max_epochs": 100}},  # four times as costly
     ),
     stand_in=(
         _THIN_VGG | {"dataset": "tiny-imagenet-200-32px", "n_train": 32_000},
@@ -184,7 +184,6 @@ FULL = SimpleNamespace(
     },
     main=Main(
         {},
-        penalty=1.0,
         channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
         weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
         rates=(0.001, 0.003, 0.01, 0.03),
@@ -223,7 +222,7 @@ PAPER = SimpleNamespace(
         "vgg": ({"model": "vgg16_bn", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
         "resnet50": ({"model": "resnet50", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
     },
-    main=Main({}, penalty=1.0, channels={"vgg": 0.5}, weights={"vgg": 0.4, "resnet50": 0.4}, rate=0.001),
+    main=Main({}, channels={"vgg": 0.5}, weights={"vgg": 0.4, "resnet50": 0.4}, rate=0.001),
     stand_in=({}, {}),
     guided={},
     tickets=(),
@@ -276,7 +275,7 @@ def _judged(size: SimpleNamespace, run: partial) -> dict[str, tuple[Run, list[pa
     """
     found = {}
     for family, (network, targets, choices) in size.predefined.items():
-        network = network | size.main.training
+        network = _longer(size, family, network)
         target_of = {choice: targets[0 if choice == "l1" else -1] for choice in _JUDGED if choice in choices}
         found[f"predefined_{family}"] = (
             run(network),
@@ -291,17 +290,24 @@ def _judged(size: SimpleNamespace, run: partial) -> dict[str, tuple[Run, list[pa
             ],
         )
     for family, density in size.main.channels.items():
-        network = size.slimmed[family][0] | size.main.training
-        network = network | {"penalty": network["penalty"] * size.main.penalty}
+        network = _longer(size, family, size.slimmed[family][0])
         found[f"slimmed_{family}"] = _fine_tuned_or_scratch(
             run, network, run(network, pruning="slimming"), "scratch_b", pruning="slimming", density=density
         )
     for family, density in size.main.weights.items():
-        network = size.unstructured[family][0] | size.main.training
+        network = _longer(size, family, size.unstructured[family][0])
         found[f"unstructured_{family}"] = _fine_tuned_or_scratch(
             run, network, run(network), "scratch_e", pruning="magnitude", density=density
         )
     return found
+
+
+def _longer(size: SimpleNamespace, family: str, network: Some) -> Some:
+    """Returns a network with the training of the judged comparisons; a penalty shrinks as the epochs grow."""
+    longer = network | size.main.training | size.main.of_family.get(family, {})
+    if "penalty" in network:
+        longer["penalty"] = network["penalty"] * size.base["n_epochs"] / (size.base | longer)["n_epochs"]
+    return longer
 
 
 def _fine_tuned_or_scratch(
