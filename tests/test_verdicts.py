@@ -474,3 +474,19 @@ def test_markdown_and_report_write_shares_in_points_and_losses_as_they_are():
         "short, 12 epochs",
         "-3.1 [-5.0, -1.0] at 5x",
     ]
+
+
+def test_texts_quote_differences_and_verdicts_by_the_name_of_a_part():
+    judged = verdicts.table(LENGTHS, of=TWO_LENGTHS)
+    assert verdicts.points(judged, "RigL-C1b", "RigL-C1a") == [9.3, 2.0]
+    assert verdicts.points(judged, "RigL-C1a", at="short") == [-6.0]
+    assert verdicts.named(judged, verdicts.REPRODUCED) == {"RigL-C1a", "RigL-C1b"}
+
+
+def test_parts_that_the_earlier_rule_judged_otherwise_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts.paths, "RECORDS", tmp_path)
+    lines = ["claim,difference,low,high,verdict", "RigL-C1a,0.02,0.01,0.03,inconclusive"]
+    lines += ["RigL-C1b,0.09,0.08,0.1,reproduced", "RT-C1a,0.01,0.01,0.01,reproduced"]
+    (tmp_path / "earlier_verdicts.csv").write_text("\n".join(lines))
+    changed = verdicts.changed(verdicts.table(LENGTHS, of=TWO_LENGTHS))
+    assert changed.to_numpy().tolist() == [["RigL-C1a", "inconclusive", "+2.0 [+1.0, +3.0]"]]

@@ -323,8 +323,9 @@ def tally(judged: pd.DataFrame) -> str:
 
 def points(judged: pd.DataFrame, *names: str, at: str = "") -> list[float]:
     """Returns the differences of parts, such as "RigL-C1a", in points as written, for texts that quote them."""
-    rows = judged[judged["at"] == at].set_index(judged["claim"] + judged["part"])
-    return (100 * rows.loc[list(names), "difference"]).round(1).tolist()
+    rows = judged[judged["at"] == at]
+    found = dict(zip(rows["claim"] + rows["part"], rows["difference"], strict=True))
+    return [round(100 * found[name], 1) for name in names]
 
 
 def named(judged: pd.DataFrame, verdict: str) -> set[str]:
