@@ -345,6 +345,14 @@ def test_texts_of_many_claims_do_not_touch():
         plt.close(fig)
 
 
+def test_settings_stand_beside_each_other_for_claims_that_have_several(ax):
+    rows = figures.settings(judged(), ax=ax)
+    assert rows[["part", "at"]].to_numpy().tolist() == [["a", ""], ["a", "5x"]]
+    assert labels(ax.yaxis) == ["RigL-C1a  RigL wins."] and legend(ax) == ["judged", "5x"]
+    assert {round(x) for x, _ in points(ax)} >= {3, 50}
+    assert figures.settings(judged().iloc[2:], ax=ax).empty
+
+
 def test_forest_without_a_judged_claim_says_so_in_little_room(ax):
     assert figures.forest(judged().iloc[4:], ax=ax).empty
     assert "judge no claim" in ax.texts[0].get_text() and ax.figure.get_figheight() < 1.5

@@ -12,7 +12,7 @@ its mean. Where a diverged run has no value its mean has none either, and its ma
 
 from prunelab.figures.axes import one_legend
 from prunelab.figures.categories import heat_map, strips
-from prunelab.figures.forest import forest
+from prunelab.figures.forest import forest, settings
 from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
 from prunelab.figures.lines import (
     curves,
@@ -58,6 +58,7 @@ __all__ = [
     "pixel_map",
     "published",
     "save_figure",
+    "settings",
     "speed_curves",
     "strips",
 ]

@@ -2,6 +2,7 @@
 
 import textwrap
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -34,10 +35,7 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     is_judged = (judged["at"] == "") & (judged["verdict"] != verdicts.NOT_JUDGED)
     rows = judged[is_judged | (judged["verdict"] == verdicts.BESIDE) & names.isin(names[is_judged])]
     if rows.empty:
-        ax.figure.set_figheight(1.2)
-        ax.text(0.5, 0.5, "These records judge no claim: they need a larger profile.", ha="center", va="center")
-        ax.set_axis_off()
-        return rows
+        return _says_nothing(rows, ax)
     asked, place, texts, heads = claims.questions(), {}, [], []
     for row in rows[rows["at"] == ""].itertuples():
         if row.claim not in (claim for claim, _ in place):
@@ -85,4 +83,48 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     ax.set_xlabel("better - worse, in points; of losses, in hundredths")
     below = (1, -0.6 / ax.figure.get_figheight())
     ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
+    return rows
+
+
+def settings(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
+    """Draws the same comparisons in several settings, such as lengths of training: where does the sign turn?
+
+    Args:
+        judged: `verdicts.table`; of its claims those are drawn that are seen in other settings too.
+        ax: The only axes of its figure, which becomes as high as the claims need.
+    Returns:
+        The rows drawn, in the words of `judged`; where there are none the figure says so.
+    """
+    names = judged["claim"] + judged["part"]
+    elsewhere = set(names[judged["verdict"] == verdicts.BESIDE])
+    is_told = judged["verdict"].eq(verdicts.BESIDE) | judged["at"].eq("") & judged["difference"].notna()
+    rows = judged[names.isin(elsewhere) & is_told]
+    if rows.empty:
+        return _says_nothing(rows, ax)
+    places = {name: place for place, name in enumerate(dict.fromkeys(names[rows.index]))}
+    statements = rows.groupby(names[rows.index], sort=False)["statement"].first()
+    ax.figure.set_figheight(1.5 + _INCHES * len(places))
+    kinds = {at: at or "judged" for at in rows["at"]}
+    for number, (at, kind) in enumerate(kinds.items()):
+        own = rows[rows["at"] == at]
+        y = names[own.index].map(places) + (number - (len(kinds) - 1) / 2) * 0.18
+        difference, low, high = (100 * own[column] for column in ("difference", "low", "high"))
+        style = {"color": plt.get_cmap("viridis")(number / max(1, len(kinds))), "marker": "osD^vP"[number % 6]}
+        ax.errorbar(difference, y, xerr=[difference - low, high - difference], linestyle="", label=kind, ms=5, **style)
+    ax.axvline(0, color="#000000", linewidth=0.8)
+    texts = [textwrap.fill(f"{name}  {statements[name]}".replace(" %", "\u00a0%"), _LINE) for name in places]
+    ticks(ax.yaxis, range(len(texts)), texts)
+    finish(ax)
+    ax.tick_params(axis="y", labelsize=7.5, length=0)
+    ax.set_ylim(len(texts) - 0.5, -0.5)
+    ax.set_xlabel("better - worse, in points")
+    below = (1, -0.6 / ax.figure.get_figheight())
+    ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
+    return rows
+
+
+def _says_nothing(rows: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    ax.figure.set_figheight(1.2)
+    ax.text(0.5, 0.5, "These records judge no claim: they need a larger profile.", ha="center", va="center")
+    ax.set_axis_off()
     return rows
