@@ -123,6 +123,13 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment | {"LC_ALL": "C"})
 
 
+def test_old_python_is_told_which_one_is_needed():
+    code = "import sys; sys.version_info, sys.version = (3, 10, 9), '3.10.9 (main)'; import prunelab.records"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT / "lib")
+    assert result.returncode == 1
+    assert "\nImportError: prunelab needs Python 3.11 or newer; this is 3.10.9." in result.stderr
+
+
 @pytest.mark.parametrize(
     "lack, said",
     [
