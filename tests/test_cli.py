@@ -295,6 +295,26 @@ def test_records_that_are_no_text_foreign_or_without_options_stop_no_command(cap
     assert f"record {PLAN[0].id} is not of {PLAN[0]}" in printed.err
 
 
+SEEDS = "--seeds: seeds must be different whole numbers from 0 on, separated by commas, such as 0,1,2"
+JOBS = "--jobs: jobs must be a whole number from 1 on"
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("run --profile smoke --seeds a", f"{SEEDS}; got 'a'"),
+        ("figures --seeds 0,-1", f"{SEEDS}; got '0,-1'"),
+        ("status --seeds 1,1", f"{SEEDS}; got '1,1'"),
+        ("plan --jobs 0", f"{JOBS}; got '0'"),
+        ("verify --jobs two", f"{JOBS}; got 'two'"),
+    ],
+)
+def test_wrong_number_on_the_command_line_is_answered_with_what_is_expected(capsys, command, said):
+    with pytest.raises(SystemExit):
+        cli.main(command.split())
+    assert capsys.readouterr().err.endswith(f"error: argument {said}\n")
+
+
 @pytest.mark.parametrize("command", [[], ["run"], ["figures", "--seeds", "a"], ["train"]])
 def test_wrong_command_line_exits_with_usage(capsys, command):
     with pytest.raises(SystemExit) as caught:

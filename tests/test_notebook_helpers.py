@@ -121,7 +121,7 @@ def test_outside_of_ipython_plain_values_are_parameters():
         *(
             (
                 f"seeds = {text!r}",
-                f"seeds must be different whole numbers from 0 on, such as '0,1,2'; got {text!r}",
+                f"seeds must be different whole numbers from 0 on, separated by commas, such as 0,1,2; got {text!r}",
             )
             for text in (" ", "0,", "0 1", "0,1,0", "1,01", "-1", "0.5", "a", "²")
         ),

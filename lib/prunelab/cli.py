@@ -1,9 +1,12 @@
 """The command line, `prunelab`: what can be asked for. What is done then stands in `commands`."""
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+
+from prunelab.runs import parse_seeds
 
 NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
 
@@ -44,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     training = argparse.ArgumentParser(add_help=False)
     training.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    training.add_argument("--jobs", type=int, help="runs at the same time; one a core on CPUs, eight on a GPU")
+    training.add_argument("--jobs", type=_jobs, help="runs at the same time; one a core on CPUs, eight on a GPU")
     fresh = argparse.ArgumentParser(add_help=False)
     fresh.add_argument("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
 
@@ -71,8 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seeds(text: str) -> list[int]:
-    return [int(seed) for seed in text.split(",")]
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return parse_seeds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _jobs(text: str) -> int:
+    if not re.fullmatch("0*[1-9][0-9]*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"jobs must be a whole number from 1 on; got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import ast
 import difflib
 import inspect
 import os
-import re
 import textwrap
 from collections.abc import Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from prunelab import __version__, records
-from prunelab.runs import PROFILES
+from prunelab.runs import PROFILES, parse_seeds
 
 _ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("auto", "cpu", "cuda")}
 _TRAINED_UNASKED = ("smoke", "small")  # the other profiles take a GPU, or a cluster
@@ -86,15 +85,9 @@ def _value(name: str, value: object, kind: type) -> object:
         raise ValueError(f"parameter {name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
     if name in _ALLOWED and value not in _ALLOWED[name]:
         raise ValueError(f"unknown {name} {value!r}; there are {', '.join(_ALLOWED[name])}")
-    return _seeds(value) if name == "seeds" else value
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    parts = text.split(",") if text else []
-    seeds = tuple(int(part) for part in parts if re.fullmatch(r"\s*[0-9]+\s*", part))
-    if len(set(seeds)) < len(parts):
-        raise ValueError(f"seeds must be different whole numbers from 0 on, such as '0,1,2'; got {text!r}")
-    return seeds
+    if name == "seeds":
+        return parse_seeds(value) if value else ()
+    return value
 
 
 def environment_line(*, profile: str, device: str = "auto") -> str:

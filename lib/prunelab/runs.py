@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
@@ -119,6 +120,21 @@ def build_options(recipe: str, kind: type[Options], options: Mapping[str, Option
     if unknown := [name for name in options if name not in known]:
         raise ValueError(f"{recipe} has no option {unknown[0]!r}; it has {', '.join(known)}")
     return kind(**options)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Reads seeds as command line and notebooks have them, such as "0,1,2".
+
+    Raises:
+        ValueError: Something else, a seed below 0, or one twice.
+    """
+    parts = text.split(",")
+    seeds = tuple(int(part) for part in parts if re.fullmatch(r"\s*[0-9]+\s*", part))
+    if len(set(seeds)) < len(parts):
+        raise ValueError(
+            f"seeds must be different whole numbers from 0 on, separated by commas, such as 0,1,2; got {text!r}"
+        )
+    return seeds
 
 
 def make_run(recipe: str, kind: type[Options], *, seed: int, parents: tuple[Run, ...] = (), **options: Option) -> Run:
