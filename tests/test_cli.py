@@ -176,7 +176,7 @@ def test_figures_hands_only_what_was_asked_to_the_notebooks_and_tells_of_each(ca
         report("01_toy", batch.NotebookFailed("01_toy, cell 3 (boom): no"), 1.0)
         report("02_toy", paths.FIGURES / "copy.ipynb", 12.0)
 
-    def run(plan, *, fresh, device, progress):
+    def run(plan, *, fresh, device):
         trained.append((plan, fresh, device))
         raise engine.RunFailed("one failed")  # its notebook says so
 

@@ -140,7 +140,7 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
             plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
     device = options.device or "auto"
     with contextlib.suppress(engine.RunFailed):  # its notebook says so, and the others can still be drawn
-        engine.run(plan, fresh=True, device=device, progress=sys.stderr.isatty())
+        engine.run(plan, fresh=True, device=device)
     return 1 if workers.resolve_device(device) == "cuda" else None
 
 

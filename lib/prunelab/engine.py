@@ -11,7 +11,6 @@ its record stays as it was.
 import functools
 import heapq
 import random
-import sys
 import tempfile
 import time
 from collections import Counter, deque
@@ -20,13 +19,11 @@ from graphlib import TopologicalSorter
 from multiprocessing import connection
 from pathlib import Path
 
-from tqdm import tqdm
-
 from prunelab import paths, records, stores, workers
+from prunelab.progress import progress_of
 from prunelab.runs import Run
 
 POLL_SECONDS = 0.5  # between two looks at the progress of running workers
-LOG_SECONDS = 60.0  # between two lines of progress where no terminal shows them
 BUSY_SECONDS = 2.0  # before asking again for a run that another engine is training
 MAX_DEATHS = 2  # of workers that had nothing else in hand, before a run is given up
 
@@ -72,7 +69,7 @@ def run(
         fresh: Leave shipped records aside: only what this machine trained counts, now or earlier.
         device: "auto", "cpu" or "cuda".
         jobs: Runs at the same time; `workers.default_jobs` unless given.
-        progress: Shows a bar with the time left, while there is something to train.
+        progress: Shows how far it is and the time left, while there is something to train.
         train: False trains nothing: runs that are not on record are left out.
         store: Folder of this machine's runs.
     Raises:
@@ -227,18 +224,15 @@ class _Pool:
     def train(self, *, progress: bool) -> dict[str, dict]:
         """Returns the records of all runs, by id; the workers end with it, whatever happens."""
         n_runs = len(self.schedule.runs)
-        seconds = POLL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
         try:
-            with tqdm(
-                total=n_runs, unit="run", disable=not progress, leave=False, mininterval=seconds, miniters=0
-            ) as bar:
+            with progress_of(n_runs, quiet=not progress) as tell:
                 while self.schedule.n_left:
                     self._give_out()
                     self._collect()
                     shares = sum(
                         _share_done(self.store / run_id) for worker in self.workers for run_id in worker.in_hand
                     )
-                    bar.update(round(n_runs - self.schedule.n_left + shares, 2) - bar.n)
+                    tell(n_runs - self.schedule.n_left + shares)
         finally:
             for worker in self.workers:
                 worker.kill()
