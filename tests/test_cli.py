@@ -248,7 +248,8 @@ def test_bench_names_the_groups_there_are(capsys):
             2,
             "prunelab: 1 failed:\nrun: bad\n",
         ),
-        (KeyboardInterrupt(), 130, "\nprunelab: stopped; the same command goes on from here\n"),
+        (KeyboardInterrupt(), 130, "\nprunelab: stopped; start it again to go on from there\n"),
+        (KeyboardInterrupt("stopped: 1 of 2"), 130, "\nprunelab: stopped: 1 of 2\n"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(capsys, monkeypatch, error, code, said):

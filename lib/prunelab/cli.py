@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from prunelab.commands import COMMANDS  # these load torch, which takes seconds: --help does not wait for it
 
         return COMMANDS[options.command](options) or 0
-    except KeyboardInterrupt:
-        print("\nprunelab: stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nprunelab: {str(stop) or 'stopped; start it again to go on from there'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         # What a worker died of is told with its traceback; the reason before it is what a reader needs.

@@ -75,7 +75,7 @@ def run(
     Raises:
         ValueError: Device or options that do not exist, jobs below 1.
         RunFailed: A run raised an error or lost two workers; all others are finished and on record by then.
-        KeyboardInterrupt: Runs in hand stop; what they had saved stays.
+        KeyboardInterrupt: Runs in hand stop; says what is kept, and how to go on.
     """
     plan, store = list(plan), store or paths.RUNS
     device = workers.resolve_device(device)
@@ -233,6 +233,9 @@ class _Pool:
                         _share_done(self.store / run_id) for worker in self.workers for run_id in worker.in_hand
                     )
                     tell(n_runs - self.schedule.n_left + shares)
+        except KeyboardInterrupt:
+            kept = f"{len(self.done)} of {n_runs} runs are on record now, those in hand keep what they had saved"
+            raise KeyboardInterrupt(f"stopped: {kept}; start it again to go on from there") from None
         finally:
             for worker in self.workers:
                 worker.kill()

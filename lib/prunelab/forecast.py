@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from prunelab import interrupts
 from prunelab.cost import training_macs
 from prunelab.data.dataset import Dataset
 from prunelab.models import build_model
@@ -132,8 +133,11 @@ def calibrate(
     devices = [f"cuda:{number}" if device == "cuda" else device for number in range(n_workers)]
     started = time.time()
     measure = partial(_measure, networks, slots=slots, seconds=seconds / len(networks))
-    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        began, measured = zip(*pool.map(measure, devices), strict=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_workers, spawn, initializer=interrupts.end_silently) as pool:
+        with interrupts.held_back():
+            answers = pool.map(measure, devices)
+        began, measured = zip(*answers, strict=True)
     timings: dict[tuple, list[Timing]] = {}
     for network, *several in zip(networks, *measured, strict=True):
         step, test = (statistics.mean(getattr(timing, key) for timing in several) for key in ("step", "test"))

@@ -11,19 +11,18 @@ start from leaves its state (weights, masks) in `data/runs/<id>/state`.
 import json
 import multiprocessing
 import os
-import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from prunelab import recipes, records, stores
+from prunelab import interrupts, recipes, records, stores
 from prunelab.files import atomic_write
 from prunelab.recipes import runner
 from prunelab.recipes.recipe import State
@@ -148,7 +147,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, number, store, device), daemon=True)
-        with _interrupts_held_back():
+        with interrupts.held_back():  # they reach the engine, which ends its workers
             self.process.start()
         theirs.close()
         self.number, self.in_hand, self.is_reserved = number, dict[str, Run](), False
@@ -177,17 +176,6 @@ class Worker:
         self.process.join(TIDY_SECONDS)
         self.process.kill()
         self.process.join()
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Holds back Ctrl-C from a process started in here for good: it reaches the engine, which ends its workers."""
-    resource_tracker.ensure_running()  # with the first process; it lets interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
