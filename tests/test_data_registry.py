@@ -522,6 +522,25 @@ def test_a_failed_download_says_what_to_do(home, monkeypatch, name, error):
     assert socket.getdefaulttimeout() is None
 
 
+def test_what_is_required_is_there_or_downloaded_without_decoding_what_is_there(home, monkeypatch):
+    for name in ("digits", "glyphs:greek:20"):
+        data.require(name, image_size=8)
+    write_folder(home / "cifar10")
+    data.require("cifar10")
+    assert not paths.CACHE.exists()
+    (home / "cifar10").rename(home / "pets")
+    data.load("pets", image_size=2)
+    (home / "pets").rename(home.parent / "away")
+    data.require("pets", image_size=2)  # from the cache
+    for image_size in (None, 3):
+        with pytest.raises(data.DatasetNotFoundError, match=r"There is no pets on this machine.*pets\.zip.*'smoke'"):
+            data.require("pets", image_size=image_size)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR)
+    data.require("cifar10")
+    monkeypatch.delattr(torchvision.datasets, "CIFAR10")
+    assert data.load("cifar10").source == "torchvision CIFAR10"
+
+
 def test_an_archive_that_arrives_later_replaces_the_download(home, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR)
     assert data.load("cifar10").source == "torchvision CIFAR10"

@@ -16,7 +16,7 @@ import torch
 from conftest import find_record
 from filelock import FileLock
 
-from prunelab import engine, paths, progress, records, stores, workers
+from prunelab import data, engine, paths, progress, records, stores, workers
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.recipes import RIGL, runner
 from prunelab.recipes.recipe import State
@@ -147,11 +147,28 @@ def test_plan_is_trained_by_workers_and_returned_in_its_order(store):
 
 
 def test_failed_run_is_named_and_the_others_finish(store):
-    plan = [tiny(seed=0), tiny(seed=1, dataset="nonsense"), tiny(seed=2)]
+    plan = [tiny(seed=0), tiny(seed=1, model="nonsense"), tiny(seed=2)]
     with pytest.raises(engine.RunFailed, match=r"1 of 3 runs failed.*(?s:.*)nonsense"):
         engine.run(plan, device="cpu", jobs=1, progress=False)
     assert find_record(plan[0].id, store) and find_record(plan[2].id, store)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("n_there", [0, 1])
+def test_missing_images_are_all_named_once_before_any_run_is_trained(n_there, store, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", store.parent)
+    missing = [tiny(seed, dataset=name) for name in ("pets", "imagenet") for seed in (1, 2)]
+    plan = [tiny(seed) for seed in range(n_there)] + missing
+    with pytest.raises(data.DatasetNotFoundError) as caught:
+        engine.run(plan, device="cpu", jobs=1, progress=False)
+    first, pets, imagenet = str(caught.value).splitlines()
+    assert first == f"nothing is trained: 4 of {4 + n_there} runs need images that are missing: pets, imagenet"
+    assert f"put it into {store.parent} as one of pets/, pets.tar.xz" in pets and "'smoke'" in pets
+    assert f"there is no folder {store.parent / 'imagenet'}" in imagenet
+    assert not store.exists()
+    if n_there:
+        assert len(engine.run(plan[:1], device="cpu", jobs=1, progress=False)) == 1
+    assert engine.run(missing, train=False) == []  # what is on record is shown without images
 
 
 def in_background(function):
@@ -188,7 +205,7 @@ def test_worker_that_dies_with_nothing_to_do_is_replaced(store):
 
 
 def test_child_waits_for_its_parent_and_falls_with_it(store):
-    parent = tiny(dataset="nonsense")
+    parent = tiny(model="nonsense")
     child = Run("rigl", tiny().options, 0, (parent,))
     with pytest.raises(engine.RunFailed, match=r"2 of 2 runs failed.*(?s:.*)its parent failed"):
         engine.run([child], device="cpu", jobs=2, progress=False)
@@ -436,7 +453,7 @@ def test_record_is_the_same_alone_and_beside_neighbours_that_diverge_fail_and_di
     item = tiny(5, method=method, density=0.2, n_epochs=6)
     (alone,) = engine.run([item], device="cpu", jobs=1, progress=False, store=tmp_path / "alone")
     diverging = [tiny(seed, learning_rate=1e30, n_epochs=6) for seed in (0, 1)]
-    plan = [tiny(2, density=2.0), *diverging, item, tiny(3, method=method), tiny(4, dataset="nowhere")]
+    plan = [tiny(2, density=2.0), *diverging, item, tiny(3, method=method), tiny(4, model="nonsense")]
     with pytest.raises(engine.RunFailed, match="2 of 6 runs failed"):
         engine.run(plan, device="cpu", jobs=2, progress=False, store=store)
     beside = find_record(item.id, store)

@@ -11,6 +11,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from prunelab import bench, engine, forecast, pages, paths, recipes, records, runs, stores, workers
+from prunelab.data import DatasetNotFoundError
 from prunelab.files import atomic_write
 from prunelab.forecast import Workload
 from prunelab.recipes import Recipe, runner
@@ -139,7 +140,9 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
             default = batch.declared(paths.NOTEBOOKS / f"{recipe.notebook}.ipynb")["profile"]
             plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
     device = options.device or "auto"
-    with contextlib.suppress(engine.RunFailed):  # its notebook says so, and the others can still be drawn
+    with contextlib.suppress(
+        engine.RunFailed, DatasetNotFoundError
+    ):  # its notebook says so, and the others can still be drawn
         engine.run(plan, fresh=True, device=device)
     return 1 if workers.resolve_device(device) == "cuda" else None
 

@@ -74,6 +74,7 @@ def run(
         store: Folder of this machine's runs.
     Raises:
         ValueError: Device or options that do not exist, jobs below 1.
+        DatasetNotFoundError: Images of runs to train are missing; nothing is trained.
         RunFailed: A run raised an error or lost two workers; all others are finished and on record by then.
         KeyboardInterrupt: Runs in hand stop; says what is kept, and how to go on.
     """
@@ -83,6 +84,7 @@ def run(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     done = stores.on_record(with_parents(plan), fresh=fresh, store=store)
     if train and (missing := to_train(plan, done, store=store)):
+        stores.require_images(missing)
         n_workers, slots = workers.share_out(min(jobs or workers.default_jobs(device), len(missing)), device)
         pool = _Pool(Schedule(missing), store=store, device=device, n_workers=n_workers, slots=slots)
         done = pool.train(progress=progress) | done

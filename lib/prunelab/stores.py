@@ -1,10 +1,10 @@
-"""What a machine has of a plan's runs: their records, and the states that other runs start from."""
+"""What a machine has of a plan's runs: their records, the states that other runs start from, their images."""
 
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from prunelab import recipes, records
+from prunelab import data, recipes, records
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.recipes.recipe import State
 from prunelab.runs import Run
@@ -72,3 +72,22 @@ def has_state(run: Run, store: Path) -> bool:
         warnings.warn(f"{error}; its run will be trained again", stacklevel=2)
         return False
     return True
+
+
+def require_images(plan: Iterable[Run]) -> None:
+    """Makes sure that the images of all runs are on this machine; downloads those that torchvision has.
+
+    Raises:
+        data.DatasetNotFoundError: Some are not; names all data sets that are missing, and says how to get each.
+    """
+    options = [recipes.get(run.recipe).options_of(run) for run in plan]
+    missing = {}
+    for name, image_size in dict.fromkeys((each.dataset, each.image_size) for each in options):
+        try:
+            data.require(name, image_size=image_size)
+        except data.DatasetNotFoundError as error:
+            missing.setdefault(name, str(error))
+    if missing:
+        n_runs = sum(each.dataset in missing for each in options)
+        what = f"nothing is trained: {n_runs} of {len(options)} runs need images that are missing: {', '.join(missing)}"
+        raise data.DatasetNotFoundError("\n".join([what, *missing.values()]))

@@ -2,6 +2,6 @@
 
 from prunelab.data.batches import LabelledImages
 from prunelab.data.dataset import Dataset
-from prunelab.data.registry import DatasetNotFoundError, load
+from prunelab.data.registry import DatasetNotFoundError, load, require
 
-__all__ = ["Dataset", "DatasetNotFoundError", "LabelledImages", "load"]
+__all__ = ["Dataset", "DatasetNotFoundError", "LabelledImages", "load", "require"]

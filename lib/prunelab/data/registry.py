@@ -85,9 +85,31 @@ def load(
     return dataset.to(device)
 
 
+def require(name: str, *, image_size: int | None = None) -> None:
+    """Makes sure that a data set is on this machine, before many want it; downloads what torchvision has.
+
+    Raises:
+        ValueError: Impossible name of glyphs.
+        DatasetNotFoundError: Neither on this machine nor within reach.
+    """
+    if name in STREAMED:
+        _folder(name)
+    elif name in TORCHVISION and not _find_source(name):
+        _entry(name, image_size)
+    elif _origin(name)[1] is None and not _cached(name, image_size).is_file():
+        raise DatasetNotFoundError(
+            f"There is no {name} on this machine. Either {_put_it(name)}; "
+            "or choose the profile 'smoke', which needs no download."
+        )
+
+
 def _streamed(name: str, image_size: int) -> LabelledImages:
     from prunelab.data import streams  # and with it torchvision, which takes a second to import
 
+    return streams.open_folder(_folder(name), name=name, image_size=image_size)
+
+
+def _folder(name: str) -> Path:
     folder = paths.DATA / name
     if not folder.is_dir():
         raise DatasetNotFoundError(
@@ -95,7 +117,7 @@ def _streamed(name: str, image_size: int) -> LabelledImages:
             "(or test/) there, with one folder of images per class; an archive must be unpacked. "
             "The profile 'smoke' needs no download"
         )
-    return streams.open_folder(folder, name=name, image_size=image_size)
+    return folder
 
 
 def _entry(name: str, image_size: int | None) -> cache.Entry:
@@ -103,8 +125,7 @@ def _entry(name: str, image_size: int | None) -> cache.Entry:
     if not re.fullmatch(r"\w[\w .+:-]{0,99}", name):  # it becomes part of file names
         raise ValueError(f"unknown data set {name!r}; {_known()}")
     key, build = _origin(name)
-    stem = name.replace(":", "-")
-    path = paths.CACHE / f"{stem}-{image_size or 'native'}.pt"
+    path = _cached(name, image_size)
     if entry := cache.read(path, key=key):
         return entry
     if build is None and not path.is_file():
@@ -114,12 +135,16 @@ def _entry(name: str, image_size: int | None) -> cache.Entry:
             f"the decoded copy of {name} in {path} is damaged and its source is gone; "
             f"put it back into {paths.DATA} as one of {_accepted(name)}"
         )
-    with cache.building(paths.CACHE / f"{stem}.lock"):
+    with cache.building(paths.CACHE / f"{name.replace(':', '-')}.lock"):  # one for all sizes
         entry = cache.read(path, key=key)  # by another process, while this one waited
         if entry is None:
             entry = build(image_size)
             cache.write(path, entry, key=key)
     return entry
+
+
+def _cached(name: str, image_size: int | None) -> Path:
+    return paths.CACHE / f"{name.replace(':', '-')}-{image_size or 'native'}.pt"
 
 
 def _origin(name: str) -> tuple[str | None, Callable[[int | None], cache.Entry] | None]:
@@ -169,8 +194,7 @@ def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
     except (OSError, RuntimeError, HTTPException) as error:
         raise DatasetNotFoundError(
             f"There is no usable copy of {name} on this machine, and its download failed "
-            f"({type(error).__name__}: {error}). Either put it into {paths.DATA} as one of {_accepted(name)} "
-            f"(train/ and test/ with one folder of images per class); or call prunelab.data.load({name!r}) once "
+            f"({type(error).__name__}: {error}). Either {_put_it(name)}; or call prunelab.data.load({name!r}) once "
             f"with a network, and torchvision downloads it into {root}; or choose the profile 'smoke', "
             "which needs no download."
         ) from error
@@ -242,6 +266,11 @@ def _find_source(name: str) -> Path | None:
         return paths.DATA / name
     archives = (paths.DATA / f"{name}{suffix}" for suffix in folders.ARCHIVE_SUFFIXES)
     return next((archive for archive in archives if archive.is_file()), None)
+
+
+def _put_it(name: str) -> str:
+    where = f"put it into {paths.DATA} as one of {_accepted(name)}"
+    return f"{where} (train/ and test/ with one folder of images per class)"
 
 
 def _accepted(name: str) -> str:
