@@ -409,11 +409,23 @@ def test_no_text_is_cut_off_at_the_edge(folder):
 
 
 def test_equal_figures_give_equal_bytes_whatever_the_last_digits_in_which_processors_differ(folder):
-    save(data=pd.DataFrame({"mean": [1 / 3, 1e-20, 123456]}))
+    def table(third, level, small):
+        mixed = pd.Series(["none", third, None, True], dtype=object)
+        means = [third, level, small, 0.037104677618449]  # which must not be rounded twice
+        return pd.DataFrame({"mean": means, "mixed": mixed, "n": [1, 2, 3, 10**17 + 1]})
+
+    save(data=table(1 / 3, 0.0, 0.9 - 0.8999))
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    save(data=pd.DataFrame({"mean": [np.nextafter(1 / 3, 1), 1e-20, 123456]}))
+    save(data=table(np.nextafter(1 / 3, 1), 0.3 - (0.1 + 0.2), 0.0001))  # a difference of -6e-17
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
-    assert first["accuracy.csv"] == b"mean\n0.333333333333\n1e-20\n123456.0\n"
+    rows = [
+        "mean,mixed,n",
+        "0.333333333333,none,1",
+        "0.0,0.333333333333,2",
+        "0.0001,,3",
+        "0.0371046776184,True,100000000000000001",
+    ]
+    assert first["accuracy.csv"].decode().splitlines() == rows
     assert b"<dc:date>" not in first["accuracy.svg"]
 
 

@@ -44,14 +44,18 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
     png = _png(fig)
     atomic_write(stem.with_suffix(".png"), png)
     atomic_write(stem.with_suffix(".svg"), _svg(fig))
-    atomic_write(stem.with_suffix(".csv"), data.to_csv(index=False, lineterminator="\n", float_format=_rounded))
+    numbers = data.map(_rounded, na_action="ignore")
+    atomic_write(stem.with_suffix(".csv"), numbers.to_csv(index=False, lineterminator="\n"))
     plt.close(fig)
     _show(png, alt, width=round(fig.get_figwidth() * _SHOWN_DPI))
 
 
-def _rounded(number: float) -> str:
-    """Writes a number as files have it: in the last digits processors differ."""
-    return repr(float(f"{number:.12g}"))
+def _rounded(value: object) -> object:
+    """Writes a fraction as files have it: processors differ in the last digits, and in all where shares cancel out."""
+    if not isinstance(value, float | np.floating):
+        return value
+    rounded = round(float(value), 14) if abs(value) < 1e-3 else float(f"{value:.12g}")
+    return repr(rounded + 0.0)  # and never -0.0
 
 
 def _settle(fig: Figure) -> None:
