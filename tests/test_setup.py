@@ -78,6 +78,76 @@ def test_notebook_links_to_itself_in_this_repository(path):
     assert addresses == {REPOSITORY}
 
 
+def first_cell(path) -> str:
+    """Returns what finds the library in the first cell of a notebook; what checks its own parameters comes after it."""
+    (source,) = (cell.source for cell in nbformat.read(path, as_version=4).cells if "check_parameters(" in cell.source)
+    return source.partition("\nfrom prunelab.notebook import")[0]
+
+
+def test_first_cell_is_the_same_in_all_notebooks_and_fetches_this_release():
+    (source,) = set(map(first_cell, NOTEBOOKS))
+    assert f'("v{prunelab.__version__}", "main")' in source and REPOSITORY in source
+
+
+@pytest.fixture
+def origin(tmp_path):
+    """A bare repository of a library with nothing in it, whose branch main says so and whose release does not."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
+        subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, cwd=tmp_path / "work")
+
+    (tmp_path / "work" / "lib" / "prunelab").mkdir(parents=True)
+    module = tmp_path / "work" / "lib" / "prunelab" / "__init__.py"
+    git("init")
+    for where in ("of the release", "of main"):
+        module.write_text(f"print('library {where}')")
+        git("add", ".")
+        git("commit", "-m", where)
+        if where == "of the release":
+            git("tag", f"v{prunelab.__version__}")
+    git("clone", "--bare", ".", "../origin.git")
+    return tmp_path / "origin.git"
+
+
+def open_notebook(folder, address, path=NOTEBOOKS[0]):
+    """Runs the first cell of a notebook in a folder, as where the library is not installed, and imports it."""
+    code = first_cell(path).replace(REPOSITORY, f"file://{address}") + "\nimport prunelab"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_first_cell_fetches_the_release_once_and_finds_it_again(tmp_path, origin):
+    first, *again = (open_notebook(folder, origin) for folder in (tmp_path, tmp_path, tmp_path / "prunelab" / "lib"))
+    assert first.stdout == f"v{prunelab.__version__}: fetched\nlibrary of the release\n"
+    assert [result.stdout for result in again] == ["library of the release\n"] * 2
+
+
+def test_first_cell_takes_main_where_there_is_no_release_and_says_why_in_a_line(tmp_path, origin):
+    tag = f"v{prunelab.__version__}"
+    subprocess.run(["git", "-C", origin, "tag", "--delete", tag], check=True, capture_output=True)
+    why, *more = open_notebook(tmp_path, origin).stdout.splitlines()
+    assert why.startswith(f"{tag}: ") and f"{tag} not found" in why
+    assert more == ["main: fetched", "library of main"]
+
+
+@pytest.mark.parametrize("inside", ["notes.txt", "src"])
+def test_first_cell_fetches_beside_a_folder_that_is_only_called_like_the_library(tmp_path, origin, inside):
+    (tmp_path / "prunelab" / inside).mkdir(parents=True)
+    for _ in range(2):
+        assert open_notebook(tmp_path, origin).stdout.endswith("library of the release\n")
+    assert (tmp_path / "prunelab-repository" / "lib").is_dir() and not (tmp_path / "prunelab" / "lib").exists()
+
+
+def test_first_cell_that_can_fetch_nothing_says_why_and_what_to_do(tmp_path):
+    result = open_notebook(tmp_path, tmp_path / "nowhere.git")
+    assert result.returncode == 1 and [line.split(": ")[0] for line in result.stdout.splitlines()] == ["v0.1.0", "main"]
+    assert result.stdout.count("nowhere.git' does not appear to be a git repository") == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("RuntimeError: no copy of file://") and last.endswith("open the notebook inside of it")
+
+
 def commands() -> list[str]:
     blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", read("README.md"), re.DOTALL | re.MULTILINE)
     lines = [line.split("#")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
