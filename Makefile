@@ -5,6 +5,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What gives figures their words in HTML: see alt_text.py beside it.
+NBCONVERT := lib/prunelab/jupyter_nbconvert_config.json
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -34,7 +36,7 @@ clean: ## remove caches, build products and executed notebooks; never data, reco
 # PYTHON=... chooses the interpreter; by default the newest one here that can build an environment.
 # uv installs in seconds what pip installs in minutes; pip alone does where uv cannot be had. Bytecode is compiled once,
 # here: where Python may not write it, each process would compile PyTorch anew, which takes longer than all it imports.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml $(NBCONVERT)
 	@set -eu; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	    python=; old=; \
@@ -64,4 +66,6 @@ $(STAMP): requirements.lock pyproject.toml
 	    $(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock; \
 	    $(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .; \
 	fi; \
+	mkdir -p $(VENV)/etc/jupyter; \
+	cp $(NBCONVERT) $(VENV)/etc/jupyter; \
 	touch $@

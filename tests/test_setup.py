@@ -232,6 +232,7 @@ def test_make_installs_the_lock_by_uv_or_else_by_pip(tmp_path, uv, installed_by)
     said = re.sub(r" (--python \S+|--disable-pip-version-check)", "", (tmp_path / "log").read_text())
     assert [line for line in said.splitlines() if "install" in line and "quiet" not in line] == installed_by
     assert (tmp_path / ".installed").exists()
+    assert (tmp_path / "etc" / "jupyter" / "jupyter_nbconvert_config.json").exists()
 
 
 def test_second_make_installs_nothing(tmp_path):
