@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from prunelab import pages, paths, records
-from prunelab.models import build_model
-from prunelab.recipes import RETHINKING
+from prunelab import pages, paths, records, verdicts
+from prunelab.recipes import RECIPES, RETHINKING, RIGL
+from prunelab.runs import PROFILES
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
 TOLERANCE = 0.06
+README = (paths.ROOT / "README.md").read_text()
 
 pytestmark = pytest.mark.slow
 
 
 def commands():
-    blocks = re.findall(r"^```sh\n(.*?)^```", (paths.ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -125,12 +126,42 @@ def test_papermill_works_from_a_folder_outside(checkout, tmp_path):
 
 
 def test_network_of_the_readme_gets_smaller(tmp_path, monkeypatch):
-    (block,) = re.findall(r"^```python\n(.*?)^```", (paths.ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
-    names = {"network": build_model("resnet8", num_classes=10)}
+    names = {}
     exec(block, names)
     sizes = [sum(weight.numel() for weight in names[name].parameters()) for name in ("network", "smaller")]
     assert sizes[1] < 0.6 * sizes[0] and (tmp_path / "smaller.prunelab").stat().st_size > 0
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 1800
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_readme_counts_the_runs_of_each_profile(recipe):
+    rows = {cells[0].strip("` "): cells for cells in (line.split("|")[1:] for line in README.splitlines()) if cells}
+    column = 3 + list(RECIPES).index(recipe.name)
+    for profile in PROFILES:
+        assert re.match(rf" {len(recipe.plan(profile))} runs\b", rows[profile][column])
+
+
+def test_what_came_out_is_what_the_records_say():
+    small = pages.judge(RIGL, "small")
+    row = next(row for row in small.itertuples() if row.claim + row.part == "RigL-C1a")
+    assert f"level ({100 * row.difference:.1f} points, between {100 * row.low:.1f} and +{100 * row.high:.1f})" in README
+    gmp, dense, snip = verdicts.points(small, "RigL-C7c", "RigL-C1c", "RigL-C1g")
+    assert f"of RigL by {-gmp} points" in README
+    assert (
+        f"RigL is {dense} points ahead of a narrow dense network with as many weights, and {snip} ahead of SNIP"
+        in README
+    )
+    once, longer = (verdicts.points(small, "RigL-C7a", at=at)[0] for at in ("1x", "5x"))
+    assert f"over a static random mask grows from {once} to {longer} points" in README
+    on_h200 = pages.judge(RIGL, "full")
+    assert f"leads static by {verdicts.points(on_h200, 'RigL-C7a', at='density=0.1')[0]} points at 90 %" in README
+    level = on_h200[(on_h200["claim"] + on_h200["part"] == "RigL-C1a") & (on_h200["at"] == "density=0.1")].iloc[0]
+    assert level["low"] < 0 < level["high"]
 
 
 @pytest.mark.parametrize("name", pages.PAGES)
