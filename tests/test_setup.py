@@ -149,7 +149,7 @@ def test_first_cell_that_can_fetch_nothing_says_why_and_what_to_do(tmp_path):
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", read("README.md"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", read("README.md"), re.DOTALL | re.MULTILINE)
     lines = [line.split("#")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
     return [line for line in lines if re.match(r"(make|prunelab)\b", line)]
 
