@@ -42,6 +42,7 @@ class Main(NamedTuple):
 
     Attributes:
         training: What changes for all of their runs; the penalty of slimming, so that its sum over all steps stays.
+        predefined: The families whose predefined targets are compared.
         channels: Of each family that is slimmed, the share of channels that stays.
         weights: Of each family whose single weights are pruned, the share that stays.
         rates: Of fine-tuning, of which one is chosen on held-out training images, `n_validation` of them.
@@ -50,6 +51,7 @@ class Main(NamedTuple):
     """
 
     training: Some
+    predefined: tuple[str, ...]
     channels: dict[str, float]
     weights: dict[str, float]
     rates: tuple[float, ...] = ()
@@ -98,7 +100,7 @@ SMOKE = SimpleNamespace(
     slimmed={"vgg": (_VGG | {"penalty": 0.015}, (0.5,))},
     selected={"vgg": _VGG | {"penalty": 0.03}},
     unstructured={"vgg": (_VGG, (0.2,))},
-    main=Main({}, channels={"vgg": 0.5}, weights={"vgg": 0.2}),
+    main=Main({}, ("vgg", "resnet"), channels={"vgg": 0.5}, weights={"vgg": 0.2}),
     stand_in=(_VGG, {}),
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "glyphs", "image_size": 8}},
     tickets=(_VGG,),
@@ -137,6 +139,7 @@ SMALL = SimpleNamespace(
     },
     main=Main(
         {"n_epochs": 100, "fine_tune_epochs": 25, "max_epochs": 200, "eval_every": 25},
+        predefined=("vgg", "resnet"),
         channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
         weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
         rates=(0.001, 0.003, 0.01, 0.03),
@@ -184,6 +187,7 @@ FULL = SimpleNamespace(
     },
     main=Main(
         {},
+        predefined=("vgg", "resnet"),
         channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
         weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
         rates=(0.001, 0.003, 0.01, 0.03),
@@ -222,7 +226,13 @@ PAPER = SimpleNamespace(
         "vgg": ({"model": "vgg16_bn", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
         "resnet50": ({"model": "resnet50", "fine_tune_epochs": 10, "max_epochs": None}, (0.7, 0.4)),
     },
-    main=Main({}, channels={"vgg": 0.5}, weights={"vgg": 0.4, "resnet50": 0.4}, rate=0.001),
+    main=Main(
+        {},
+        ("resnet", "vgg", "resnet50"),
+        channels={"vgg": 0.5},
+        weights={"vgg": 0.4, "resnet50": 0.4},
+        rate=0.001,
+    ),
     stand_in=({}, {}),
     guided={},
     tickets=(),
@@ -274,7 +284,8 @@ def _judged(size: SimpleNamespace, run: partial) -> dict[str, tuple[Run, list[pa
     single weights by magnitude.
     """
     found = {}
-    for family, (network, targets, choices) in size.predefined.items():
+    for family in size.main.predefined:
+        network, targets, choices = size.predefined[family]
         network = _longer(size, family, network)
         target_of = {choice: targets[0 if choice == "l1" else -1] for choice in _JUDGED if choice in choices}
         found[f"predefined_{family}"] = (
