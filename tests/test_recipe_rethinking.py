@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from prunelab import data, paths
+from prunelab import data, paths, records
 from prunelab.channels.trace import NORMS
 from prunelab.engine import with_parents
 from prunelab.masks import layer_weights
@@ -19,6 +19,7 @@ from prunelab.models import build_model
 from prunelab.recipes import PROFILES, RETHINKING, runner
 from prunelab.recipes.prunings import PREPARATIONS, PRUNINGS, WEIGHT_PRUNINGS
 from prunelab.recipes.recipe import State
+from prunelab.recipes.rethinking.plan import PROFILES as PLANS
 from prunelab.recipes.rethinking.plan import SCRATCH, TRAININGS, RethinkingOptions
 from prunelab.recipes.structures import from_scratch, original_of
 from prunelab.runs import Run
@@ -235,6 +236,35 @@ def test_training_that_goes_on_after_fine_tuning_counts_what_was_spent_before():
     spent = [result["metrics"]["training_macs"] for result in chain]
     for result, total in zip(chain, itertools.accumulate(spent), strict=True):
         assert result["metrics"]["total_training_macs"] == total
+
+
+def test_what_is_tuned_never_sees_the_test_images():
+    parent = large(**RESNET)
+    tuned = execute(parent, training="fine_tune", pruning="l1", density=0.5, n_validation=60, **RESNET)
+    ordinary = execute(parent, training="fine_tune", pruning="l1", density=0.5, **RESNET)
+    assert set(tuned["metrics"]) ^ set(ordinary["metrics"]) == {
+        *("test_accuracy", "test_loss"),
+        *("validation_accuracy", "validation_loss"),
+    }
+    assert tuned["metrics"]["validation_accuracy"] * 60 == pytest.approx(
+        round(tuned["metrics"]["validation_accuracy"] * 60)
+    )
+    assert tuned["curves"]["train_loss"] == ordinary["curves"]["train_loss"]  # on the same images
+    assert torch.equal(*(run["state"].model["fc.weight"] for run in (tuned, ordinary)))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_rate_of_fine_tuning_is_the_best_on_held_out_images(profile):
+    recorded = {record["id"]: record["metrics"] for record in records.load("03_rethinking")}
+    found = {}
+    for name, runs in RETHINKING.experiments(profile).items():
+        if name.startswith("rates_"):
+            for run in filter(lambda run: run.id in recorded, runs):
+                rate = RETHINKING.options_of(run).fine_tune_rate
+                found.setdefault(rate, []).append(recorded[run.id]["validation_accuracy"])
+    best = max(found, key=lambda rate: sum(found[rate]) / len(found[rate]), default=None)
+    assert best in (None, PLANS[profile].main.rate)
+    assert len({len(accuracies) for accuracies in found.values()}) <= 1, "some rates are recorded more often"
 
 
 def test_runs_of_a_seed_are_repeatable_and_those_of_two_seeds_differ():
