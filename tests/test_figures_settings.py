@@ -299,3 +299,10 @@ def test_curves_by_density_say_how_many_weights_are_left(ax):
     figures.curves(records, ax=ax, by="density")
     assert legend(ax) == ["10.0 % (n=1)", "100.0 % (n=1)"]
     assert ax.get_legend().get_title().get_text() == "weights left"
+
+
+@pytest.mark.parametrize("values, limits", [((0.48, 0.50), (0.45, 0.53)), ((0.1, 0.9), (0.1, 0.9))])
+def test_colours_of_a_grid_do_not_paint_noise(ax, values, limits):
+    frame = table("x y seed test_accuracy", *((x, 0, 0, value) for x, value in enumerate(values)))
+    figures.heat_map(frame, "x", "y", ax=ax)
+    assert ax.collections[0].get_clim() == pytest.approx(limits)

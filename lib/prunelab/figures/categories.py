@@ -11,6 +11,7 @@ from prunelab.figures.axes import draw_grid, draw_runs, finish, is_diverged, n_s
 from prunelab.figures.style import STYLES, is_share, label, percent, styles, written
 
 _PLAIN = {"color": "#0072B2", "marker": "o"}
+_SPAN = 0.08  # of shares: colours that span less would paint noise
 _HALF = 0.22  # of a bar's width, where columns stand 1 apart
 
 
@@ -80,7 +81,9 @@ def heat_map(frame: pd.DataFrame, x: str, y: str, metric: str = "test_accuracy",
     cells_and_texts = cells.assign(text=np.char.add(means, lost)).pivot(index=y, columns=x)
     grid, texts = (cells_and_texts[key].reindex(index=down, columns=across) for key in (metric, "text"))
     bar = {"label": f"{label(metric)} (n={n_seeds(runs, [y, x])})", "format": percent if is_share(metric) else None}
-    draw_grid(grid, texts, ax=ax, bar=bar, linewidths=2)
+    least, most = grid.min(axis=None), grid.max(axis=None)
+    widen = max(0.0, _SPAN - (most - least)) / 2 if is_share(metric) else 0.0
+    draw_grid(grid, texts, ax=ax, bar=bar, linewidths=2, vmin=least - widen, vmax=most + widen)
     ax.set_facecolor("#EEEEEE")
     for row, column in np.argwhere(grid.isna()):
         ax.text(column + 0.5, row + 0.5, texts.fillna("–").iat[row, column], ha="center", va="center", fontsize=9)

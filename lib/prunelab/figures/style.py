@@ -81,6 +81,7 @@ NAMES = {
     "resnext20": "ResNeXt-20",
     "vgg16_a": "VGG-16, configuration A",
     "resnet56_b": "ResNet-56, configuration B",
+    "inverse_power": "inverse power",
     "sgd": "SGD",
     "adam": "Adam",
 }
