@@ -330,7 +330,7 @@ def test_forest_shows_judged_claims_below_their_questions_with_interval_paper_an
     assert {(3, 1), (-20, 2), (20, 4), (2.4, 1), (50, 1.3), (1, 1), (5, 1)} <= {(round(x, 9), y) for x, y in points(ax)}
     bars = [segment[:, 0] for bar in ax.collections for segment in bar.get_segments()]
     assert sorted(np.round(bars, 9).tolist()) == [[-30, -10], [1, 4], [20, 20]]
-    assert {"reproduced (2)", "not reproduced (1)", "inconclusive (0)", "one replicate"} < set(legend(ax))
+    assert {"reproduced (2)", "not reproduced (1)", "inconclusive (0)", "one seed"} < set(legend(ax))
 
 
 def test_texts_of_many_claims_do_not_touch():

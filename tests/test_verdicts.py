@@ -199,6 +199,29 @@ def vars_of(row):
     return ROW | {"part": row.part, "where": f"density={row.part}"}
 
 
+def test_what_a_profile_does_not_plan_is_not_adjusted_for():
+    rows, recorded = many_rows(8)
+    elsewhere = [claim(part=f"x{number}", better="method=snip") for number in range(8)]
+    pd.testing.assert_frame_equal(
+        verdicts.table(recorded, of=rows + elsewhere).iloc[:8], verdicts.table(recorded, of=rows)
+    )
+
+
+def test_runs_that_start_from_one_parent_on_either_side_are_one_replicate():
+    one_parent = TWO_METHODS.assign(replicate=np.where(TWO_METHODS["method"] == "set", 0, TWO_METHODS["seed"]))
+    assert (
+        judge(claim(), one_parent).n_seeds
+        == judge(claim(better="method=set", worse="method=rigl"), one_parent).n_seeds
+        == 1
+    )
+
+
+def test_a_run_compared_with_itself_decides_nothing():
+    rows, recorded = many_rows(8)
+    itself = claim(part="x", worse="method=rigl", where="density=0")
+    assert verdicts.table(recorded, of=[*rows, itself])["verdict"].iloc[-1] == "inconclusive"
+
+
 # Costs, lengths, other settings.
 
 
@@ -375,21 +398,6 @@ def test_nothing_planned_is_told_from_nothing_recorded():
 # Tables, and what is written of them.
 
 
-@pytest.mark.parametrize(
-    "parts, whole",
-    [
-        (["reproduced", "reproduced"], "reproduced"),
-        (["reproduced", "not judged"], "reproduced"),
-        (["reproduced", "inconclusive"], "inconclusive"),
-        (["reproduced", "inconclusive", "not reproduced"], "not reproduced"),
-        (["not judged", "not judged"], "not judged"),
-        ([], "not judged"),
-    ],
-)
-def test_verdict_on_a_whole_claim(parts, whole):
-    assert verdicts.overall(parts) == whole
-
-
 PARTS = [
     claim(where="density=0.1|0.05", statement="RigL is ahead of SET."),
     claim(part="b", better="method=set", worse="method=static", where="density=0.1|0.05", statement="SET leads."),
@@ -424,7 +432,7 @@ def test_listed_values_are_told_and_never_counted():
         "of 3 comparisons 0 are reproduced, 1 are not reproduced, 0 are inconclusive, 2 are not judged"
     )
     assert verdicts.summary(judged).to_dict("records") == [
-        {"claim": "RigL-C1", "n_parts": 3, "n_judged": 1, "verdict": "not reproduced"}
+        {"claim": "RigL-C1", "reproduced": 0, "not reproduced": 1, "inconclusive": 0, "not judged": 2}
     ]
     assert [line[:13] for line in verdicts.markdown(judged).splitlines()[2:]] == ["| RigL-C1a | ", "| RigL-C1b | "]
     assert "| RigL is ahead of SET. Here at density=0.1. |" in verdicts.markdown(judged)
@@ -489,4 +497,6 @@ def test_parts_that_the_earlier_rule_judged_otherwise_are_listed(tmp_path, monke
     lines += ["RigL-C1b,0.09,0.08,0.1,reproduced", "RT-C1a,0.01,0.01,0.01,reproduced"]
     (tmp_path / "earlier_verdicts.csv").write_text("\n".join(lines))
     changed = verdicts.changed(verdicts.table(LENGTHS, of=TWO_LENGTHS))
-    assert changed.to_numpy().tolist() == [["RigL-C1a", "inconclusive", "+2.0 [+1.0, +3.0]"]]
+    assert changed.to_numpy().tolist() == [
+        ["RigL-C1a", "inconclusive", "+2.0 [+1.0, +3.0]", "reproduced", "+2.0 [+0.4, +3.6]"]
+    ]

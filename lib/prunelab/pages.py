@@ -39,7 +39,7 @@ def results() -> str:
         for profile in recipes.PROFILES:
             judged = judge(recipe, profile)
             if (judged["verdict"] != verdicts.NOT_JUDGED).any():
-                pages += [f"## {recipe.notebook}, {profile}", f"{verdicts.tally(judged).capitalize()}."]
+                pages += [f"## {recipe.notebook}, {profile}", _tally(judged)]
                 pages += [verdicts.markdown(judged), *_waiting(judged)]
                 if profile == "small":
                     pages += [f"### Judged otherwise by the earlier rule\n\n{_CHANGED}", _changes(judged)]
@@ -55,6 +55,14 @@ def judge(recipe: Recipe, profile: str) -> pd.DataFrame:
     return verdicts.table(frame, planned=planned, profile=profile)
 
 
+def _tally(judged: pd.DataFrame) -> str:
+    of_levels = judged[~judged["at"].eq("") & ~judged["verdict"].isin([verdicts.NOT_JUDGED, verdicts.BESIDE])]
+    partly = f" {len(of_levels)} rows are of one listed value of a claim that is recorded in part." * bool(
+        len(of_levels)
+    )
+    return f"{verdicts.tally(judged).capitalize()}.{partly}"
+
+
 def _waiting(judged: pd.DataFrame) -> Iterator[str]:
     waiting = verdicts.pooled(judged).query("verdict == @verdicts.NOT_JUDGED")
     reasons = waiting["reason"].str.replace(r"^\d+ of \d+ runs", "some runs", regex=True)
@@ -64,11 +72,8 @@ def _waiting(judged: pd.DataFrame) -> Iterator[str]:
 
 def _changes(judged: pd.DataFrame) -> str:
     lines = ["| claim | by the earlier rule | now |", "|---|---|---|"]
-    now = {row.claim + row.part: row for row in verdicts.pooled(judged).itertuples()}
-    for row in verdicts.changed(judged).itertuples():
-        own = now[row.claim]
-        found = "" if pd.isna(own.difference) else f", {verdicts.difference(own)}"
-        lines.append(f"| {row.claim} | {row.earlier}, {row.interval} | {own.verdict}{found} |")
+    for claim, earlier, before, now, found in verdicts.changed(judged).itertuples(index=False):
+        lines.append(f"| {claim} | {earlier}, {before} | {now}{', ' if found else ''}{found} |")
     return "\n".join(lines)
 
 

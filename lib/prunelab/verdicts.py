@@ -10,8 +10,8 @@ three replicates. "As accurate as" is reproduced between its margins. Beside q s
 difference by itself. Diverged runs count with the accuracy they have. A cost that all replicates agree on was fixed by
 options: its sign is arithmetic, and it has neither interval nor q.
 
-Which runs are compared is read off the plan: while one of them is not on record the claim is `not judged`, counts in
-the adjustment as if it had been found by chance, and each listed value is judged by itself.
+Which runs are compared is read off the plan: while one of them is not on record the claim is `not judged`, and counts
+in the adjustment as if it had been found by chance; or, where a listed value can be judged, each of these counts.
 """
 
 import math
@@ -40,7 +40,10 @@ MAX_Q = 0.05
 _MIN_FAMILY = 8
 _NETWORK = ("model", "width", "dataset", "image_size")
 _LENGTH = ("n_train", "n_epochs", "train_multiplier")
-_COSTS = ("macs", "macs_ratio", "training_macs", "training_macs_ratio")
+_COSTS = (
+    *("macs", "macs_ratio", "training_macs", "training_macs_ratio", "total_training_macs"),
+    *("n_active", "n_stored_weights", "n_bytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Row(NamedTuple):
     at: str
     measured: _Measured
     is_beside: bool = False
+    is_counted: bool = True  # in the adjustment
 
 
 def table(
@@ -126,21 +130,24 @@ def _rows(claim: Claim, frame: pd.DataFrame, planned: pd.DataFrame, profile: str
     if pairs.empty:
         is_elsewhere = too_small or profile is None
         lacking = f"of profile {claim.profile}" if is_elsewhere else f"that profile {profile} does not plan"
-        yield _Row(claim, "", _Measured(reason=f"needs {claim.needs or f'runs {lacking}'}"))
+        waits = _Measured(reason=f"needs {claim.needs or f'runs {lacking}'}")
+        yield _Row(claim, "", waits, is_counted=False)
         return
     whole = _measured(claim, pairs, frame, planned)
     unplanned = [at for at in claims.levels(claim) if at not in set(pairs["at"])]
     if unplanned and whole.is_recorded:  # less than what the claim says
         whole = _Measured(reason=f"no runs are planned at {', '.join(unplanned)}")
-    yield _Row(claim, "", whole)
+    by_level = {}
     if not whole.is_recorded:
         by_level = {at: _measured(claim, own, frame, planned) for at, own in pairs.groupby("at", sort=False) if at}
-        if any(measured.is_recorded for measured in by_level.values()):
-            yield from (_Row(claim, at, measured) for at, measured in by_level.items())
+    shows_levels = any(measured.is_recorded for measured in by_level.values())
+    yield _Row(claim, "", whole, is_counted=not (unplanned or shows_levels))
+    if shows_levels:
+        yield from (_Row(claim, at, measured) for at, measured in by_level.items())
     for name, other in claim.beside.items():
         pairs = claims.compared(other, planned)
         if len(pairs) and (measured := _measured(other, pairs, frame, planned)).is_recorded:
-            yield _Row(claim, name, measured, is_beside=True)
+            yield _Row(claim, name, measured, is_beside=True, is_counted=False)
 
 
 def _measured(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame, planned: pd.DataFrame) -> _Measured:
@@ -158,8 +165,11 @@ def _measured(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame, planned: p
     at_all = cells.index.value_counts() == pairs["at"].nunique()  # seeds with a pair at each listed value
     is_whole = cells.index.map(at_all).to_numpy(bool)
     seeds, differences, cells = cells.index[is_whole], differences[is_whole], cells[is_whole]
-    replicates = plan["replicate"].reindex(cells.iloc[:, 0]) if "replicate" in plan else pd.Series(seeds)
-    by_seed = _means(differences, replicates.to_numpy())
+    replicates = seeds.to_numpy()
+    if "replicate" in plan:  # of the side that has fewest: what starts from one parent is no more than one
+        of_cells = [own.map(plan["replicate"]).to_numpy() for _, own in cells.items()]
+        replicates = min(of_cells, key=lambda own: len(set(own)))
+    by_seed = _means(differences, replicates)
     reason = ""
     if np.isnan(differences).any():
         reason = f"a diverged run has no {claim.metric}"
@@ -168,7 +178,7 @@ def _measured(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame, planned: p
     return _Measured(
         dict(sorted(by_seed.items())),
         {at: mean for at, mean in _means(differences, pairs["at"].to_numpy()[is_whole]).items() if at},
-        _weight(cells, signs, seeds),
+        _weight(cells, signs, replicates),
         *(tuple(frozenset(plan[name].map(str)) for name in names if name in plan) for names in (_NETWORK, _LENGTH)),
         n_epochs=(plan["n_epochs"] * plan.get("train_multiplier", 1.0)).max() if "n_epochs" in plan else 0.0,
         reason=reason,
@@ -181,11 +191,12 @@ def _means(differences: np.ndarray, by: np.ndarray) -> dict:
     return {key: differences[by == key].mean() for key in dict.fromkeys(by)}
 
 
-def _weight(cells: pd.DataFrame, signs: np.ndarray, seeds: pd.Index) -> float:
-    """Returns the sum over a seed's runs of their squared coefficients: a run in several cells has the cells' sum."""
-    coefficients = pd.DataFrame({"id": cells.to_numpy().flat, "seed": np.repeat(seeds, len(signs))})
-    coefficients["of"] = np.tile(signs, len(cells)) / (len(cells) / max(1, seeds.nunique()))
-    return float((coefficients.groupby(["seed", "id"])["of"].sum() ** 2).groupby("seed").sum().mean())
+def _weight(cells: pd.DataFrame, signs: np.ndarray, replicates: np.ndarray) -> float:
+    """Returns the sum over a replicate's runs of their squared coefficients: a run in several cells has their sum."""
+    coefficients = pd.DataFrame({"id": cells.to_numpy().flat, "replicate": np.repeat(replicates, len(signs))})
+    n_pairs = coefficients.groupby("replicate")["id"].transform("size") / len(signs)
+    coefficients["of"] = np.tile(signs, len(cells)) / n_pairs
+    return float((coefficients.groupby(["replicate", "id"])["of"].sum() ** 2).groupby("replicate").sum().mean())
 
 
 def _judged(rows: list[_Row]) -> pd.DataFrame:
@@ -199,16 +210,16 @@ def _judged(rows: list[_Row]) -> pd.DataFrame:
         [min(row.claim.margins, key=lambda m, d=d: abs(d - m)) for row, d in zip(rows, difference, strict=True)]
     )
     is_fixed = np.array([row.claim.metric in _COSTS for row in rows]) & (variance <= (1e-9 * difference) ** 2)
-    is_tested = np.isfinite(variance) & ~is_fixed
-
     weight = np.array([row.measured.weight for row in rows])
+    is_tested = np.isfinite(variance) & ~is_fixed & (weight > 0)  # a run is not compared with itself
+
     error, df = np.full((2, len(rows)), math.nan)
     for own in _families(rows, is_tested):
         shrunk, df[own] = moderated.shrunk(variance[own] / weight[own], n[own] - 1)
         error[own] = np.sqrt(shrunk * weight[own] / n[own])
     p = moderated.p_value(difference, margin, error, df)
     q = np.full(len(rows), math.nan)
-    is_counted = ~is_fixed & [not row.is_beside for row in rows]
+    is_counted = ~is_fixed & [row.is_counted for row in rows]
     if is_counted.any():
         q[is_counted] = moderated.adjusted(np.nan_to_num(p[is_counted], nan=1.0))
     low, high = moderated.interval(difference, error, df)
@@ -294,25 +305,20 @@ def _listed(differences: dict[str, float], metric: str) -> str:
     return ", ".join(f"{_written(d, metric)} at {at}" for at, d in differences.items())
 
 
-def overall(verdicts: Iterable[str]) -> str:
-    """Returns the verdict on a claim from those on its parts: all that are judged must be reproduced."""
-    found = set(verdicts)
-    return next((verdict for verdict in (NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED) if verdict in found), NOT_JUDGED)
-
-
 def pooled(judged: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows of `table` that count: the parts as wholes."""
     return judged[judged["at"] == ""].drop(columns="at")
 
 
 def summary(judged: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row a claim of what `table` gave: its parts, those judged, and the verdict on the whole."""
-    by_claim = pooled(judged).groupby("claim", sort=False)["verdict"]
-    return by_claim.agg(
-        n_parts="size",
-        n_judged=lambda own: (own != NOT_JUDGED).sum(),
-        verdict=overall,
-    ).reset_index()
+    """Counts of each claim in `table` the parts with each verdict."""
+    rows = pooled(judged)
+    counts = rows.groupby("claim", sort=False)["verdict"].value_counts().unstack(fill_value=0)
+    return (
+        counts.reindex(index=rows["claim"].unique(), columns=WORDS, fill_value=0)
+        .rename_axis(columns=None)
+        .reset_index()
+    )
 
 
 def tally(judged: pd.DataFrame) -> str:
@@ -335,12 +341,18 @@ def named(judged: pd.DataFrame, verdict: str) -> set[str]:
 
 
 def changed(judged: pd.DataFrame) -> pd.DataFrame:
-    """Lists the parts that the earlier rule judged otherwise: `claim`, and by that rule `earlier` and `interval`."""
-    earlier = pd.read_csv(paths.RECORDS / "earlier_verdicts.csv").set_index("claim", drop=False)
-    rows = pooled(judged).assign(claim=judged["claim"] + judged["part"]).set_index("claim")
-    both = earlier[earlier["claim"].isin(rows.index)].join(rows[["metric", "verdict"]].add_prefix("now_"))
-    both = both[both["verdict"] != both["now_verdict"]].rename(columns={"verdict": "earlier", "now_metric": "metric"})
-    return both.assign(interval=[difference(row) for row in both.itertuples()])[["claim", "earlier", "interval"]]
+    """Lists the parts that the earlier rule judged otherwise: `claim`, and by either rule the verdict and interval."""
+    earlier = pd.read_csv(paths.RECORDS / "earlier_verdicts.csv").set_index("claim")
+    rows = []
+    for row in pooled(judged).itertuples():
+        name = row.claim + row.part
+        if name in earlier.index and earlier.at[name, "verdict"] != row.verdict:
+            before, now = (
+                earlier.assign(metric=row.metric).loc[name],
+                "" if math.isnan(row.difference) else difference(row),
+            )
+            rows.append((name, before["verdict"], difference(before), row.verdict, now))
+    return pd.DataFrame(rows, columns=["claim", "earlier", "earlier interval", "now", "interval"])
 
 
 def report(judged: pd.DataFrame) -> str:
@@ -396,7 +408,8 @@ def paper(row: NamedTuple) -> str:
 
 
 def _written(value: float, metric: str) -> str:
-    return f"{value:+.3f}" if is_loss(metric) else f"{100 * value:+.1f}"
+    digits, value = (3, value) if is_loss(metric) else (1, 100 * value)
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # a rounded zero has no sign of its own
 
 
 def is_loss(metric: str) -> bool:

@@ -104,7 +104,7 @@ def _wrapped(names: list[str], ax: Axes) -> list[str]:
     """Breaks names into lines that stand side by side below an axis: some nine letters are an inch wide."""
     grid = ax.get_gridspec()
     width = ax.figure.get_figwidth() / (grid.ncols if grid else 1)
-    return [textwrap.fill(name, max(int(9.2 * width) // len(names), 8)) for name in names]
+    return [textwrap.fill(name, max(int(9.2 * width) // len(names), 8), break_long_words=False) for name in names]
 
 
 def _short(mean: float, metric: str, *, unit: str = " %") -> str:

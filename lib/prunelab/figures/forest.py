@@ -51,7 +51,7 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     for row in whole.itertuples():
         seeds = 100 * np.array(row.seeds.split(), dtype=float)
         ax.plot(seeds, [row.y] * len(seeds), ".", color=_STYLE[row.verdict]["color"], alpha=0.5, markersize=5)
-    ax.plot([], [], ".", color="#8C8C8C", alpha=0.6, label="one replicate")
+    ax.plot([], [], ".", color="#8C8C8C", alpha=0.6, label="one seed")
     for verdict, style in _STYLE.items():
         own = whole[whole["verdict"] == verdict]
         ends = np.nan_to_num([own["difference"] - own["low"], own["high"] - own["difference"]])
@@ -80,7 +80,7 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     marks = [mark for mark in (1, 2, 5, 10, 20, 50) if mark <= reach]
     marks = [*(-mark for mark in reversed(marks)), 0, *marks]
     ticks(ax.xaxis, marks, [f"{mark:+}" if mark else "0" for mark in marks])
-    ax.set_xlabel("better - worse, in points; of losses, in hundredths")
+    ax.set_xlabel("better \u2212 worse, in points, logarithmic beyond ±5; of losses, in hundredths")
     below = (1, -0.6 / ax.figure.get_figheight())
     ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
     return rows
@@ -117,7 +117,7 @@ def settings(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     finish(ax)
     ax.tick_params(axis="y", labelsize=7.5, length=0)
     ax.set_ylim(len(texts) - 0.5, -0.5)
-    ax.set_xlabel("better - worse, in points")
+    ax.set_xlabel("better \u2212 worse, in points")
     below = (1, -0.6 / ax.figure.get_figheight())
     ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
     return rows
