@@ -164,6 +164,17 @@ def test_what_came_out_is_what_the_records_say():
     level = on_h200[(on_h200["claim"] + on_h200["part"] == "RigL-C1a") & (on_h200["at"] == at)].iloc[0]
     assert level["low"] < 0 < level["high"]
 
+    rethinking = pages.judge(RETHINKING, "small")
+    main = [*(f"RT-C1{part}" for part in "abcdef"), "RT-C2a"]
+    level, short = verdicts.points(rethinking, *main), verdicts.points(rethinking, *main, at="short")
+    assert f"level: {min(level) + 0.0} to {max(level)} points for scratch" in README
+    assert f"favours scratch by {int(min(short))} to {int(max(short))} points" in README
+    at_papers = verdicts.points(rethinking, "RT-C1b", at="paper's rate")[0]
+    assert f"is {at_papers} points behind scratch; at a rate chosen on held-out images, {level[1]}" in README
+    assert f"by {verdicts.points(rethinking, 'RT-C4a')[0]} points in the VGG" in README
+    assert {"RT-C5a", "RT-C5e"} <= verdicts.named(rethinking, verdicts.REPRODUCED)
+    assert {"RT-C5b", "RT-C5f"} <= verdicts.named(rethinking, verdicts.NOT_REPRODUCED)
+
 
 @pytest.mark.parametrize("name", pages.PAGES)
 def test_pages_of_numbers_are_those_that_the_records_give(name):

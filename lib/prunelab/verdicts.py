@@ -296,7 +296,7 @@ def _remarks(rows: list[_Row], difference: np.ndarray) -> Iterator[str]:
             beside = {
                 other.at: d for other, d in zip(rows, difference, strict=True) if other.is_beside and other[0] is row[0]
             }
-            if turned := {at: d for at, d in beside.items() if np.sign(d) != np.sign(own)}:
+            if turned := {at: d for at, d in beside.items() if np.sign(round(d, 3)) == -np.sign(round(own, 3)) != 0}:
                 remarks.append(f"the sign turns: {_listed(turned, row.claim.metric)}")
         yield "; ".join(remarks)
 
