@@ -367,7 +367,7 @@ def report(judged: pd.DataFrame) -> str:
         lines.append(f"{name:10} {word:15} {found:22} {significance(row):6} {statement}")
         lines += [f"{'':58}{row.remarks}"] if row.remarks else []
     for reason, waiting in names[~is_told].groupby(judged["reason"], sort=False):
-        lines += ["", f"{NOT_JUDGED}, {reason}:", textwrap.fill(", ".join(waiting), 100)]
+        lines += ["", f"{NOT_JUDGED}, {reason}:", textwrap.fill(", ".join(waiting), 100, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
