@@ -168,7 +168,8 @@ def test_what_came_out_is_what_the_records_say():
     rethinking = pages.judge(RETHINKING, "small")
     main = [*(f"RT-C1{part}" for part in "abcdef"), "RT-C2a"]
     level, short = verdicts.points(rethinking, *main), verdicts.points(rethinking, *main, at="short")
-    assert f"level: {min(level) + 0.0} to {max(level)} points for scratch" in README
+    assert f"is {min(level) + 0.0} to {max(level)} points ahead of fine-tuning in seven comparisons" in README
+    assert len(set(main) & verdicts.named(rethinking, verdicts.REPRODUCED)) == 3
     assert f"favours scratch by {int(min(short))} to {int(max(short))} points" in README
     at_papers = verdicts.points(rethinking, "RT-C1b", at="paper's rate")[0]
     assert f"is {at_papers} points behind scratch; at a rate chosen on held-out images, {level[1]}" in README

@@ -76,7 +76,9 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     ax.tick_params(axis="y", labelsize=7.5, length=0)
     ax.set_ylim(len(texts) - 0.4, -0.6)
     ax.set_xscale("symlog", linthresh=_LINEAR, linscale=1.5)
-    reach = max(_LINEAR, np.nanmax(np.abs(drawn[["difference", "low", "high", "paper"]].to_numpy())))
+    shown = drawn[["difference", "low", "high", "paper"]].to_numpy()
+    ax.set_xlim(1.3 * min(-1.0, np.nanmin(shown)), 1.3 * max(1.0, np.nanmax(shown)))
+    reach = max(_LINEAR, np.nanmax(np.abs(shown)))
     marks = [mark for mark in (1, 2, 5, 10, 20, 50) if mark <= reach]
     marks = [*(-mark for mark in reversed(marks)), 0, *marks]
     ticks(ax.xaxis, marks, [f"{mark:+}" if mark else "0" for mark in marks])
