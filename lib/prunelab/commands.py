@@ -140,9 +140,8 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
             default = batch.declared(paths.NOTEBOOKS / f"{recipe.notebook}.ipynb")["profile"]
             plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
     device = options.device or "auto"
-    with contextlib.suppress(
-        engine.RunFailed, DatasetNotFoundError
-    ):  # its notebook says so, and the others can still be drawn
+    # The notebook that lacks runs or images says so, and the others can still be drawn.
+    with contextlib.suppress(engine.RunFailed, DatasetNotFoundError):
         engine.run(plan, fresh=True, device=device)
     return 1 if workers.resolve_device(device) == "cuda" else None
 

@@ -123,7 +123,7 @@ def table(
     return judged[judged["claim"].isin(chosen)].reset_index(drop=True)
 
 
-def _rows(claim: Claim, frame: pd.DataFrame, planned: pd.DataFrame, profile: str | None) -> "Iterator[_Row]":
+def _rows(claim: Claim, frame: pd.DataFrame, planned: pd.DataFrame, profile: str | None) -> Iterator[_Row]:
     """Measures a part, where it cannot be judged each listed value if one of them can, and its other settings."""
     too_small = profile is not None and PROFILES.index(profile) < PROFILES.index(claim.profile)
     pairs = pd.DataFrame() if too_small or planned.empty else claims.compared(claim, planned)
@@ -206,9 +206,7 @@ def _judged(rows: list[_Row]) -> pd.DataFrame:
     n = np.array([len(own) for own in values])
     difference = np.array([own.mean() if len(own) else math.nan for own in values])
     variance = np.array([own.var(ddof=1) if len(own) >= MIN_SEEDS else math.nan for own in values])
-    margin = np.array(
-        [min(row.claim.margins, key=lambda m, d=d: abs(d - m)) for row, d in zip(rows, difference, strict=True)]
-    )
+    margin = np.array([_nearest(row.claim.margins, d) for row, d in zip(rows, difference, strict=True)])
     is_fixed = np.array([row.claim.metric in _COSTS for row in rows]) & (variance <= (1e-9 * difference) ** 2)
     weight = np.array([row.measured.weight for row in rows])
     is_tested = np.isfinite(variance) & ~is_fixed & (weight > 0)  # a run is not compared with itself
@@ -291,7 +289,7 @@ def _remarks(rows: list[_Row], difference: np.ndarray) -> Iterator[str]:
         if not row.at and measured.is_recorded:
             if measured.n_epochs < longest.get(measured.network, 0.0):
                 remarks.append(f"short, {measured.n_epochs:g} epochs")
-            if len(set(np.sign(list(measured.by_level.values())))) > 1:
+            if {-1.0, 1.0} <= set(np.sign(list(measured.by_level.values()))):
                 remarks.append(f"opposite ways: {_listed(measured.by_level, row.claim.metric)}")
             beside = {
                 other.at: d for other, d in zip(rows, difference, strict=True) if other.is_beside and other[0] is row[0]
