@@ -140,11 +140,18 @@ SMALL = SimpleNamespace(
     main=Main(
         {"n_epochs": 100, "fine_tune_epochs": 25, "max_epochs": 200, "eval_every": 25},
         predefined=("vgg", "resnet"),
-        channels={"vgg": 0.5},
-        weights={"vgg": 0.2},
+        channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
+        weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
         rates=(0.001, 0.003, 0.01, 0.03),
+        of_family={"densenet": {"n_epochs": 50, "fine_tune_epochs": 12, "max_epochs": 100}},  # four times as costly
     ),
-    stand_in=(_THIN_VGG, {}),
+    stand_in=(
+        _THIN_VGG | {"dataset": "tiny-imagenet-200-32px", "n_train": 32_000},
+        {
+            "short": {"n_epochs": 4, "fine_tune_epochs": 1, "max_epochs": 8},
+            "long": {"n_epochs": 16, "fine_tune_epochs": 4, "max_epochs": 32},
+        },
+    ),
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 6_000}},
     tickets=(_THIN_VGG,),
     compares_designs=True,
