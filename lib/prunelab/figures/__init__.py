@@ -32,6 +32,7 @@ from prunelab.figures.style import (
     START_STYLE,
     TRAINING_STYLE,
     name,
+    percent,
 )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "metric_vs_sparsity",
     "name",
     "one_legend",
+    "percent",
     "pixel_map",
     "published",
     "save_figure",

@@ -51,7 +51,7 @@ def strips(
     ticks(ax.xaxis, range(len(names)), texts)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.margins(y=0.12)  # room for the means
-    finish(ax, x=by, y=metric, runs=runs)
+    finish(ax, x="" if by in STYLES else by, y=metric, runs=runs)  # columns with a style say what they are
     ax.grid(False, axis="x")
     return runs[[by, "seed", "status", metric, "mean"]].reset_index(drop=True)
 

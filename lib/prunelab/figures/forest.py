@@ -17,6 +17,7 @@ _STYLE = {
 }
 _INCHES = 0.31  # a row, with two lines of text
 _LINE = 84  # letters of a statement
+_DIFFERENCE = "difference in the claimed direction, in points"
 _LINEAR = 5.0  # points, beyond which the axis is logarithmic: most differences are small, some are not
 
 
@@ -65,7 +66,7 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
             capsize=2.5,
             label=f"{verdict} ({len(own)})",
         )
-    ax.plot(beside["difference"], beside["y"] + 0.3, "o", mfc="none", mec="#444444", ms=4, label="in another setting")
+    ax.plot(beside["difference"], beside["y"], "o", mfc="none", mec="#444444", ms=5, label="in another setting")
     ax.plot(whole["paper"], whole["y"], "x", color="#000000", markersize=6, label="paper")
     ax.plot(whole["margin"], whole["y"], "|", color="#000000", markersize=11, label="margin to exceed")
     ax.axvline(0, color="#000000", linewidth=0.8)
@@ -82,18 +83,19 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     marks = [mark for mark in (1, 2, 5, 10, 20, 50) if mark <= reach]
     marks = [*(-mark for mark in reversed(marks)), 0, *marks]
     ticks(ax.xaxis, marks, [f"{mark:+}" if mark else "0" for mark in marks])
-    ax.set_xlabel("better \u2212 worse, in points, logarithmic beyond ±5; of losses, in hundredths")
+    ax.set_xlabel(f"{_DIFFERENCE}, logarithmic beyond ±5; of losses, in hundredths")
     below = (1, -0.6 / ax.figure.get_figheight())
     ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
     return rows
 
 
-def settings(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
+def settings(judged: pd.DataFrame, *, ax: Axes, judged_at: str = "judged") -> pd.DataFrame:
     """Draws the same comparisons in several settings, such as lengths of training: where does the sign turn?
 
     Args:
         judged: `verdicts.table`; of its claims those are drawn that are seen in other settings too.
         ax: The only axes of its figure, which becomes as high as the claims need.
+        judged_at: What the legend calls the setting that is judged.
     Returns:
         The rows drawn, in the words of `judged`; where there are none the figure says so.
     """
@@ -106,7 +108,7 @@ def settings(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     places = {name: place for place, name in enumerate(dict.fromkeys(names[rows.index]))}
     statements = rows.groupby(names[rows.index], sort=False)["statement"].first()
     ax.figure.set_figheight(1.5 + _INCHES * len(places))
-    kinds = {at: at or "judged" for at in rows["at"]}
+    kinds = {at: at or judged_at for at in rows["at"]}
     for number, (at, kind) in enumerate(kinds.items()):
         own = rows[rows["at"] == at]
         y = names[own.index].map(places) + (number - (len(kinds) - 1) / 2) * 0.18
@@ -119,7 +121,7 @@ def settings(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     finish(ax)
     ax.tick_params(axis="y", labelsize=7.5, length=0)
     ax.set_ylim(len(texts) - 0.5, -0.5)
-    ax.set_xlabel("better \u2212 worse, in points")
+    ax.set_xlabel(_DIFFERENCE)
     below = (1, -0.6 / ax.figure.get_figheight())
     ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
     return rows

@@ -156,7 +156,7 @@ def written(column: str, value: object) -> str:
     if value in STYLES.get(column, {}):
         return STYLES[column][value]["label"]
     if column == "density":
-        return f"{100 * value:.1f} %"
+        return percent(value)
     if column == "train_multiplier":
         return f"{value:g}×"
     return f"{value:.10g}" if isinstance(value, float) else name(value)
