@@ -150,6 +150,7 @@ SMALL = SimpleNamespace(
         {
             "short": {"n_epochs": 4, "fine_tune_epochs": 1, "max_epochs": 8},
             "long": {"n_epochs": 16, "fine_tune_epochs": 4, "max_epochs": 32},
+            "repeated": {"n_train": 8_000, "n_epochs": 64, "fine_tune_epochs": 16, "max_epochs": 128},  # as many steps
         },
     ),
     guided={"network": {"model": "vgg16"}, "images": {"dataset": "tiny-imagenet-200-32px", "n_train": 6_000}},
