@@ -76,12 +76,17 @@ def load(path: Path | None = None) -> list[Claim]:
     """Reads all claims, from `data/paper/claims.csv` unless another path is given.
 
     Raises:
-        ValueError: Other columns, or a row that cannot be read; names the row and the text.
+        ValueError: Other columns, a part that stands twice, or a row that cannot be read; names the row and the text.
     """
     path = path or paths.PAPER / "claims.csv"
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
     if tuple(rows.columns) != COLUMNS:
         raise ValueError(f"{path.name} has columns {', '.join(rows.columns)}; they must be {', '.join(COLUMNS)}")
+    if twice := sorted((rows["id"] + rows["part"])[rows.duplicated(["id", "part"])]):
+        raise ValueError(f"{path.name} has {', '.join(twice)} twice")
     return [parse(row) for row in rows.to_dict("records")]
 
 
@@ -97,26 +102,35 @@ def parse(row: dict[str, str]) -> Claim:
         ValueError: A malformed expression or number, or an unknown profile; names the row and the text.
     """
     try:
-        where = _cell(row["where"]) if row["where"] else {}
-        better, worse = (_expression(row[side], where) for side in ("better", "worse"))
-        if row["profile"] not in PROFILES:
-            raise ValueError(f"unknown profile {row['profile']!r}; there are {', '.join(PROFILES)}")
-        parsed = {
-            "better": better,
-            "worse": worse,
-            "listed": _listed(better + worse),
-            "beside": {name: parse(row | {"where": text, "beside": ""}) for name, text in _named(row["beside"])},
-            "margins": _margins(row["margin"]),
-            "paper_better": _number(row["paper_better"]) if row["paper_better"] else math.nan,
-            "paper_worse": _number(row["paper_worse"]) if row["paper_worse"] else math.nan,
-        }
+        beside = {}
+        for name, where in _named(row["beside"]):
+            if name in beside:
+                raise ValueError(f"{name!r} stands twice in {row['beside']!r}")
+            beside[name] = _parsed(row | {"where": where}, {})
+        return _parsed(row, beside)
     except ValueError as error:
         raise ValueError(f"claim {row['id']} part {row['part']}: {error}") from error
+
+
+def _parsed(row: dict[str, str], beside: dict[str, Claim]) -> Claim:
+    where = _cell(row["where"]) if row["where"] else {}
+    better, worse = (_expression(row[side], where) for side in ("better", "worse"))
+    if row["profile"] not in PROFILES:
+        raise ValueError(f"unknown profile {row['profile']!r}; there are {', '.join(PROFILES)}")
+    parsed = {
+        "better": better,
+        "worse": worse,
+        "listed": _listed(better + worse),
+        "beside": beside,
+        "margins": _margins(row["margin"]),
+        "paper_better": _number(row["paper_better"]) if row["paper_better"] else math.nan,
+        "paper_worse": _number(row["paper_worse"]) if row["paper_worse"] else math.nan,
+    }
     return Claim(**{field.name: parsed.get(field.name, row.get(field.name)) for field in fields(Claim)})
 
 
 def _named(text: str) -> list[tuple[str, str]]:
-    parts = [part.partition(": ") for part in text.split("; ")] if text else []
+    parts = [part.strip().partition(": ") for part in text.split(";")] if text else []
     if wrong := [name for name, _, where in parts if not name or not where]:
         raise ValueError(f"cannot read {wrong[0]!r} in {text!r}; expected name: column=value")
     return [(name, where) for name, _, where in parts]
@@ -124,12 +138,16 @@ def _named(text: str) -> list[tuple[str, str]]:
 
 def _margins(text: str) -> tuple[float, ...]:
     bound = _number(text.removeprefix("±"))
-    return (-bound, bound) if text.startswith("±") else (bound,)
+    if not text.startswith("±"):
+        return (bound,)
+    if bound <= 0:
+        raise ValueError(f"expected a number above 0 after ±, got {text!r}")
+    return (-bound, bound)
 
 
 def _number(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if math.isfinite(number := float(text)):
+        if math.isfinite(number := float(text)) and "_" not in text:
             return number
     raise ValueError(f"expected a number, got {text!r}")
 
@@ -200,9 +218,10 @@ def _by_seed(claim: Claim, cell: Cell, planned: pd.DataFrame) -> pd.Series:
     chosen = np.logical_and.reduce([_equals(planned[column], value) for column, (value,) in cell.items()])
     runs = pd.Series(planned["id"].to_numpy()[chosen], planned["seed"].to_numpy()[chosen])
     if runs.index.has_duplicates:
+        seed = runs.index[runs.index.duplicated()][0]
         raise ValueError(
-            f"claim {claim.id} part {claim.part}: {_text(cell)} matches several runs of a seed;"
-            " hand in the runs of one profile only, or add conditions"
+            f"claim {claim.id} part {claim.part}: {_text(cell)} matches several runs of a seed,"
+            f" of seed {seed} {', '.join(runs[seed])}; hand in the runs of one profile only, or add conditions"
         )
     return runs
 

@@ -1,12 +1,14 @@
 """The command line, `prunelab`: what can be asked for. What is done then stands in `commands`."""
 
 import argparse
+import contextlib
+import math
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from prunelab.runs import parse_seeds
+from prunelab.runs import PROFILES, parse_seeds
 
 NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
 
@@ -41,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     def plan(profile: str, *, required: bool = False) -> argparse.ArgumentParser:
         options = argparse.ArgumentParser(add_help=False)
         options.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_rigl; none for all")
-        options.add_argument("--profile", required=required, help=f"smoke, small, full or paper{profile}")
+        about = f"{', '.join(PROFILES)}{profile}"
+        options.add_argument("--profile", required=required, choices=PROFILES, metavar="PROFILE", help=about)
         options.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="instead of the profile's own")
         return options
 
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "Execute notebooks with papermill: every figure and number anew."
     option = add("figures", about, plan("; the notebook's own by default"), fresh)
     option("--device", help="auto, cpu or cuda")
-    option("--timeout", type=float, default=NOTEBOOK_MINUTES, metavar="MINUTES", help="for each notebook")
+    option("--timeout", type=_minutes, default=NOTEBOOK_MINUTES, metavar="MINUTES", help="for each notebook")
     about = "Train some recorded runs again and compare. Exit code 1 if a count (weights, MACs, steps) differs."
     option = add("verify", about, plan("; the largest one on record by default"), training)
     option("--sample", type=int, default=3, metavar="N", help="how many runs of each notebook (3)")
@@ -85,6 +88,13 @@ def _jobs(text: str) -> int:
     if not re.fullmatch("0*[1-9][0-9]*", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"jobs must be a whole number from 1 on; got {text!r}")
     return int(text)
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (minutes := float(text)) < math.inf:
+            return minutes
+    raise argparse.ArgumentTypeError(f"minutes must be a number above 0; got {text!r}")
 
 
 if __name__ == "__main__":

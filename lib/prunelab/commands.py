@@ -24,7 +24,7 @@ COUNT_TOLERANCE = 0.2
 def _recipes(options: argparse.Namespace) -> list[Recipe]:
     names = [Path(name).stem for name in options.notebooks]  # notebooks/01_rigl.ipynb will do
     every = sorted(recipe.notebook for recipe in recipes.RECIPES.values())
-    return [recipes.for_notebook(name) for name in names or every]
+    return [recipes.for_notebook(name) for name in dict.fromkeys(names) or every]
 
 
 def _plans(options: argparse.Namespace) -> Iterator[tuple[Recipe, str, list[Run]]]:
@@ -110,7 +110,7 @@ def _figures(options: argparse.Namespace) -> int:
     seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
     given = {"profile": options.profile, "seeds": seeds, "device": options.device, "fresh": options.fresh or None}
     parameters = {name: value for name, value in given.items() if value is not None}
-    stems = [Path(name).stem for name in options.notebooks] or batch.stems()
+    stems = list(dict.fromkeys(Path(name).stem for name in options.notebooks)) or batch.stems()
     at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
     failed = []
 

@@ -20,6 +20,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 from prunelab import paths, records, stores, workers
+from prunelab.files import require_folder
 from prunelab.progress import progress_of
 from prunelab.runs import Run
 
@@ -75,6 +76,7 @@ def run(
     Raises:
         ValueError: Device or options that do not exist, jobs below 1.
         DatasetNotFoundError: Images of runs to train are missing; nothing is trained.
+        OSError: Nothing can be written into the store; nothing is trained.
         RunFailed: A run raised an error or lost two workers; all others are finished and on record by then.
         KeyboardInterrupt: Runs in hand stop; says what is kept, and how to go on.
     """
@@ -85,6 +87,7 @@ def run(
     done = stores.on_record(with_parents(plan), fresh=fresh, store=store)
     if train and (missing := to_train(plan, done, store=store)):
         stores.require_images(missing)
+        require_folder(store)
         n_workers, slots = workers.share_out(min(jobs or workers.default_jobs(device), len(missing)), device)
         pool = _Pool(Schedule(missing), store=store, device=device, n_workers=n_workers, slots=slots)
         done = pool.train(progress=progress) | done
@@ -242,9 +245,8 @@ class _Pool:
             for worker in self.workers:
                 worker.kill()
         if failures := self.schedule.failures:
-            raise RunFailed(
-                f"{len(failures)} of {n_runs} runs failed, the others are on record:\n" + "\n".join(failures.values())
-            )
+            others = ", the others are on record" * (len(failures) < n_runs)
+            raise RunFailed(f"{len(failures)} of {n_runs} runs failed{others}:\n" + "\n".join(failures.values()))
         return self.done
 
     def _give_out(self) -> None:

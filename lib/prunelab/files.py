@@ -32,6 +32,21 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         raise
 
 
+def require_folder(folder: Path) -> None:
+    """Makes a folder, and sure that files can be written into it.
+
+    Raises:
+        OSError: They cannot; says which folder, why, and what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"nothing can be written into {folder} ({error.strerror}); free it, or set PRUNELAB_DATA to another folder"
+        ) from error
+
+
 def sha256(source: Path | bytes) -> str:
     """Returns the SHA-256 of a file's content, or of bytes, in hexadecimal."""
     if isinstance(source, bytes):

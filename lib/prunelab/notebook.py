@@ -18,7 +18,6 @@ _ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("aut
 _TRAINED_UNASKED = ("smoke", "small")  # the other profiles take a GPU, or a cluster
 _STARTED = datetime.now(UTC).replace(microsecond=0)  # records give whole seconds
 _CHECKED = "_parameters_are_checked"
-_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
 def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -> SimpleNamespace:
@@ -54,10 +53,8 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
 
 
 def _assigned(namespace: MutableMapping[str, object]) -> list[str]:
-    """Returns the names that stand in the notebook now and that its cells of plain assignments set."""
-    if "In" not in namespace:  # not under IPython: whatever has a plain value
-        return [name for name, value in namespace.items() if isinstance(value, _PLAIN) and name[0] != "_"]
-    names = dict.fromkeys(name for cell in namespace["In"] for name in _targets(cell))
+    """Returns the names that stand in the notebook now and that its cells of plain assignments set; a script has none."""
+    names = dict.fromkeys(name for cell in namespace.get("In", ()) for name in _targets(cell))
     return [name for name in names if name in namespace]
 
 
@@ -96,7 +93,7 @@ def _value(name: str, value: object, kind: type) -> object:
 def _in_text(seeds: object) -> object:
     """Returns a whole number, or a list of some, as "0,1,2"; `-p seeds 0` and a file of parameters give such."""
     numbers = seeds if type(seeds) is list else [seeds]
-    return ",".join(map(str, numbers)) if numbers and all(type(number) is int for number in numbers) else seeds
+    return ",".join(map(str, numbers)) if all(type(number) is int for number in numbers) else seeds
 
 
 def environment_line(*, profile: str, device: str = "auto") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 # What a machine downloads or trains may live elsewhere, for example on a mounted drive in Colab.
-DATA = Path(os.environ.get("PRUNELAB_DATA", ROOT / "data")).resolve()
+DATA = Path(os.environ.get("PRUNELAB_DATA") or ROOT / "data").resolve()
 CACHE = DATA / "cache"
 RUNS = DATA / "runs"
 

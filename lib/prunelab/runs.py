@@ -129,7 +129,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         ValueError: Something else, a seed below 0, or one twice.
     """
     parts = text.split(",")
-    seeds = tuple(int(part) for part in parts if re.fullmatch(r"\s*[0-9]+\s*", part))
+    seeds = tuple(int(part) for part in parts if re.fullmatch(r"\s*[0-9]{1,18}\s*", part))
     if len(set(seeds)) < len(parts):
         raise ValueError(
             f"seeds must be different whole numbers from 0 on, separated by commas, such as 0,1,2; got {text!r}"

@@ -39,6 +39,7 @@ MIN_SEEDS = 3
 MAX_Q = 0.05
 _MIN_FAMILY = 8
 _NETWORK = ("model", "width", "dataset", "image_size")
+_IMAGES = _NETWORK.index("dataset")
 _LENGTH = ("n_train", "n_epochs", "train_multiplier")
 _COSTS = (
     *("macs", "macs_ratio", "training_macs", "training_macs_ratio", "total_training_macs"),
@@ -157,6 +158,8 @@ def _measured(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame, planned: p
         return _Measured(reason=f"{len(missing)} of {len(ids)} runs not recorded")
     if claim.metric not in frame:
         raise claims.no_column(claim, [claim.metric], frame)
+    if not pd.api.types.is_numeric_dtype(frame[claim.metric]):
+        raise ValueError(f"claim {claim.id} part {claim.part}: {claim.metric} of the runs is no number")
     metric = frame[["id", claim.metric]].drop_duplicates("id").set_index("id")[claim.metric]
     plan = planned[planned["id"].isin(ids)].drop_duplicates("id").set_index("id")
 
@@ -170,15 +173,17 @@ def _measured(claim: Claim, pairs: pd.DataFrame, frame: pd.DataFrame, planned: p
         of_cells = [own.map(plan["replicate"]).to_numpy() for _, own in cells.items()]
         replicates = min(of_cells, key=lambda own: len(set(own)))
     by_seed = _means(differences, replicates)
-    reason = ""
+    reason, weight = "", _weight(cells, signs, replicates)
     if np.isnan(differences).any():
         reason = f"a diverged run has no {claim.metric}"
+    elif not weight:
+        reason = "it compares runs with themselves"
     elif len(by_seed) < MIN_SEEDS:
         reason = f"{len(by_seed)} of {MIN_SEEDS} seeds"
     return _Measured(
         dict(sorted(by_seed.items())),
         {at: mean for at, mean in _means(differences, pairs["at"].to_numpy()[is_whole]).items() if at},
-        _weight(cells, signs, replicates),
+        weight,
         *(tuple(frozenset(plan[name].map(str)) for name in names if name in plan) for names in (_NETWORK, _LENGTH)),
         n_epochs=(plan["n_epochs"] * plan.get("train_multiplier", 1.0)).max() if "n_epochs" in plan else 0.0,
         reason=reason,
@@ -279,15 +284,16 @@ def _verdict(row: _Row, difference: float, is_decided: bool) -> str:
 
 def _remarks(rows: list[_Row], difference: np.ndarray) -> Iterator[str]:
     """Says of each part what its one number hides: a short training, levels or settings that point the other way."""
-    longest: dict[tuple, float] = {}  # of the comparisons that are shown at several lengths
+    longest: dict[tuple, float] = {}  # of the comparisons that are shown at several lengths, by network and by images
     for row in rows:
         if row.claim.beside and not row.is_beside:
-            network = row.measured.network
-            longest[network] = max(row.measured.n_epochs, longest.get(network, 0.0))
+            for of in (row.measured.network, row.measured.network[_IMAGES:]):
+                longest[of] = max(row.measured.n_epochs, longest.get(of, 0.0))
     for row, own in zip(rows, difference, strict=True):
         measured, remarks = row.measured, []
         if not row.at and measured.is_recorded:
-            if measured.n_epochs < longest.get(measured.network, 0.0):
+            images = longest.get(measured.network[_IMAGES:], 0.0)
+            if measured.n_epochs < longest.get(measured.network, images) / 2:
                 remarks.append(f"short, {measured.n_epochs:g} epochs")
             if {-1.0, 1.0} <= set(np.sign(list(measured.by_level.values()))):
                 remarks.append(f"opposite ways: {_listed(measured.by_level, row.claim.metric)}")
@@ -345,11 +351,8 @@ def changed(judged: pd.DataFrame) -> pd.DataFrame:
     for row in pooled(judged).itertuples():
         name = row.claim + row.part
         if name in earlier.index and earlier.at[name, "verdict"] != row.verdict:
-            before, now = (
-                earlier.assign(metric=row.metric).loc[name],
-                "" if math.isnan(row.difference) else difference(row),
-            )
-            rows.append((name, before["verdict"], difference(before), row.verdict, now))
+            before = earlier.assign(metric=row.metric).loc[name]
+            rows.append((name, before["verdict"], difference(before), row.verdict, difference(row)))
     return pd.DataFrame(rows, columns=["claim", "earlier", "earlier interval", "now", "interval"])
 
 
@@ -360,7 +363,7 @@ def report(judged: pd.DataFrame) -> str:
     lines = [f"{'claim':10} {'verdict':15} {'difference, 95 %':22} {'q':6} statement"]
     for row in judged[is_told].itertuples():
         name, statement = ("", f"  at {row.at}") if row.at else (row.claim + row.part, row.statement)
-        found = row.reason if row.verdict == NOT_JUDGED else difference(row)
+        found = difference(row)
         word = "" if row.verdict == BESIDE else row.verdict
         lines.append(f"{name:10} {word:15} {found:22} {significance(row):6} {statement}")
         lines += [f"{'':58}{row.remarks}"] if row.remarks else []
@@ -387,7 +390,9 @@ def markdown(judged: pd.DataFrame) -> str:
 
 
 def difference(row: NamedTuple) -> str:
-    """Writes a row's difference with its interval, a share in points, a loss as it is."""
+    """Writes a row's difference with its interval, a share in points, a loss as it is; or why there is none."""
+    if math.isnan(row.difference):
+        return row.reason
     ends = (_written(end, row.metric) for end in (row.low, row.high))
     interval = "" if math.isnan(row.low) else f" [{', '.join(ends)}]"
     return _written(row.difference, row.metric) + interval + (" of loss" if is_loss(row.metric) else "")

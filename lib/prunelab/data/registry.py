@@ -270,7 +270,7 @@ def _find_source(name: str) -> Path | None:
 
 def _put_it(name: str) -> str:
     where = f"put it into {paths.DATA} as one of {_accepted(name)}"
-    return f"{where} (train/ and test/ with one folder of images per class)"
+    return f"{where} (train/ and test/ with one folder of images per class; data/README.md has more)"
 
 
 def _accepted(name: str) -> str:
