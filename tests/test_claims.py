@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from prunelab import claims
+from prunelab import claims, paths
 
 ROW = {
     "recipe": "rigl",
@@ -84,8 +84,11 @@ def test_runs_are_found_by_seed_at_each_listed_value():
         ({"margin": "a point"}, r"expected a number, got 'a point'"),
         ({"margin": "nan"}, r"expected a number, got 'nan'"),
         ({"margin": "±"}, r"expected a number, got ''"),
+        ({"margin": "±-0.005"}, "expected a number above 0 after ±, got '±-0.005'"),
+        ({"margin": "1_0"}, "expected a number, got '1_0'"),
         ({"beside": "density=0.2"}, r"cannot read 'density=0.2' in 'density=0.2'; expected name: column=value"),
         ({"beside": "short: density"}, r"cannot read 'density'"),
+        ({"beside": "a: density=0.2;b: density=0.1; a: density=0.5"}, "'a' stands twice in 'a: density=0.2;b: "),
         ({"paper_worse": "69,6"}, r"expected a number, got '69,6'"),
         ({"profile": "tiny"}, r"unknown profile 'tiny'; there are smoke, small, full, paper"),
     ],
@@ -93,6 +96,16 @@ def test_runs_are_found_by_seed_at_each_listed_value():
 def test_malformed_row_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=f"claim RigL-C1 part a: .*{message}"):
         claim(**changes)
+
+
+def test_a_part_that_stands_twice_is_refused(tmp_path):
+    first, second, *_ = (paths.PAPER / "claims.csv").read_text().splitlines()
+    (tmp_path / "claims.csv").write_text("\n".join([first, second, second]))
+    with pytest.raises(ValueError, match=r"claims\.csv has RigL-C1a twice"):
+        claims.load(tmp_path / "claims.csv")
+    (tmp_path / "claims.csv").write_text("\n".join([first, second + ",one,more"]))
+    with pytest.raises(ValueError, match=r"claims\.csv cannot be read: its rows have more fields"):
+        claims.load(tmp_path / "claims.csv")
 
 
 def test_other_columns_are_refused(tmp_path):

@@ -266,6 +266,7 @@ def test_errors_are_one_line_and_an_exit_code(capsys, monkeypatch, error, code, 
     "command, said",
     [
         (["run", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small"),
+        (["figures", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small, full, paper"),
         (["plan", "09_none"], "unknown notebook '09_none'; there are 01_toy"),
     ],
 )
@@ -309,6 +310,9 @@ JOBS = "--jobs: jobs must be a whole number from 1 on"
         ("status --seeds 1,1", f"{SEEDS}; got '1,1'"),
         ("plan --jobs 0", f"{JOBS}; got '0'"),
         ("verify --jobs two", f"{JOBS}; got 'two'"),
+        ("run --profile smoke --seeds 99999999999999999999", f"{SEEDS}; got '99999999999999999999'"),
+        ("figures --timeout -1", "--timeout: minutes must be a number above 0; got '-1'"),
+        ("figures --timeout nan", "--timeout: minutes must be a number above 0; got 'nan'"),
     ],
 )
 def test_wrong_number_on_the_command_line_is_answered_with_what_is_expected(capsys, command, said):

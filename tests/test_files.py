@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
-from prunelab.files import atomic_write, sha256
+from prunelab.files import atomic_write, require_folder, sha256
 
 
 def test_write_makes_folders_and_replaces_content(tmp_path):
@@ -30,6 +30,15 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, f
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_folder_that_cannot_be_written_into_is_named_with_what_to_do(tmp_path):
+    require_folder(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=f"nothing can be written into {folder} .*set PRUNELAB_DATA"):
+            require_folder(folder)
 
 
 def test_sha256_of_the_empty_and_of_a_file(tmp_path):

@@ -46,7 +46,7 @@ PLANS = {
     ("rigl", "small"): (625, "528624bf649d3c25"),
     ("rigl", "full"): (534, "28a1938602c07ce7"),
     ("rethinking", "smoke"): (79, "e60e49031e3b0131"),
-    ("rethinking", "small"): (630, "45af819e2ef68ec0"),
+    ("rethinking", "small"): (630, "12fe8dec781eb2b3"),
     ("rethinking", "full"): (483, "1cc8d1686d2a2f0a"),
 }
 

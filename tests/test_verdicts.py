@@ -306,6 +306,17 @@ def test_diverged_run_without_a_value_is_not_dropped(at):
     row = judge(claim(where=at), diverged)
     assert (row.verdict, row.reason) == ("inconclusive", "a diverged run has no test_accuracy")
     assert math.isnan(row.difference) and math.isnan(row.low) and math.isnan(row.high)
+    assert verdicts.difference(row) == row.reason
+
+
+def test_runs_that_are_compared_with_themselves_decide_nothing():
+    row = judge(claim(better="method=rigl", worse="method=rigl"), TWO_METHODS)
+    assert (row.verdict, row.reason, row.difference) == ("inconclusive", "it compares runs with themselves", 0)
+
+
+def test_a_metric_that_is_no_number_is_named_with_the_claim():
+    with pytest.raises(ValueError, match="claim RigL-C1 part a: model of the runs is no number"):
+        judge(claim(metric="model"), TWO_METHODS.assign(model="resnet8"))
 
 
 @pytest.mark.parametrize("records", [pd.DataFrame(), TWO_METHODS], ids=["none", "of other methods"])

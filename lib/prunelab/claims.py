@@ -85,6 +85,8 @@ def load(path: Path | None = None) -> list[Claim]:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
     if tuple(rows.columns) != COLUMNS:
         raise ValueError(f"{path.name} has columns {', '.join(rows.columns)}; they must be {', '.join(COLUMNS)}")
+    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
+        raise ValueError(f"{path.name} cannot be read: its rows have more fields than columns")
     if twice := sorted((rows["id"] + rows["part"])[rows.duplicated(["id", "part"])]):
         raise ValueError(f"{path.name} has {', '.join(twice)} twice")
     return [parse(row) for row in rows.to_dict("records")]

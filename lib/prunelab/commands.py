@@ -107,6 +107,8 @@ def _run(options: argparse.Namespace) -> None:
 def _figures(options: argparse.Namespace) -> int:
     from prunelab import batch
 
+    if options.profile not in (None, *runs.PROFILES):  # before a notebook starts
+        raise ValueError(f"unknown profile {options.profile!r}; there are {', '.join(runs.PROFILES)}")
     seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
     given = {"profile": options.profile, "seeds": seeds, "device": options.device, "fresh": options.fresh or None}
     parameters = {name: value for name, value in given.items() if value is not None}

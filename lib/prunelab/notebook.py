@@ -53,7 +53,7 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
 
 
 def _assigned(namespace: MutableMapping[str, object]) -> list[str]:
-    """Returns the names that stand in the notebook now and that its cells of plain assignments set; a script has none."""
+    """Returns the names that stand in the notebook now and that its cells of plain assignments set."""
     names = dict.fromkeys(name for cell in namespace.get("In", ()) for name in _targets(cell))
     return [name for name in names if name in namespace]
 

@@ -15,9 +15,12 @@ _ACCURACIES = ("top1", "test_acc")
 _OUR_NAMES = {"pruning": "gmp", "fine_tuned": "fine_tune"}
 
 
+_RULES = ("claims", "first_rules", "questions")  # which stand beside the numbers
+
+
 def files() -> list[Path]:
     """Lists the files of published numbers, by name."""
-    return sorted(path for path in paths.PAPER.glob("*.csv") if path.stem not in ("claims", "questions"))
+    return sorted(path for path in paths.PAPER.glob("*.csv") if path.stem not in _RULES)
 
 
 def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.DataFrame:

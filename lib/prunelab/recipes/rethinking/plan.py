@@ -47,7 +47,7 @@ class Main(NamedTuple):
         weights: Of each family whose single weights are pruned, the share that stays.
         rates: Of fine-tuning, of which one is chosen on held-out training images, `n_validation` of them.
         rate: The chosen one; a test holds it to the records.
-        of_family: What changes for the runs of one family besides, by its name.
+        of: What changes besides for the runs of one comparison, by its name, such as "slimmed_vgg".
     """
 
     training: Some
@@ -57,7 +57,7 @@ class Main(NamedTuple):
     rates: tuple[float, ...] = ()
     rate: float = 0.01
     n_validation: int = 5_000
-    of_family: Mapping[str, Some] = MappingProxyType({})
+    of: Mapping[str, Some] = MappingProxyType({})
 
 
 class Predefined(NamedTuple):
@@ -143,7 +143,7 @@ SMALL = SimpleNamespace(
         channels={"vgg": 0.5, "preresnet": 0.4, "densenet": 0.4},
         weights={"vgg": 0.2, "preresnet": 0.2, "densenet": 0.2},
         rates=(0.001, 0.003, 0.01, 0.03),
-        of_family={"densenet": {"n_epochs": 50, "fine_tune_epochs": 12, "max_epochs": 100}},  # four times as costly
+        of={"unstructured_densenet": {"n_epochs": 50, "fine_tune_epochs": 12, "max_epochs": 100}},  # the costliest
     ),
     stand_in=(
         _THIN_VGG | {"dataset": "tiny-imagenet-200-32px", "n_train": 32_000},
@@ -287,7 +287,7 @@ def _judged(size: SimpleNamespace, run: partial) -> dict[str, tuple[Run, list[pa
     found = {}
     for family in size.main.predefined:
         network, targets, choices = size.predefined[family]
-        network = _longer(size, family, network)
+        network = _longer(size, f"predefined_{family}", network)
         target_of = {choice: targets[0 if choice == "l1" else -1] for choice in _JUDGED if choice in choices}
         found[f"predefined_{family}"] = (
             run(network),
@@ -302,21 +302,21 @@ def _judged(size: SimpleNamespace, run: partial) -> dict[str, tuple[Run, list[pa
             ],
         )
     for family, density in size.main.channels.items():
-        network = _longer(size, family, size.slimmed[family][0])
+        network = _longer(size, f"slimmed_{family}", size.slimmed[family][0])
         found[f"slimmed_{family}"] = _fine_tuned_or_scratch(
             run, network, run(network, pruning="slimming"), "scratch_b", pruning="slimming", density=density
         )
     for family, density in size.main.weights.items():
-        network = _longer(size, family, size.unstructured[family][0])
+        network = _longer(size, f"unstructured_{family}", size.unstructured[family][0])
         found[f"unstructured_{family}"] = _fine_tuned_or_scratch(
             run, network, run(network), "scratch_e", pruning="magnitude", density=density
         )
     return found
 
 
-def _longer(size: SimpleNamespace, family: str, network: Some) -> Some:
+def _longer(size: SimpleNamespace, name: str, network: Some) -> Some:
     """Returns a network with the training of the judged comparisons; a penalty shrinks as the epochs grow."""
-    longer = network | size.main.training | size.main.of_family.get(family, {})
+    longer = network | size.main.training | size.main.of.get(name, {})
     if "penalty" in network:
         longer["penalty"] = network["penalty"] * size.base["n_epochs"] / (size.base | longer)["n_epochs"]
     return longer
