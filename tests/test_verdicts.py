@@ -276,6 +276,14 @@ def test_remarks_name_short_trainings_and_where_the_sign_turns():
     assert verdicts.table(LENGTHS, of=TWO_LENGTHS[1:])["remarks"].tolist() == [""]  # nothing is longer
 
 
+@pytest.mark.parametrize("n_epochs, remark", [(49, "short, 49 epochs"), (50, "")])
+def test_another_network_is_short_below_half_of_what_others_train_for_on_its_images(n_epochs, remark):
+    runs = LENGTHS.assign(model="resnet20", width=1.0, dataset="cifar10", image_size=16)
+    runs.loc[runs["density"] == 0.2, ["model", "n_epochs"]] = ["vgg16", n_epochs]
+    judged = verdicts.table(runs, of=[TWO_LENGTHS[0], claim(part="b", where="density=0.2")])
+    assert judged["remarks"].iloc[-1] == remark
+
+
 # What is not there.
 
 

@@ -292,8 +292,8 @@ def _remarks(rows: list[_Row], difference: np.ndarray) -> Iterator[str]:
     for row, own in zip(rows, difference, strict=True):
         measured, remarks = row.measured, []
         if not row.at and measured.is_recorded:
-            images = longest.get(measured.network[_IMAGES:], 0.0)
-            if measured.n_epochs < longest.get(measured.network, images) / 2:
+            of_images = longest.get(measured.network[_IMAGES:], 0.0)
+            if measured.n_epochs < longest.get(measured.network, of_images / 2):
                 remarks.append(f"short, {measured.n_epochs:g} epochs")
             if {-1.0, 1.0} <= set(np.sign(list(measured.by_level.values()))):
                 remarks.append(f"opposite ways: {_listed(measured.by_level, row.claim.metric)}")
