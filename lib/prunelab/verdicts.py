@@ -287,13 +287,13 @@ def _remarks(rows: list[_Row], difference: np.ndarray) -> Iterator[str]:
     longest: dict[tuple, float] = {}  # of the comparisons that are shown at several lengths, by network and by images
     for row in rows:
         if row.claim.beside and not row.is_beside:
-            for of in (row.measured.network, row.measured.network[_IMAGES:]):
+            for of in _alike(row):
                 longest[of] = max(row.measured.n_epochs, longest.get(of, 0.0))
     for row, own in zip(rows, difference, strict=True):
         measured, remarks = row.measured, []
         if not row.at and measured.is_recorded:
-            of_images = longest.get(measured.network[_IMAGES:], 0.0)
-            if measured.n_epochs < longest.get(measured.network, of_images / 2):
+            of_network, of_images = _alike(row)
+            if measured.n_epochs < longest.get(of_network, longest.get(of_images, 0.0) / 2):
                 remarks.append(f"short, {measured.n_epochs:g} epochs")
             if {-1.0, 1.0} <= set(np.sign(list(measured.by_level.values()))):
                 remarks.append(f"opposite ways: {_listed(measured.by_level, row.claim.metric)}")
@@ -303,6 +303,12 @@ def _remarks(rows: list[_Row], difference: np.ndarray) -> Iterator[str]:
             if turned := {at: d for at, d in beside.items() if np.sign(round(d, 3)) == -np.sign(round(own, 3)) != 0}:
                 remarks.append(f"the sign turns: {_listed(turned, row.claim.metric)}")
         yield "; ".join(remarks)
+
+
+def _alike(row: _Row) -> tuple[tuple, tuple]:
+    """Returns what rows of the same metric and network have in common, and rows of the same metric and images."""
+    metric, network = row.claim.metric, row.measured.network
+    return (metric, *network), (metric, *network[_IMAGES:])
 
 
 def _listed(differences: dict[str, float], metric: str) -> str:
