@@ -166,13 +166,20 @@ def test_what_came_out_is_what_the_records_say():
     assert level["low"] < 0 < level["high"]
 
     rethinking = pages.judge(RETHINKING, "small")
-    main = [*(f"RT-C1{part}" for part in "abcdef"), "RT-C2a"]
-    level, short = verdicts.points(rethinking, *main), verdicts.points(rethinking, *main, at="short")
-    assert f"is {min(level) + 0.0} to {max(level)} points ahead of fine-tuning in seven comparisons" in README
-    assert len(set(main) & verdicts.named(rethinking, verdicts.REPRODUCED)) == 3
-    assert f"favours scratch by {int(min(short))} to {int(max(short))} points" in README
-    at_papers = verdicts.points(rethinking, "RT-C1b", at="paper's rate")[0]
-    assert f"is {at_papers} points behind scratch; at a rate chosen on held-out images, {level[1]}" in README
+    channels = [*(f"RT-C1{part}" for part in "abcdef"), *(f"RT-C2{part}" for part in "abc")]
+    single, briefly = [f"RT-C3{part}" for part in "abc"], "short, rate 0.001"
+    long, short = (verdicts.points(rethinking, *channels, at=at) for at in ("", briefly))
+    n_held = len(set(channels) & verdicts.named(rethinking, verdicts.REPRODUCED))
+    assert f"is {min(long) + 0.0} to {max(long)} points ahead of fine-tuning after channels were pruned" in README
+    assert f"in nine comparisons of four networks: {n_held} of them are decided for it, none against" in README
+    assert not set(channels) & verdicts.named(rethinking, verdicts.NOT_REPRODUCED)
+    assert f"favour scratch by {int(min(short))} to {int(max(short))} points" in README
+    behind = [-difference for difference in verdicts.points(rethinking, *single, at=briefly)]
+    assert f"fine-tuning is {min(behind)} to {max(behind)} points behind Scratch-E" in README
+    ahead = verdicts.points(rethinking, "RT-C3b")[0]
+    assert f"it is {ahead} ahead in a pre-activation ResNet, which is decided, and level in the VGG" in README
+    assert "RT-C3b" in verdicts.named(rethinking, verdicts.REPRODUCED)
+    assert "RT-C3a" in verdicts.named(rethinking, verdicts.INCONCLUSIVE)
     assert f"by {verdicts.points(rethinking, 'RT-C4a')[0]} points in the VGG" in README
     assert {"RT-C5a", "RT-C5e"} <= verdicts.named(rethinking, verdicts.REPRODUCED)
     assert {"RT-C5b", "RT-C5f"} <= verdicts.named(rethinking, verdicts.NOT_REPRODUCED)
