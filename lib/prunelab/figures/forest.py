@@ -2,7 +2,6 @@
 
 import textwrap
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ _STYLE = {
 }
 _INCHES = 0.31  # a row, with two lines of text
 _LINE = 84  # letters of a statement
+_SETTINGS = ("#000000", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9")
 _DIFFERENCE = "difference in the claimed direction, in points"
 _LINEAR = 5.0  # points, beyond which the axis is logarithmic: most differences are small, some are not
 
@@ -83,7 +83,8 @@ def forest(judged: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     marks = [mark for mark in (1, 2, 5, 10, 20, 50) if mark <= reach]
     marks = [*(-mark for mark in reversed(marks)), 0, *marks]
     ticks(ax.xaxis, marks, [f"{mark:+}" if mark else "0" for mark in marks])
-    ax.set_xlabel(f"{_DIFFERENCE}, logarithmic beyond ±5; of losses, in hundredths")
+    of_losses = "; of losses, in hundredths" * any(map(verdicts.is_loss, drawn["metric"]))
+    ax.set_xlabel(f"{_DIFFERENCE} (logarithmic beyond ±5){of_losses}")
     below = (1, -0.6 / ax.figure.get_figheight())
     ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper right", bbox_to_anchor=below)
     return rows
@@ -113,7 +114,7 @@ def settings(judged: pd.DataFrame, *, ax: Axes, judged_at: str = "judged") -> pd
         own = rows[rows["at"] == at]
         y = names[own.index].map(places) + (number - (len(kinds) - 1) / 2) * 0.18
         difference, low, high = (100 * own[column] for column in ("difference", "low", "high"))
-        style = {"color": plt.get_cmap("viridis")(number / max(1, len(kinds))), "marker": "osD^vP"[number % 6]}
+        style = {"color": _SETTINGS[number % len(_SETTINGS)], "marker": "osD^vP"[number % 6]}
         ax.errorbar(difference, y, xerr=[difference - low, high - difference], linestyle="", label=kind, ms=5, **style)
     ax.axvline(0, color="#000000", linewidth=0.8)
     texts = [textwrap.fill(f"{name}  {statements[name]}".replace(" %", "\u00a0%"), _LINE) for name in places]
