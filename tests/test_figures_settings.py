@@ -297,7 +297,7 @@ def test_curves_by_density_say_how_many_weights_are_left(ax):
         for density in (1.0, 0.1)
     ]
     figures.curves(records, ax=ax, by="density")
-    assert legend(ax) == ["10.0 % (n=1)", "100.0 % (n=1)"]
+    assert legend(ax) == ["10 % (n=1)", "100 % (n=1)"]
     assert ax.get_legend().get_title().get_text() == "weights left"
 
 
