@@ -71,6 +71,8 @@ def _plan(options: argparse.Namespace) -> None:
             }
         )
     _print_table(rows)
+    if unknown := [f"{recipe.notebook} {profile}" for recipe, profile, _, workloads in plans if not workloads]:
+        print(f"unknown for {', '.join(unknown)}: images that decide it are not on this machine; see data/README.md")
     if known:
         print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
 

@@ -195,7 +195,7 @@ def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
         raise DatasetNotFoundError(
             f"There is no usable copy of {name} on this machine, and its download failed "
             f"({type(error).__name__}: {error}). Either {_put_it(name)}; or call prunelab.data.load({name!r}) once "
-            f"with a network, and torchvision downloads it into {root}; or choose the profile 'smoke', "
+            f"while online, and torchvision downloads it into {root}; or choose the profile 'smoke', "
             "which needs no download."
         ) from error
     finally:
