@@ -43,7 +43,7 @@ def require_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OSError(
-            f"nothing can be written into {folder} ({error.strerror}); free it, or set PRUNELAB_DATA to another folder"
+            f"nothing can be written into {folder} ({error.strerror}); allow it, or set PRUNELAB_DATA to another folder"
         ) from error
 
 

@@ -13,8 +13,6 @@ COLUMNS = (
 )  # fmt: skip
 _ACCURACIES = ("top1", "test_acc")
 _OUR_NAMES = {"pruning": "gmp", "fine_tuned": "fine_tune"}
-
-
 _RULES = ("claims", "first_rules", "questions")  # which stand beside the numbers
 
 
