@@ -183,7 +183,7 @@ def test_resnet50_of_thinet_is_the_official_one(target, channels, n_parameters):
     counts = predefined_counts(target, inner)
     assert [counts[f"layer{s}.2.conv2"] for s in (1, 2, 3, 4)] == channels
     with torch.device("meta"):
-        model = build_model("resnet50", num_classes=1000, widths=counts)
+        model = build_model("resnet50", num_classes=1000, image_size=224, widths=counts)
     assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
 
 

@@ -57,7 +57,7 @@ def sparse_ratio(model, image_size, density, distribution):
 @pytest.fixture(scope="module")
 def resnet50():
     with torch.device("meta"):
-        return build_model("resnet50", num_classes=1000)
+        return build_model("resnet50", num_classes=1000, image_size=224)
 
 
 @pytest.mark.parametrize(

@@ -68,15 +68,17 @@ def test_models_take_any_image_and_width(name, image_size, in_channels, width):
         ("densenet40", 1_059_298),
         ("densenet100_bc", 769_162),  # Huang et al. print 0.8 million
         # torchvision's documentation, for 1000 classes.
+        ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
+        ("mobilenet_v2", 3_504_872),
         ("vgg11_bn", 132_868_840),
         ("vgg16_bn", 138_365_992),
         ("lenet_300_100", 266_610),
     ],
 )
 def test_known_parameter_counts(name, n_parameters):
-    image = {"in_channels": 1, "image_size": 28} if name == "lenet_300_100" else {}
+    image = {"in_channels": 1, "image_size": 28} if name == "lenet_300_100" else {"image_size": 224}
     with torch.device("meta"):
         model = build_model(name, num_classes=1000 if name in TORCHVISION_MODELS else 10, **image)
     assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
@@ -100,12 +102,12 @@ def test_same_seed_gives_the_same_initial_weights():
 
 
 def test_impossible_requests_are_refused():
-    with pytest.raises(ValueError, match="unknown model 'resnet18'; there are lenet_300_100, resnet8"):
-        build_model("resnet18", num_classes=10)
+    with pytest.raises(ValueError, match="unknown model 'resnet19'; there are lenet_300_100, resnet8"):
+        build_model("resnet19", num_classes=10)
     with pytest.raises(ValueError, match="width must be above 0, got 0"):
         build_model("resnet8", num_classes=10, width=0)
-    with pytest.raises(ValueError, match="resnet50 takes 3 channels at width 1, got 1 channels"):
-        build_model("resnet50", num_classes=10, in_channels=1)
+    with pytest.raises(ValueError, match="vgg11_bn takes 3 channels at width 1, got 1 channels"):
+        build_model("vgg11_bn", num_classes=10, in_channels=1)
 
 
 def test_mobilenet_has_the_papers_size():

@@ -233,6 +233,8 @@ class _Follower(fx.Interpreter):
             )
         layer = Layer(module, reads, writes=reads)
         if isinstance(module, PadChannels):
+            if module.n_new < 0:
+                raise self._refuse(node, "it drops channels; no stage may be narrower than the one before it")
             layer.writes = self.trace.new(module.n_new)
         elif layer.makes_channels:
             layer.writes = self.trace.new(value.shape[1])

@@ -11,16 +11,18 @@ from prunelab.models.lenet import lenet_300_100
 from prunelab.models.mobilenet import MobileNetV1
 from prunelab.models.preresnet import PreResNet
 from prunelab.models.resnet import ResNet
-from prunelab.models.torchvision_models import torchvision_resnet, torchvision_vgg
+from prunelab.models.torchvision_models import torchvision_mobilenet, torchvision_resnet, torchvision_vgg
 from prunelab.models.vgg import VGG
 from prunelab.models.wide_resnet import WideResNet
 
 # For colour images, at width 1 only.
+_TORCHVISION_VGGS = {"vgg11_bn": partial(torchvision_vgg, "A"), "vgg16_bn": partial(torchvision_vgg, "D")}
 TORCHVISION_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(torchvision_resnet, "resnet18"),
     "resnet34": partial(torchvision_resnet, "resnet34"),
     "resnet50": partial(torchvision_resnet, "resnet50"),
-    "vgg11_bn": partial(torchvision_vgg, "A"),
-    "vgg16_bn": partial(torchvision_vgg, "D"),
+    "mobilenet_v2": torchvision_mobilenet,
+    **_TORCHVISION_VGGS,
 }
 # Every builder takes num_classes, in_channels, image_size, width and widths by keyword.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -63,10 +65,12 @@ def build_model(
         name: A key of `MODELS`.
         num_classes: Number of outputs.
         in_channels: 3 for colour, 1 for grey images.
-        image_size: Height and width of the images in pixels; only LeNet's inputs and MobileNet's strides depend on it.
+        image_size: Height and width of the images in pixels; LeNet's inputs depend on it, the strides of MobileNets and
+            the stems of torchvision's ResNets, which are others from 64 pixels on.
         width: Factor on the number of channels (or hidden units) of every layer but the output.
-        widths: Output channels of single layers by name (as in `named_modules`), in place of those that `width` gives;
-            of layers whose output channels no other layer shares. A selection of channels that is not named takes all.
+        widths: Output channels of layers by name (as in `named_modules`), in place of those that `width` gives, also
+            more. Of layers whose output channels other layers share, the first one speaks for all: in ResNets, not
+            the pre-activation ones, and in MobileNetV2. A selection of channels that is not named takes all.
     Raises:
         ValueError: Unknown name, a width that leaves no channel, or widths that the network cannot have.
     """
@@ -74,7 +78,7 @@ def build_model(
         raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     if width <= 0:
         raise ValueError(f"width must be above 0, got {width}")
-    if name in TORCHVISION_MODELS and (in_channels != 3 or width != 1.0):
+    if name in _TORCHVISION_VGGS and (in_channels != 3 or width != 1.0):
         raise ValueError(f"{name} takes 3 channels at width 1, got {in_channels} channels and width {width}")
     layers = Widths(widths or {})
     model = MODELS[name](

@@ -42,7 +42,7 @@ class Select(nn.Module):
 
 
 class PadChannels(nn.Module):
-    """Appends `n_new` channels of zeros to images."""
+    """Appends `n_new` channels of zeros to images; a negative number drops the last ones instead."""
 
     def __init__(self, n_new: int) -> None:
         super().__init__()
@@ -56,7 +56,9 @@ class PadChannels(nn.Module):
 class Widths:
     """Numbers of output channels by layer name: those given, and for every other layer what its network proposes.
 
-    A network asks only about layers whose output channels no other layer shares. `names` lists what it asked about.
+    A network asks about layers whose output channels no other layer shares; of layers whose output channels other
+    layers share, it asks, if at all, about the first one in order of execution, which speaks for all. `names` lists
+    what it asked about.
     """
 
     def __init__(self, given: Mapping[str, int]) -> None:
@@ -74,6 +76,11 @@ class Widths:
         if not isinstance(n_channels, int) or n_channels < 1:
             raise ValueError(f"layer {name!r} must have a whole number of channels from 1 on, got {n_channels!r}")
         return n_channels
+
+    def follow(self, name: str, first: str) -> None:
+        """Raises ValueError if a number is given for layer `name`: it shares the channels of `first`."""
+        if name in self.given:
+            raise ValueError(f"layer {name!r} shares its channels with {first!r}, which speaks for both; name that one")
 
     def select(self, name: str, n_channels: int) -> tuple[Select, int]:
         """Gives layer `name`, which selects channels, and how many.

@@ -1,7 +1,7 @@
 """ResNets for small images (depth 8, 20, 32, 56, 110).
 
 Source: He et al. 2016, arXiv:1512.03385, Sec. 4.2: three stages of 16, 32 and 64 channels, parameter-free shortcuts
-(option A): subsampled, padded with zeros.
+(option A): subsampled, padded with zeros. Where a later stage is narrower, they drop the last channels.
 Differs: In the code of Liu et al. 2019, arXiv:1810.05270, such a shortcut pads means of 2x2 pixels, detached (`x.data`
     in `downsample_basic_block` of `l1-norm-pruning`), and no gradient flows back through it; here the gradient does.
 """
@@ -36,7 +36,8 @@ class ResNet(PlainNet):
 
     Args:
         depth: Layers with weights, 6 n + 2.
-        stages: Channels of each at width 1; the stem has those of the first.
+        stages: Channels of each at width 1. The first layer that writes a stage speaks for it: the stem, `conv`, for
+            the first stage, and `conv2` of the first block for the others.
     """
 
     def __init__(
@@ -51,10 +52,14 @@ class ResNet(PlainNet):
         widths: Widths,
     ) -> None:
         channels = [scaled(n, width) for n in stages]
-        n_in = channels[0]
-        conv, blocks = conv3x3(in_channels, n_in), []
-        for n_out, stride in staged(channels, n_blocks=(depth - 2) // 6):
-            n_inner = widths.get(f"blocks.{len(blocks)}.conv1", n_out)
+        first, n_out = "conv", widths.get("conv", channels[0])
+        conv, blocks = conv3x3(in_channels, n_out), []
+        for n, stride in staged(channels, n_blocks=(depth - 2) // 6):
+            name, n_in = f"blocks.{len(blocks)}", n_out
+            n_inner = widths.get(f"{name}.conv1", n)
+            if stride > 1:  # a stage begins
+                first, n_out = f"{name}.conv2", widths.get(f"{name}.conv2", n)
+            else:
+                widths.follow(f"{name}.conv2", first)
             blocks.append(BasicBlock(n_in, n_inner, n_out, stride=stride))
-            n_in = n_out
-        super().__init__(conv, blocks, n_in, num_classes=num_classes)
+        super().__init__(conv, blocks, n_out, num_classes=num_classes)
