@@ -370,6 +370,7 @@ class Appended(Shuffled):
         (Shuffled(), "channels of Shuffled cannot be followed through 'permute', at .*replace it, or leave it out"),
         (Split(), "through 'getitem', at .*channels are picked by position; use prunelab.models.layers.Select"),
         (Appended(), "through 'pad', at .*it appends channels; use prunelab.models.layers.PadChannels"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), PadChannels(-1)), "through '1', at .*it drops channels; no stage may be"),
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "through '1', at .*GroupNorm may mix channels"),
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(8, 2)), "a linear layer must read \\(images, features\\)"),
     ],

@@ -48,11 +48,12 @@ def test_every_model_is_traced_with_its_own_layers_whole(name):
         assert torch.equal(fx.symbolic_trace(model)(x), model(x))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in TORCHVISION_MODELS])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("vgg11_bn", "vgg16_bn")])
 @pytest.mark.parametrize("image_size, in_channels, width", [(8, 1, 0.5), (16, 3, 0.1), (32, 1, 1.5)])
 def test_models_take_any_image_and_width(name, image_size, in_channels, width):
-    model = build_model(name, num_classes=3, in_channels=in_channels, image_size=image_size, width=width)
-    assert model.eval()(torch.randn(1, in_channels, image_size, image_size)).shape == (1, 3)
+    with device_for(name):
+        model = build_model(name, num_classes=3, in_channels=in_channels, image_size=image_size, width=width)
+        assert model.eval()(torch.randn(1, in_channels, image_size, image_size)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,41 @@ def test_mobilenet_spares_small_images_two_halvings(image_size, last):
         assert model.blocks(x).shape == (1, 256, last, last)
 
 
+@pytest.mark.parametrize("name, macs", [("resnet18", 1.814e9), ("resnet50", 4.089e9), ("mobilenet_v2", 300e6)])
+def test_known_macs_of_torchvisions_networks(name, macs):
+    with torch.device("meta"):
+        model = build_model(name, num_classes=1000, image_size=224)
+    assert total(layer_table(model, in_channels=3, image_size=224), "macs") == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name, early, late",
+    [("resnet18", "layer1", "layer4"), ("resnet50", "layer1", "layer4"), ("mobilenet_v2", "features.2", "features.18")],
+)
+@pytest.mark.parametrize(
+    "image_size, sides", [(16, (16, 2)), (32, (32, 4)), (63, (63, 8)), (64, (16, 2)), (224, (56, 7))]
+)
+def test_torchvisions_networks_spare_small_images_two_halvings(name, early, late, image_size, sides):
+    found = []
+    with torch.device("meta"):
+        model = build_model(name, num_classes=10, image_size=image_size).eval()
+        for layer in (early, late):
+            model.get_submodule(layer).register_forward_hook(lambda layer, inputs, out: found.append(out.shape[2:]))
+        model(torch.empty(1, 3, image_size, image_size))
+    assert found == [(side, side) for side in sides]
+
+
+@pytest.mark.parametrize(
+    "name, first, last", [("resnet18", 32, 256), ("resnet50", 32, 1024), ("mobilenet_v2", 16, 1280)]
+)
+def test_width_of_torchvisions_networks_scales_every_layer(name, first, last):
+    with torch.device("meta"):
+        model = build_model(name, num_classes=10, width=0.5)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert convs[0].out_channels == first and linear[-1].in_features == last
+
+
 def test_mobilenets_convolutions_keep_the_variance_of_their_gradients():
     torch.manual_seed(0)
     block = build_model("mobilenet_v1", num_classes=10).blocks[-1]
@@ -202,6 +238,11 @@ def test_selection_keeps_images_channels_last():
 def test_padding_appends_channels_of_zeros():
     x = torch.rand(2, 3, 4, 5)
     assert torch.equal(PadChannels(2)(x), torch.cat([x, torch.zeros(2, 2, 4, 5)], dim=1))
+
+
+def test_padding_by_a_negative_number_drops_the_last_channels():
+    x = torch.rand(2, 3, 4, 5)
+    assert torch.equal(PadChannels(-2)(x), x[:, :1])
 
 
 def test_initialisation_for_slimming():

@@ -1,14 +1,19 @@
 """Widths of layers: which may be given, what they change and what they leave, and what is refused."""
 
+import csv
+import random
 import re
 
 import pytest
 import torch
 import torchvision
+from conftest import with_statistics
 from torch import nn
 
+from prunelab import paths
+from prunelab.cost import layer_table, total
 from prunelab.models import MODELS, TORCHVISION_MODELS, build_model
-from prunelab.models.layers import Select, Widths
+from prunelab.models.layers import PadChannels, Select, Widths
 
 # Layers that may be given a width: one network of each kind. Of layers that share channels it is the first.
 FREE = {
@@ -30,6 +35,8 @@ FREE = {
     "vgg16_bn": r"features\.\d+",
 }
 SMALL = [name for name in FREE if name not in TORCHVISION_MODELS]
+# Networks of which every layer but the output has a width, its own or that of the first layer it shares channels with.
+SHARING = [name for name in MODELS if re.match(r"resnet\d|mobilenet_v2", name)]
 
 
 def n_outputs(model):
@@ -51,12 +58,17 @@ def free_widths(name):
     return {layer: n for layer, n in n_outputs(build(name)).items() if re.fullmatch(FREE[name], layer)}
 
 
-@pytest.mark.parametrize("name", FREE)
-def test_layers_that_may_be_named_are_those_of_the_table(name):
+def named(name):
+    """Layers that may be given a width, in the order in which a network asks about them."""
     widths = Widths({})
     with torch.device("meta"):
         MODELS[name](num_classes=10, in_channels=3, image_size=32, width=1.0, widths=widths)
-    assert sorted(widths.names) == sorted(free_widths(name))
+    return widths.names
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_layers_that_may_be_named_are_those_of_the_table(name):
+    assert sorted(named(name)) == sorted(free_widths(name))
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -168,16 +180,17 @@ def test_grouped_convolutions_keep_whole_groups_of_their_size():
         build("resnext20", {"blocks.5.conv2": 20})
 
 
-def test_torchvisions_networks_start_as_torchvision_starts_them():
-    states = []
-    for build_one in (
-        torchvision.models.resnet34,
-        lambda num_classes: build_model("resnet34", num_classes=num_classes, image_size=64),
-    ):
-        torch.manual_seed(0)
-        states.append(build_one(num_classes=10).state_dict())
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "mobilenet_v2"])
+def test_torchvisions_networks_start_as_torchvision_starts_them_from_64_pixels_on(name):
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, num_classes=10).eval()
+    torch.manual_seed(0)
+    ours = build_model(name, num_classes=10, image_size=64).eval()
+    states = theirs.state_dict(), ours.state_dict()
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(theirs(x), ours(x))
 
 
 def test_resized_convolutions_of_torchvision_start_at_their_new_fan_out():
@@ -193,6 +206,148 @@ def test_resized_linear_layer_of_torchvision_starts_small_and_without_bias():
     torch.manual_seed(0)
     first = build_model("vgg11_bn", num_classes=10, widths={"features.25": 8}).classifier[0]
     assert first.weight.std().item() == pytest.approx(0.01, rel=0.01) and not first.bias.any()
+
+
+def test_resized_layers_of_mobilenet_v2_start_as_torchvision_starts_them():
+    torch.manual_seed(0)
+    model = build_model("mobilenet_v2", num_classes=10, widths={"features.2.conv.0.0": 900, "features.18.0": 640})
+    depthwise = model.features[2].conv[1][0]
+    assert depthwise.weight.shape == (900, 1, 3, 3)
+    assert depthwise.weight.std().item() == pytest.approx((2 / 8100) ** 0.5, rel=0.03)  # torch's fan ignores groups
+    linear = model.classifier[1]
+    assert linear.weight.std().item() == pytest.approx(0.01, rel=0.03) and not linear.bias.any()
+
+
+def test_stem_for_small_images_starts_at_its_own_fan_out():
+    torch.manual_seed(0)
+    stem = build_model("resnet50", num_classes=10).conv1
+    assert stem.weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.05)  # 9 * 64; 49 * 64 at 224 pixels
+
+
+@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("image_size", [16, 32, 72])
+def test_networks_of_any_widths_run(name, image_size):
+    draw = random.Random(image_size)
+    model = build_model(
+        name, num_classes=5, image_size=image_size, widths={layer: draw.randint(1, 40) for layer in named(name)}
+    )
+    x = torch.randn(2, 3, image_size, image_size)
+    for training in (True, False):
+        outputs = model.train(training)(x)
+        assert outputs.shape == (2, 5) and outputs.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_narrower_network_is_the_first_channels_of_the_full_one(name, seed):
+    torch.manual_seed(seed)
+    draw, outputs = random.Random(seed), n_outputs(build(name))
+    widths = {layer: draw.randint(outputs[layer] // 4, outputs[layer]) for layer in named(name)}
+    if seed == 1 and name in ("resnet8", "resnet20"):  # each stage is narrower than the one before
+        last = {"resnet8": ("blocks.1.conv2", "blocks.2.conv2"), "resnet20": ("blocks.3.conv2", "blocks.6.conv2")}
+        widths |= dict(zip(("conv", *last[name]), (15, 9, 4), strict=True))
+    if seed == 1 and name == "mobilenet_v2":  # two stages of one width, without a shortcut from one to the other
+        widths |= {"features.7.conv.2": 30, "features.11.conv.2": 30}
+    full = with_statistics(build_model(name, num_classes=5)).double()
+    for module in full.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)  # or little of an image would come through depthwise ones
+    small = build_model(name, num_classes=5, widths=widths).double().eval()
+    state = full.state_dict()
+    small.load_state_dict(
+        {key: state[key][tuple(slice(n) for n in value.shape)] for key, value in small.state_dict().items()}
+    )
+    x = torch.randn(2, 3, 16, 16, dtype=torch.double)
+    expected = small(x)
+
+    # By the full network, in which the channels beyond say nothing; what a shortcut brings is cut off as well.
+    for key, module in full.named_modules():
+        if isinstance(module, nn.BatchNorm2d | PadChannels):
+            own = small.get_submodule(key.replace(".pad", ".bn2")).num_features
+
+            def silence(module, inputs, output, own=own):
+                return torch.cat([output[:, :own], torch.zeros_like(output[:, own:])], dim=1)
+
+            module.register_forward_hook(silence)
+    assert not torch.allclose(full(torch.randn_like(x)), expected)
+    torch.testing.assert_close(full(x), expected)
+
+
+def test_shortcut_into_a_narrower_stage_drops_the_last_channels():
+    block = build_model("resnet8", num_classes=10, widths={"conv": 6, "blocks.1.conv2": 4}).blocks[1]
+    x = torch.randn(1, 6, 4, 4)
+    assert block.pad.n_new == -2 and torch.equal(block.shortcut(x), x[:, :4, ::2, ::2])
+
+
+def test_first_layer_speaks_for_all_that_share_its_channels():
+    resnet = build("resnet18", {"conv1": 5, "layer2.0.conv2": 7})
+    assert {resnet.layer1[i].conv2.out_channels for i in (0, 1)} == {5} and resnet.bn1.num_features == 5
+    assert {layer.out_channels for layer in (resnet.layer2[0].downsample[0], resnet.layer2[1].conv2)} == {7}
+    assert resnet.layer1[0].conv1.out_channels == 64 and resnet.layer3[0].downsample[0].in_channels == 7
+
+    bottleneck = build("resnet50", {"conv1": 5, "layer1.0.conv3": 7})
+    assert bottleneck.layer1[0].downsample[0].weight.shape == (7, 5, 1, 1)
+    assert bottleneck.layer1[2].conv3.out_channels == bottleneck.layer2[0].downsample[0].in_channels == 7
+
+    mobilenet = build("mobilenet_v2", {"features.0.0": 5, "features.2.conv.0.0": 6, "features.2.conv.2": 7})
+    assert mobilenet.features[1].conv[0][0].weight.shape == (5, 1, 3, 3)
+    assert [layer.weight.shape[:2] for layer in mobilenet.features[2].modules() if isinstance(layer, nn.Conv2d)] == [
+        (6, 16),
+        (6, 1),
+        (7, 6),
+    ]
+    assert mobilenet.features[3].conv[2].out_channels == mobilenet.features[4].conv[0][0].in_channels == 7
+
+    with torch.device("meta"):
+        small = build_model("resnet8", num_classes=10, widths={"conv": 5, "blocks.2.conv2": 7})
+    assert [block.conv2.out_channels for block in small.blocks] == [5, 32, 7] and small.fc.in_features == 7
+
+
+@pytest.mark.parametrize(
+    "name, layer, first",
+    [
+        ("resnet8", "blocks.0.conv2", "conv"),
+        ("resnet20", "blocks.4.conv2", "blocks.3.conv2"),
+        ("resnet18", "layer1.1.conv2", "conv1"),
+        ("resnet50", "layer1.1.conv3", "layer1.0.conv3"),
+        ("resnet50", "layer2.0.downsample.0", "layer2.0.conv3"),
+        ("mobilenet_v2", "features.1.conv.0.0", "features.0.0"),
+        ("mobilenet_v2", "features.3.conv.1.0", "features.3.conv.0.0"),
+        ("mobilenet_v2", "features.3.conv.2", "features.2.conv.2"),
+    ],
+)
+def test_layer_that_another_one_speaks_for_is_refused_and_the_other_one_named(name, layer, first):
+    with pytest.raises(ValueError, match=rf"layer '{layer}' shares its channels with '{first}', which speaks for both"):
+        build(name, {layer: 3})
+    assert first in named(name)
+
+
+@pytest.mark.parametrize("options", [{"width": 0.1}, {"widths": {"features.7.conv.2": 24, "features.11.conv.2": 24}}])
+def test_only_blocks_within_a_stage_of_mobilenet_v2_have_a_shortcut(options):
+    with torch.device("meta"):
+        blocks = build_model("mobilenet_v2", num_classes=10, **options).features[1:-1]
+    # Seven stages of 1, 2, 3, 4, 3, 3 and 1 blocks.
+    expected = [i > 0 for n in (1, 2, 3, 4, 3, 3, 1) for i in range(n)]
+    assert [block.use_res_connect for block in blocks] == expected
+    for block in blocks:
+        depthwise = block.conv[-3][0]
+        assert depthwise.groups == depthwise.in_channels == depthwise.out_channels == block.conv[-2].in_channels
+
+
+# Worked out from the file, one convolution after the other. Its labels, 2.07G and 102M, are those of mmrazor, which
+# converted the structures from the authors' repository; there the nearest ones are said to have 2.2G and 87M.
+@pytest.mark.parametrize(
+    "model, name, macs", [("ResNet-50", "resnet50", 2_194_130_032), ("MobileNetV2", "mobilenet_v2", 85_424_809)]
+)
+def test_structures_that_the_authors_of_dmcp_released_can_be_built(model, name, macs):
+    with open(paths.PAPER / "dmcp_channels.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    layers, full = named(name), n_outputs(build(name))  # the file has them in the same order
+    assert [row["unit"] for row in rows] == [f"of {full[layer]} (1.0x width)" for layer in layers]
+    widths = {layer: int(row["value"]) for layer, row in zip(layers, rows, strict=True)}
+    with torch.device("meta"):
+        network = build_model(name, num_classes=1000, image_size=224, widths=widths)
+    assert total(layer_table(network, in_channels=3, image_size=224), "macs") == macs
 
 
 def test_impossible_widths_are_refused():
