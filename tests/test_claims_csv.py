@@ -10,6 +10,7 @@ from prunelab.files import sha256
 
 CLAIMS = claims.load()
 IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1", "ART-C1"]
+IDS += [f"DMCP-C{number}" for number in (1, 2, 3, 4, 7, 8)]  # C5 is arithmetic; C6 is one search, and drawn
 IDS += [f"RT-C{number}" for number in range(1, 6)]
 METRICS = (
     "test_accuracy",
@@ -19,6 +20,9 @@ METRICS = (
     "loss_barrier",
     "input_share",
     "central_share",
+    "half_width_accuracy",
+    "depth_tilt",
+    "measured_density",
 )
 OPTIONS = {name: recipe.defaults for name, recipe in recipes.RECIPES.items()}
 

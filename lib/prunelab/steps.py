@@ -104,6 +104,7 @@ class Stepper:
         method: Hooks | None = None,
         objective: Objective = cross_entropy,
         precision: str = "fp32",
+        is_static: bool = True,
     ) -> None:
         """Args:
         model: In training mode.
@@ -112,6 +113,7 @@ class Stepper:
         method: Has its hooks called; None has none.
         objective: Gives the losses of a step.
         precision: A key of `precision.PRECISIONS`.
+        is_static: Whether the objective does the same work each step, so that it may be captured.
         """
         self.model, self.optimizer, self.batches, self.method = model, optimizer, batches, method or Hooks()
         self.objective, self.precision = objective, precision
@@ -119,7 +121,7 @@ class Stepper:
         self._autocast = autocast(self.device, precision)
         self.loss_sum = torch.zeros((), device=self.device)
         self._compute, self._update = self._compute_gradients, self._update_weights
-        self.n_until_capture = N_WARM_UP if can_capture(self.device) else -1
+        self.n_until_capture = N_WARM_UP if is_static and can_capture(self.device) else -1
 
     def step(self, step: int) -> bool:
         """Processes the next batch, at the learning rate that the optimizer has.

@@ -128,6 +128,7 @@ def training(
     generator: torch.Generator,
     method: Hooks | None = None,
     objective: Objective | None = None,
+    is_static: bool = True,
     label_smoothing: float = 0.0,
     metric: Metric = top_1,
     precision: str = "fp32",
@@ -158,6 +159,7 @@ def training(
         generator: Orders and augments the images, on the CPU.
         method: Has its hooks called; None has none.
         objective: Gives the losses of a step; None is cross-entropy.
+        is_static: Whether it does the same work each step, which a GPU then replays.
         label_smoothing: Of that cross-entropy, in [0, 1).
         metric: Makes `test_accuracy` of the images classified correctly.
         precision: A key of `precision.PRECISIONS`.
@@ -180,7 +182,9 @@ def training(
     if objective and label_smoothing:
         raise ValueError("label_smoothing is that of the default objective; smooth the labels in the given one")
     objective = objective or partial(cross_entropy, label_smoothing=label_smoothing)
-    stepper = Stepper(model, optim, batches, method=method, objective=objective, precision=precision)
+    stepper = Stepper(
+        model, optim, batches, method=method, objective=objective, precision=precision, is_static=is_static
+    )
     result = _restore(checkpoint, model, optim, batches, method) if checkpoint else Result()
 
     rate_at = partial(

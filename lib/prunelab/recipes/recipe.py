@@ -85,6 +85,7 @@ class State:
         masks: Bool, True where a weight is active, by layer name; empty where nothing is masked.
         widths: Channels of the layers that have others than `options` says; empty where none has.
         removed: Names of the blocks that are gone.
+        found: Widths of groups of layers that a search has found, by the name of the way they were chosen.
         factors: Of Sparse Structure Selection, by layer name; empty elsewhere.
         num_classes: Outputs of the network.
         options: All of the run's, by name; `width` is that of this network.
@@ -99,6 +100,7 @@ class State:
     masks: dict[str, Tensor] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    found: dict[str, dict[str, int]] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -119,6 +121,9 @@ class Setup:
         training: Arguments of `training.training` besides the options of the same name, and in place of them.
         method: Hooks of the training; None has none.
         state: Fields of `State` that training does not decide: what the network has lost, options that are others.
+        forward_macs: Gives the MACs of a step's forward passes for one image, on average over the training; None where
+            a step has one pass, of the whole network.
+        trained: Gives the network that is left after training; None where it is `model`.
         finish: Called with what training gave; returns the fields that only this recipe records. Its `metrics` join the
             others, and its `state`, such as a `start` that training remembered, the one above.
     """
@@ -130,6 +135,8 @@ class Setup:
     training: Mapping[str, object] = field(default_factory=dict)
     method: Hooks | None = None
     state: Mapping[str, object] = field(default_factory=dict)
+    forward_macs: Callable[[], float] | None = None
+    trained: Callable[[], nn.Module] | None = None
     finish: Callable[[Result], dict] = lambda result: {}
 
 
@@ -161,7 +168,7 @@ class Recipe:
         check: Raises ValueError where options, or a number of parents, do not go together.
         outline: Foretells the cost of a run with given options on a data set.
         setup: Sets a run up from options, images and the states of its parents; or, where no network is to be trained,
-            gives the fields of its record at once.
+            gives the fields of its record at once, and its `state` if it has one.
     """
 
     name: str

@@ -62,7 +62,7 @@ def executing(
     dataset = dataset_of(options, device)
     setup = recipe.setup(options, dataset, parents, seed=run.seed, **own)
     if isinstance(setup, dict):
-        return setup | {"dataset": source_of(dataset), "state": None}
+        return {"state": None} | setup | {"dataset": source_of(dataset)}
     arguments = {name: getattr(options, name) for name in _TRAINING}
     arguments |= {"precision": best_precision(device, options.model), **setup.training}
     result = yield from training(
@@ -78,13 +78,13 @@ def executing(
     if options.n_validation is not None:  # what was not tested must not look as if it were
         result.curves = {name.replace("test_", "validation_"): curve for name, curve in result.curves.items()}
     fields = setup.finish(result)
-    method = setup.method or Hooks()
+    method, trained = setup.method or Hooks(), setup.trained() if setup.trained else setup.model
     n_active = {name: int(mask.sum()) for name, mask in method.masks.items()}
-    layers = cost.layer_table(setup.model, n_active=n_active, **image_of(dataset))
+    layers = cost.layer_table(trained, n_active=n_active, **image_of(dataset))
     metrics = _account(options, dataset, setup, result, layers)
     metrics["total_training_macs"] = metrics["training_macs"] + sum(parent.training_macs for parent in parents)
     state = {
-        "model": copy_of(setup.model.state_dict()),
+        "model": copy_of(trained.state_dict()),
         "num_classes": dataset.num_classes,
         "options": asdict(options),
         "training_macs": metrics["total_training_macs"],
@@ -112,9 +112,10 @@ def _account(
     n_active, n_reference = cost.total(layers, "n_active"), cost.total(setup.reference, "n_weights")
     dense, method = cost.layer_table(setup.model, **image_of(dataset)), setup.method or Hooks()
     counts = method.active_counts_over_time()
+    forward_macs = cost.mean_macs(dense, counts, n_steps=result.n_steps) if counts else macs
     training_macs = cost.training_macs(
         cost.total(dense, "macs"),
-        cost.mean_macs(dense, counts, n_steps=result.n_steps) if counts else macs,
+        setup.forward_macs() if setup.forward_macs else forward_macs,
         n_samples=result.n_batches * options.batch_size,
         n_dense_gradient_samples=method.n_dense_gradients * options.batch_size,
     )

@@ -1,0 +1,54 @@
+"""Widths that need no search, as costly as a budget allows: the same share of all groups, random ones, slimming's."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from prunelab.channels.costs import N_DRAWS, Cost, first_near
+from prunelab.channels.filters import keep_largest_globally
+from prunelab.channels.groups import Grid, Widths
+from prunelab.cost import nearest_step
+
+_SHARE_STEPS = 256  # a share of channels is found to this fraction
+
+
+def uniform(full: Widths, cost: Cost, *, budget: float) -> dict[str, int]:
+    """Returns the same share of each group's channels, rounded, at least one: a width multiplier.
+
+    Args:
+        full: All channels of each group.
+        cost: What a network costs.
+        budget: To which the returned one's cost is nearest.
+    """
+    return _nearest(lambda share: {name: max(1, round(share * n)) for name, n in full.items()}, full, cost, budget)
+
+
+def slimmed(full: Widths, scores: Mapping[str, Tensor], cost: Cost, *, budget: float) -> dict[str, int]:
+    """Returns how many channels are left of each group when those of smallest score, over all groups, are gone.
+
+    Args:
+        full: All channels of each group.
+        scores: Of the channels of some groups, such as `slimming.gamma_scores`; the others stay whole.
+        cost: What a network costs.
+        budget: To which the returned one's cost is nearest.
+    """
+    return _nearest(
+        lambda share: {name: len(kept) for name, kept in keep_largest_globally(scores, density=share).items()},
+        full,
+        cost,
+        budget,
+    )
+
+
+def _nearest(widths_at: Callable[[float], Widths], full: Widths, cost: Cost, budget: float) -> dict[str, int]:
+    def at(step: int) -> dict[str, int]:
+        return {**full, **widths_at(step / _SHARE_STEPS)}
+
+    return at(nearest_step(budget, lambda step: cost.of(at(step)), most=_SHARE_STEPS))
+
+
+def random(grid: Grid, cost: Cost, *, budget: float, generator: torch.Generator) -> dict[str, int]:
+    """Draws each group's width by itself until the network costs its budget, to 1 %; errors as for `first_near`."""
+    draws = grid.choices.T.gather(0, grid.drawn(generator, N_DRAWS))
+    return grid.widths(first_near(draws.float(), cost, budget))

@@ -1,0 +1,234 @@
+"""Slimmable networks: any width of each group of layers is a prefix of its channels, all on the same weights.
+
+The sandwich rule trains them: each step adds up the gradients of the largest network, the smallest and some random ones
+between, all of which but the largest learn from its outputs (in-place distillation).
+
+Source: Yu & Huang 2019, arXiv:1903.05134, Sec. 3; as in `us_runner.py` of Zx55/dmcp.
+Differs: Statistics of batch normalisation are kept of one width only, the one that is judged, so that it needs no
+    recalibration; there they are a mixture of all. Widths are tenths of a layer's channels, not multiples of 8.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunelab.channels.costs import Macs
+from prunelab.channels.groups import Grid, Widths, check_widths, groups_of
+from prunelab.channels.trace import trace
+from prunelab.methods.hooks import Hooks
+from prunelab.models.layers import PadChannels
+
+# What a layer needs to know is how many channels it writes; how many it reads, it sees.
+
+
+class PrefixConv2d(nn.Conv2d):
+    """A convolution of however many channels it is given into the first `n_out`; a depthwise one, of each by itself."""
+
+    n_out: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        n_in = x.shape[1]
+        weight, groups = (self.weight[: self.n_out, :n_in], 1) if self.groups == 1 else (self.weight[:n_in], n_in)
+        bias = None if self.bias is None else self.bias[: len(weight)]
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+
+
+class PrefixLinear(nn.Linear):
+    """A linear layer of however many features it is given into the first `n_out`."""
+
+    n_out: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(
+            x, self.weight[: self.n_out, : x.shape[1]], None if self.bias is None else self.bias[: self.n_out]
+        )
+
+
+class PrefixBatchNorm2d(nn.BatchNorm2d):
+    """Normalises however many channels it is given, by the first of its scales, shifts and statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, weight, bias = (
+            tensor[: x.shape[1]] for tensor in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+
+
+class PrefixPadChannels(PadChannels):
+    """Appends zeros to however many channels it is given, up to `n_out`; drops the last where these are fewer."""
+
+    n_out: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, self.n_out - x.shape[1]))
+
+
+_PREFIX: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: PrefixConv2d,
+    nn.Linear: PrefixLinear,
+    nn.BatchNorm2d: PrefixBatchNorm2d,
+    PadChannels: PrefixPadChannels,
+}
+
+
+class Slimmable:
+    """A network that computes at any widths.
+
+    Attributes:
+        model: The network.
+        groups: Its groups of layers, by name.
+        full: All their channels.
+        macs: What it costs.
+        widths: Those it computes at.
+    """
+
+    def __init__(self, model: nn.Module, *, in_channels: int, image_size: int) -> None:
+        """Turns the layers of `model` into slimmable ones, in place; parameters and names stay.
+
+        Args:
+            model: Takes images (n, c, h, w).
+            in_channels: Channels of the images.
+            image_size: Their height and width in pixels.
+        Raises:
+            UntraceableError, ValueError: See `trace` and `groups_of`; or a layer that has no slimmable kind.
+        """
+        traced = trace(model, in_channels=in_channels, image_size=image_size)
+        self.model, self.groups = model, groups_of(traced)
+        self.macs = Macs(model, self.groups, in_channels=in_channels, image_size=image_size)
+        for name, layer in traced.layers.items():
+            module = model.get_submodule(name)
+            if type(module) not in _PREFIX or getattr(module, "padding_mode", "zeros") != "zeros":
+                raise ValueError(f"{name!r} is {module}; slimmable are {', '.join(kind.__name__ for kind in _PREFIX)}")
+            module.__class__ = _PREFIX[type(module)]  # as torch.nn.utils.parametrize does
+            module.n_out = len(layer.writes)
+        self._norms = {norm: norm.momentum for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)}
+        self.full: Widths = {name: group.n_channels for name, group in self.groups.items()}
+        self.set(self.full)
+
+    def set(self, widths: Widths, *, keeps_statistics: bool = True) -> None:
+        """Lets the network compute at these widths.
+
+        Args:
+            widths: Of each group.
+            keeps_statistics: Whether training at them moves the running statistics of batch normalisation.
+        Raises:
+            ValueError: A group that is missing, a layer that is none, or a width that a group cannot have.
+        """
+        check_widths(widths, self.groups)
+        self.widths = dict(widths)
+        for name, group in self.groups.items():
+            for writer in group.writers:
+                self.model.get_submodule(writer).n_out = widths[name]
+        for norm, momentum in self._norms.items():
+            norm.momentum = momentum if keeps_statistics else 0.0
+
+    @contextlib.contextmanager
+    def scaled(self, scales: Mapping[str, Tensor]) -> Iterator[None]:
+        """Multiplies what is read of each group, channel by channel, by `scales[name]`, of shape (n_channels,)."""
+        hooks = [
+            self.model.get_submodule(reader).register_forward_pre_hook(partial(_scale, scales[name]))
+            for name, group in self.groups.items()
+            for reader in group.readers
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _scale(scale: Tensor, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    (x,) = inputs
+    along = scale.repeat_interleave(x.shape[1] // len(scale))  # flattened maps have several features a channel
+    return x * along.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
+
+
+class Sandwich(Hooks):
+    """Trains a slimmable network at several widths a step; the objective of the training, and its hooks.
+
+    Attributes:
+        slimmable: The network.
+        n_batches: Done so far.
+        macs: Of all forward passes so far, for one image of each batch.
+    """
+
+    def __init__(
+        self,
+        slimmable: Slimmable,
+        draw: Callable[[torch.Generator], Iterable[Widths]],
+        *,
+        judged: Widths | None = None,
+        generator: torch.Generator,
+    ) -> None:
+        """Args:
+        slimmable: The network.
+        draw: Gives the widths of a step; what comes after the first learns its outputs in place of the labels.
+        judged: Those whose statistics batch normalisation keeps, and which the network has between steps; None is all
+            channels. Where a step has one width, its statistics are kept.
+        generator: Of the random widths, on the CPU.
+        """
+        self.slimmable, self.draw, self.generator = slimmable, draw, generator
+        self.judged = dict(judged or slimmable.full)
+        self.n_batches, self.macs = 0, 0.0
+        slimmable.set(self.judged)
+
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
+        """Yields the loss of each width, as `steps.Objective` has it."""
+        teacher, drawn = None, list(self.draw(self.generator))
+        for widths in drawn:
+            self.slimmable.set(widths, keeps_statistics=len(drawn) == 1 or widths == self.judged)
+            logits = model(images)
+            yield F.cross_entropy(logits, labels) if teacher is None else distillation(logits, teacher)
+            teacher = logits.detach() if teacher is None else teacher
+            self.macs += self.slimmable.macs.of(widths)
+        self.slimmable.set(self.judged)
+        self.n_batches += 1
+
+    def state_dict(self) -> dict:
+        return {"n_batches": self.n_batches, "macs": self.macs, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.n_batches, self.macs = state["n_batches"], state["macs"]
+        self.generator.set_state(state["generator"])
+
+
+def sandwich(grid: Grid, *, independent: bool = True) -> Callable[[torch.Generator], list[Widths]]:
+    """Returns the sandwich rule: draws the largest widths, the smallest, and two random ones.
+
+    Args:
+        grid: The widths that groups may have.
+        independent: Whether each group's width is drawn by itself, as in AutoSlim and DMCP; else all groups have the
+            same share of their channels, as in Universally Slimmable networks.
+    """
+
+    def draw(generator: torch.Generator) -> list[Widths]:
+        random = grid.drawn(generator, 2)
+        return [grid.at(-1), grid.at(0), *map(grid.at, random if independent else random[:, :1])]
+
+    return draw
+
+
+def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Returns the mean Kullback-Leibler divergence of a student's class probabilities from its teacher's, (b, k)."""
+    log_probabilities, targets = F.log_softmax(logits, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(log_probabilities, targets, reduction="batchmean", log_target=True)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Takes the running statistics of batch normalisation anew: the mean over batches of images.
+
+    Differs: The authors' code resets its statistics with a momentum of 1, so that only the last batch counts.
+    """
+    norms = {norm: norm.momentum for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)}
+    model.train()
+    for number, images in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / number
+        model(images)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
