@@ -1,6 +1,6 @@
 """Drawings that explain a method on a few numbers; `figures` draws records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -102,3 +102,67 @@ def channel_removal(
         handles=handles, frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=2
     )
     return pd.DataFrame(rows, columns=["part", "row", "column", "value", "kept"])
+
+
+def markov_chain(stays: Sequence[float], sizes: Sequence[int], *, axes: Sequence[Axes]) -> pd.DataFrame:
+    """Draws a chain of steps that each stay if the one before does, and how likely each is to be retained.
+
+    Args:
+        stays: Probability of each step to stay if the one before has.
+        sizes: Channels that are always there, then those of each step.
+        axes: Two, one above the other: the chain, and the probabilities.
+    Returns:
+        One row a step, the first of which is what is always there: `channels`, `stays`, `retained`.
+    """
+    data = pd.DataFrame({"channels": sizes, "stays": [1.0, *stays]})
+    data["retained"] = data["stays"].cumprod()
+    top, bottom = axes
+    for step, row in data.iterrows():
+        top.scatter(step, 0, s=1100, facecolor=KEPT, alpha=0.35 + 0.65 * row["retained"], edgecolor="#555555", zorder=2)
+        top.text(
+            step,
+            0,
+            f"+{row['channels']:.0f}" if step else f"{row['channels']:.0f}",
+            ha="center",
+            va="center",
+            color="white",
+        )
+        if step:
+            arrow = {"arrowstyle": "-|>", "color": "#555555", "shrinkA": 18, "shrinkB": 18}
+            top.annotate("", (step, 0), (step - 1, 0), arrowprops=arrow)
+            top.text(step - 0.5, 0.16, f"$p_{{{step}}}$ = {row['stays']:.2f}", ha="center", fontsize=8.5)
+            top.annotate(
+                "", (step - 0.7, -0.75), (step - 0.9, -0.25), arrowprops=arrow | {"color": DROPPED, "shrinkA": 2}
+            )
+            top.text(step - 0.7, -0.9, "stop", ha="center", color=DROPPED, fontsize=8)
+    top.set(ylim=(-1.1, 0.6), xticks=[], yticks=[])
+    top.spines[:].set_visible(False)
+    bars = bottom.bar(data.index, data["retained"], color=KEPT, width=0.6)
+    bottom.bar_label(bars, fmt="%.2f", fontsize=8.5)
+    bottom.set(ylim=(0, 1.2), yticks=[0, 1], xticks=data.index, ylabel="retained $m_k$", xlabel="step k")
+    plt.setp(axes, xlim=(-0.6, len(data) - 0.4))
+    return data
+
+
+def sandwich(
+    networks: Mapping[str, Mapping[str, int]], full: Mapping[str, int], *, axes: Sequence[Axes]
+) -> pd.DataFrame:
+    """Draws the networks of a slimmable step: of each group of layers the first channels, out of all.
+
+    Args:
+        networks: Widths by group, of each network by its name.
+        full: All channels of each group.
+        axes: As many as networks, side by side.
+    Returns:
+        One row a group of a network: `network`, `group`, `channels`, `of`.
+    """
+    groups = list(full)
+    for ax, (name, widths) in zip(axes, networks.items(), strict=True):
+        ax.bar(range(len(groups)), full.values(), color=INACTIVE, width=0.9)
+        ax.bar(range(len(groups)), [widths[group] for group in groups], color=KEPT, width=0.9)
+        ax.set(xticks=[], yticks=[], xlabel="groups of layers, first to last")
+        ax.set_title(name, fontsize=10)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_ylabel("channels")
+    rows = [(name, group, own[group], full[group]) for name, own in networks.items() for group in groups]
+    return pd.DataFrame(rows, columns=["network", "group", "channels", "of"])

@@ -1,5 +1,6 @@
 """The papers' published numbers, from the files in `data/paper/`, in our words and units."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,8 @@ COLUMNS = (
 )  # fmt: skip
 _ACCURACIES = ("top1", "test_acc")
 _OUR_NAMES = {"pruning": "gmp", "fine_tuned": "fine_tune"}
+_OUR_NAMES |= {"dmcp": "expected", "metapruning": "evolved", "autoslim": "greedy"}
+_UNITS = {"G": 1e9, "M": 1e6}  # of multiply-accumulates
 _RULES = ("claims", "first_rules", "questions")  # which stand beside the numbers
 
 
@@ -32,8 +35,8 @@ def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.Dat
         source_id: Such as "author_issue8".
         filters: Values that other columns must have, in our words: `method="rigl"`, `train_mult=1`.
     Returns:
-        One row a point: the file's columns, with `method` and `distribution` spelled as in records, and
-        `density`, `accuracy` and its `std` as shares.
+        One row a point: the file's columns, with `method` and `distribution` spelled as in records; `density`,
+        `accuracy` and its `std` as shares; and `macs` where the target is a number of them, such as "1.1G".
     Raises:
         ValueError: No such file, column or value; names the ones there are.
     """
@@ -47,6 +50,7 @@ def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.Dat
         density=(1 - points["sparsity"]).round(6),
         accuracy=(points["value"] / 100).round(6),
         std=(points["std"] / 100).round(6),
+        macs=points["target"].map(_macs, na_action="ignore"),
     )
     if "distribution" in points:
         points["distribution"] = points["distribution"].str.lower()
@@ -58,6 +62,11 @@ def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.Dat
         if points.empty:
             raise ValueError(f"{path.name} has no accuracy with {column}={value!r}; there {column} is one of {known}")
     return points.drop(columns=["sparsity", "metric", "value", "unit"]).reset_index(drop=True)
+
+
+def _macs(target: str) -> float:
+    number, unit = target[:-1], target[-1:]
+    return float(number) * _UNITS[unit] if unit in _UNITS and number.replace(".", "", 1).isdigit() else math.nan
 
 
 def our_name(method: str) -> str:

@@ -23,8 +23,9 @@ from prunelab.figures.lines import (
     published,
     speed_curves,
 )
-from prunelab.figures.save import SIZE, save_figure
+from prunelab.figures.save import SIZE, save_animation, save_figure
 from prunelab.figures.style import (
+    DESIGN_STYLE,
     DISTRIBUTION_STYLE,
     METHOD_STYLE,
     PATH_STYLE,
@@ -34,8 +35,10 @@ from prunelab.figures.style import (
     name,
     percent,
 )
+from prunelab.figures.widths import retained, retained_over_time, width_shares
 
 __all__ = [
+    "DESIGN_STYLE",
     "DISTRIBUTION_STYLE",
     "METHOD_STYLE",
     "PATH_STYLE",
@@ -59,8 +62,12 @@ __all__ = [
     "percent",
     "pixel_map",
     "published",
+    "retained",
+    "retained_over_time",
+    "save_animation",
     "save_figure",
     "settings",
     "speed_curves",
     "strips",
+    "width_shares",
 ]

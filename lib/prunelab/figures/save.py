@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,6 +49,21 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
     atomic_write(stem.with_suffix(".csv"), numbers.to_csv(index=False, lineterminator="\n"))
     plt.close(fig)
     _show(png, alt, width=round(fig.get_figwidth() * _SHOWN_DPI))
+
+
+def save_animation(frames: Iterable[Figure], notebook: str, profile: str, name: str, *, alt: str) -> None:
+    """Writes figures of one size as an animated PNG, half a second each, and closes them; as for `save_figure`."""
+    pictures = []
+    for fig in frames:
+        _settle(fig)
+        pictures.append(Image.open(io.BytesIO(_png(fig))))
+        width = round(fig.get_figwidth() * _SHOWN_DPI)
+        plt.close(fig)
+    buffer = io.BytesIO()
+    first, *others = pictures
+    first.save(buffer, "PNG", save_all=True, append_images=others, duration=500, loop=0)
+    atomic_write((paths.FIGURES / notebook / profile / name).with_suffix(".png"), buffer.getvalue())
+    _show(buffer.getvalue(), alt, width=width)
 
 
 def _rounded(value: object) -> object:

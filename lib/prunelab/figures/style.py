@@ -53,6 +53,17 @@ PRUNING_STYLE: dict[str, dict[str, str]] = {
     "uniform_weights": {"color": "#8C8C8C", "marker": "*", "label": "uniformly random weights"},
     "guided_weights": {"color": "#009E73", "marker": "8", "label": "guided weights"},
 }
+DESIGN_STYLE: dict[str, dict[str, str]] = {
+    "expected": {"color": "#0072B2", "marker": "o", "label": "DMCP"},
+    "uniform": {"color": "#8C8C8C", "marker": "s", "label": "uniform widths"},
+    "random": {"color": "#E69F00", "marker": "v", "label": "random widths"},
+    "greedy": {"color": "#009E73", "marker": "^", "label": "AutoSlim"},
+    "evolved": {"color": "#CC79A7", "marker": "D", "label": "MetaPruning"},
+    "slimming": {"color": "#D55E00", "marker": ">", "label": "Network Slimming"},
+    "direct": {"color": "#56B4E9", "marker": "X", "label": "DMCP, drawn"},
+    "latency": {"color": "#7830F0", "marker": "<", "label": "DMCP, latency budget"},
+    "dense": {"color": "#000000", "marker": "P", "label": "full network"},
+}
 PATH_STYLE: dict[str, dict[str, str]] = {
     "line": {"color": "#000000", "marker": "o", "label": "straight line"},
     "quadratic_sparse": {"color": "#E69F00", "marker": "v", "label": "quadratic curve, sparse"},
@@ -69,6 +80,9 @@ NAMES = {
     "resnet8_wide_early": "ResNet-8, wide early",
     "resnet8_wide_late": "ResNet-8, wide late",
     "resnet20": "ResNet-20",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
     "resnet32": "ResNet-32",
     "resnet56": "ResNet-56",
     "wrn22_2": "WRN-22-2",
@@ -92,6 +106,7 @@ STYLES = {
     "path": PATH_STYLE,
     "training": TRAINING_STYLE,
     "pruning": PRUNING_STYLE,
+    "design": DESIGN_STYLE,
 }
 _LABELS = {
     "train_loss": "training loss",

@@ -76,8 +76,8 @@ SMOKE = SimpleNamespace(
 )
 SMALL = SimpleNamespace(
     seeds=(0, 1, 2),
-    base={"model": "resnet20", "image_size": 16, "n_train": 10_000, "label_smoothing": 0.0, "eval_every": 5},
-    search={"n_epochs": 10},
+    base={"model": "resnet20", "image_size": 16, "n_train": 8_000, "label_smoothing": 0.0, "eval_every": 4},
+    search={"n_epochs": 8},
     lengths={"long": {"n_epochs": 30}, "short": {"n_epochs": 8}},
     budgets=(0.25, 0.5, 0.1),
     penalty=0.001,

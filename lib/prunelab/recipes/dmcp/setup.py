@@ -47,8 +47,8 @@ def check(options: DmcpOptions, *, n_parents: int) -> None:
 def outline(options: DmcpOptions, dataset: LabelledImages) -> Outline:
     """Foretells the width of a network and the length of its training; several passes a step are as much longer."""
     if options.training == "none":
-        n_images = dataset.n_test + N_BATCHES * BATCH_SIZE
-        return Outline(options.width, 0, n_evaluated=N_GENERATIONS * N_CANDIDATES * n_images)
+        n_images = (dataset.n_test + N_BATCHES * BATCH_SIZE) * N_GENERATIONS * N_CANDIDATES
+        return Outline(options.width, 0, n_evaluated=n_images)
     width = options.width * (options.budget**0.5 if options.training == "scratch" else 1.0)
     return Outline(width, round(_PASSES.get(options.training, 1.0) * options.n_epochs))
 
@@ -115,7 +115,7 @@ def _large(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[Stat
 
 def _look(options: DmcpOptions, dataset: LabelledImages, parent: State, *, seed: int) -> dict:
     """Looks for widths in a trained network, by its loss on the images that it is tested on; trains nothing."""
-    started, losses = time.monotonic(), []
+    started, losses, forward_macs = time.monotonic(), [], []
     slimmable, cost, budget = slimmable_of(options, dataset)
     model = MetaNetwork(slimmable).to(dataset.device) if options.design == "evolved" else slimmable.model
     try:
@@ -126,6 +126,7 @@ def _look(options: DmcpOptions, dataset: LabelledImages, parent: State, *, seed:
 
     def loss(widths: Widths) -> float:
         losses.append(judge(widths)[0])
+        forward_macs.append(slimmable.macs.of(widths))
         return losses[-1]
 
     grid, generator = Grid(slimmable.groups), generator_of("evolution", seed)
@@ -134,17 +135,18 @@ def _look(options: DmcpOptions, dataset: LabelledImages, parent: State, *, seed:
         widths = greedy(grid, cost, budget=budget, loss=loss)
     else:
         widths = evolve(grid, cost, budget=budget, loss=loss, generator=generator, **size)
-    found = {options.design: widths}
+    found, own = {options.design: widths}, {"validation_loss": loss(widths)}
+    own["total_training_macs"] = parent.training_macs + judge.n_images * sum(forward_macs)
     return {
         "status": "finished",
-        "metrics": {"validation_loss": loss(widths), "macs_ratio": cost.of(widths) / cost.of(slimmable.full)},
+        "metrics": own | {"macs_ratio": cost.of(widths) / cost.of(slimmable.full)},
         "curves": {"validation_loss": losses},
         "layers": [],
         "moves": {},
         "found": found,
         "seconds": time.monotonic() - started,
         "precision": "fp32",
-        "state": replace(parent, found=found),
+        "state": replace(parent, found=found, training_macs=own["total_training_macs"]),
     }
 
 

@@ -34,7 +34,11 @@ def slimmable_of(options: DmcpOptions, dataset: LabelledImages) -> tuple[Slimmab
 
 
 class Judge:
-    """Tests a slimmable network at any widths."""
+    """Tests a slimmable network at any widths.
+
+    Attributes:
+        n_images: That pass forward for each of them.
+    """
 
     def __init__(self, model: nn.Module, slimmable: Slimmable, dataset: LabelledImages, *, seed: int) -> None:
         """Args:
@@ -47,6 +51,7 @@ class Judge:
         size = min(BATCH_SIZE, dataset.n_train)
         batches = dataset.train_batches(batch_size=size, augment=False, generator=generator_of("calibration", seed))
         self.batches: list[Tensor] = [next(batches)[0].clone() for _ in range(N_BATCHES)]
+        self.n_images = dataset.n_test + N_BATCHES * size
 
     def __call__(self, widths: Widths) -> tuple[float, float]:
         """Returns the mean loss and the accuracy."""
