@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from prunelab import latency
-from prunelab.bench import channels, plans, steps
+from prunelab.bench import channels, plans, steps, widths
 
 GLYPHS = {"dataset": "glyphs", "n_train": 128}
 
@@ -136,3 +136,35 @@ def test_selection_takes_half_of_each_convolution(method, monkeypatch):
 
     monkeypatch.setitem(channels.SELECTIONS, method, prune)
     assert channels.selection_seconds(method, {"dataset": "glyphs", "n_train": 512}) > 0
+
+
+def test_sandwich_is_compared_with_the_sum_of_four_steps(monkeypatch):
+    def in_turn(sides, *, n_rounds, n_warm_up):
+        assert list(sides) == ["sandwich", "plain 0", "plain 1", "plain 2", "plain 3"]
+        return {name: [5.0 if name == "sandwich" else 1.0] * n_rounds for name in sides}
+
+    monkeypatch.setattr(widths.latency, "in_turn", in_turn)
+    assert widths.sandwich_ratio(GLYPHS) == 1.25
+
+
+@pytest.mark.slow
+def test_sandwich_and_gradient_are_measured():
+    assert 0 < widths.sandwich_ratio(GLYPHS) < 10
+    assert 0 < widths.gradient_milliseconds() < 1000
+
+
+def test_gain_of_a_found_network_is_over_its_ratio_of_macs(monkeypatch):
+    image = {"in_channels": 1, "image_size": 8, "num_classes": 10}
+    record = {
+        "options": {"design": "expected", "model": "resnet8", "width": 1.0},
+        "widths": {"conv": 8},
+        "image": image,
+    }
+    monkeypatch.setattr(widths.records, "load", lambda notebook: [{"options": {"design": None}}, record])
+    spent = {"large": latency.Latency((6.0, 4.0)), "small": latency.Latency((3.0, 1.0))}
+    monkeypatch.setattr(widths.latency, "compare", lambda networks, **options: spent)
+    # The stream of 16 channels has 8: 16 x 16 x 9 weights at 64 positions are halved in both layers that touch it.
+    first, stem, rest = 64 * 9 * 16, 64 * 9 * 16 * 16, (16 * 32 + 32 * 32) * 9 * 16 + (32 * 64 + 64 * 64) * 9 * 4 + 640
+    halved = first / 2 + stem + 16 * 32 * 9 * 16 / 2 + rest - 16 * 32 * 9 * 16
+    ratio = (first + 2 * stem + rest) / halved
+    assert widths.found_gains(batch_size=1, n_rounds=2) == pytest.approx([2 / ratio, 4 / ratio])

@@ -22,3 +22,19 @@ def test_a_removed_channel_takes_its_rows_and_the_column_that_reads_it(axes):
     gone = plt.matplotlib.colors.to_rgba(diagrams.DROPPED, 0.75)
     assert [color == gone for color in colors] == (~data["kept"]).tolist()
     assert [ax.get_title().partition(":")[0] for ax in axes] == ["made", "normalised", "read"]
+
+
+def test_a_chain_retains_what_all_its_steps_let_stay(axes):
+    data = diagrams.markov_chain([0.9, 0.5], [4, 3, 2], axes=axes[:2])
+    assert data["channels"].tolist() == [4, 3, 2] and data["retained"].tolist() == [1, 0.9, 0.45]
+    assert [bar.get_height() for bar in axes[1].patches] == [1, 0.9, 0.45]
+    texts = [text.get_text() for text in axes[0].texts]
+    assert texts.count("stop") == 2 and "$p_{2}$ = 0.50" in texts and "+3" in texts
+
+
+def test_a_sandwich_is_drawn_as_first_channels_out_of_all(axes):
+    networks = {"largest": {"a": 4, "b": 8}, "smallest": {"a": 1, "b": 1}, "random": {"a": 3, "b": 2}}
+    data = diagrams.sandwich(networks, {"a": 4, "b": 8}, axes=axes)
+    assert data["channels"].tolist() == [4, 8, 1, 1, 3, 2] and data["of"].tolist() == [4, 8] * 3
+    heights = [[bar.get_height() for bar in ax.patches] for ax in axes]
+    assert heights == [[4, 8, 4, 8], [4, 8, 1, 1], [4, 8, 3, 2]]

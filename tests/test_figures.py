@@ -17,6 +17,7 @@ from PIL import Image
 
 from prunelab import figures, papers, paths, verdicts
 from prunelab.methods import METHODS
+from prunelab.recipes.dmcp.plan import DESIGNS
 from prunelab.recipes.prunings import PRUNINGS
 from prunelab.recipes.rethinking.plan import TRAININGS
 
@@ -70,6 +71,8 @@ def test_every_method_has_a_style_and_every_style_a_method():
     assert figures.METHOD_STYLE.keys() == METHODS.keys()
     assert figures.PRUNING_STYLE.keys() == PRUNINGS.keys()
     assert figures.TRAINING_STYLE.keys() == set(TRAININGS)
+    ours = {design.partition("_")[0] for design in DESIGNS} - {"smallest", "largest"}
+    assert figures.DESIGN_STYLE.keys() == ours | {"latency", "dense"}
 
 
 ALL_STYLES = [
@@ -78,6 +81,7 @@ ALL_STYLES = [
     figures.START_STYLE,
     figures.PATH_STYLE,
     figures.TRAINING_STYLE,
+    figures.DESIGN_STYLE,
 ]
 
 
@@ -451,3 +455,44 @@ def test_names_that_are_no_plain_words_are_refused(folder, name):
 def test_figure_without_words_is_refused(folder):
     with pytest.raises(ValueError, match="alt must say"):
         save(alt=" ")
+
+
+def test_animation_is_one_png_of_several_pictures(folder):
+    def drawn():
+        for height in (1, 2, 3):
+            fig, ax = plt.subplots(figsize=(3, 2))
+            ax.bar([0], [height])
+            ax.set(title="Grows", ylim=(0, 3))
+            yield fig
+
+    figures.save_animation(drawn(), "01_rigl", "small", "grows", alt="A bar grows.")
+    first = (folder / "grows.png").read_bytes()
+    assert Image.open(folder / "grows.png").n_frames == 3 and not plt.get_fignums()
+    figures.save_animation(drawn(), "01_rigl", "small", "grows", alt="A bar grows.")
+    assert (folder / "grows.png").read_bytes() == first
+    with pytest.raises(ValueError, match="letters, digits and underscores"):
+        figures.save_animation(drawn(), "01_rigl", "small", "../grows", alt="A bar grows.")
+
+
+def test_width_shares_are_means_over_seeds_and_a_dot_a_seed(ax):
+    rows = [("uniform", 0, "a", 0.5), ("uniform", 0, "b", 0.4), ("expected", 0, "a", 0.2), ("expected", 1, "a", 0.4)]
+    shares = pd.DataFrame(rows, columns=["design", "seed", "group", "share"])
+    assert figures.width_shares(shares, ax=ax) is shares
+    assert points(ax) == {(0, 0.5), (1, 0.4), (0, 0.3), (0, 0.2), (0, 0.4)}
+    assert legend(ax) == ["uniform widths", "DMCP"] and labels(ax.xaxis) == ["a", "b"]
+
+
+def test_probabilities_to_stay_are_drawn_as_those_to_be_retained(ax):
+    data = figures.retained([[0.5, 0.5], [1.0, 0.25]], ["a", "b"], ax=ax)
+    assert data["retained"].tolist() == [0.5, 0.25, 1.0, 0.25]
+    (image,) = ax.images
+    assert image.get_array().tolist() == [[0.5, 0.25], [1.0, 0.25]] and image.get_clim() == (0, 1)
+
+
+def test_moments_of_a_search_are_spread_from_the_first_to_the_last():
+    history = [{"batch": 10 * i, "probabilities": [[i / 10]]} for i in range(1, 8)]
+    fig, axes = plt.subplots(1, 3)
+    data = figures.retained_over_time(history, ["a"], axes=axes)
+    assert data[["batch", "retained"]].values.tolist() == [[10, 0.1], [40, 0.4], [70, 0.7]]
+    assert [ax.get_title() for ax in axes] == ["after 10 batches", "after 40 batches", "after 70 batches"]
+    plt.close(fig)

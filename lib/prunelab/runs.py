@@ -34,6 +34,11 @@ class Run:
         ids = [parent.id for parent in self.parents]
         return ids if len(ids) > 1 else ids[0] if ids else None
 
+    @property
+    def ancestors(self) -> "list[Run]":
+        """Its parents, and before each of them theirs."""
+        return [run for parent in self.parents for run in (*parent.ancestors, parent)]
+
     def canonical(self) -> str:
         """Returns JSON with sorted keys and no spaces: equal runs, and only they, have equal text."""
         return json.dumps(

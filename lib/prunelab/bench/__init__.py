@@ -4,8 +4,8 @@ The two sides take turns, so that a machine that slows down slows both. A ratio 
 reported is the median round, with the lowest and the highest. Wall clock counts, with the start of processes
 and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
 
-`steps` has what a training step takes, `channels` what choosing and removing channels does, `plans` what takes the
-engine or a notebook.
+`steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
+their number does, `plans` what takes the engine or a notebook.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from prunelab import data, paths, records, workers
-from prunelab.bench import channels, plans, steps
+from prunelab.bench import channels, plans, steps, widths
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -115,6 +115,16 @@ def _channels(quick: bool) -> Iterator[dict]:
         yield row(f"{method}: selection for VGG-16", "<= 60", spent, unit="s")
 
 
+def _widths(quick: bool) -> Iterator[dict]:
+    spent = _rounds(quick, widths.sandwich_ratio, _images(quick=quick))
+    yield row("sandwich step of ResNet-20 over four plain steps", "<= 1.15", spent)
+    spent = _rounds(quick, widths.gradient_milliseconds)
+    yield row("gradient of ResNet-50's expected MACs", "<= 2", spent, unit="ms")
+    for batch_size, target in ((128, ">= 0.6"), (1, "none")):
+        gains = widths.found_gains(batch_size=batch_size, n_rounds=2 if quick else 9)
+        yield row(f"DMCP's ResNet-20: speed-up over MAC ratio, batch {batch_size}", target, gains)
+
+
 def _notebooks(quick: bool) -> Iterator[dict]:
     if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
         yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
@@ -127,6 +137,7 @@ GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "engine": _engine,
     "steps": _steps,
     "channels": _channels,
+    "widths": _widths,
     "notebooks": _notebooks,
 }
 

@@ -27,7 +27,7 @@ OPERATIONS = {
 
 
 @contextmanager
-def _as_in_training() -> Iterator[None]:
+def as_in_training() -> Iterator[None]:
     """Gives one thread, and on a GPU a stream that can be captured."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def _as_in_training() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@_as_in_training()
+@as_in_training()
 def method_ratios(images: dict) -> tuple[float, float]:
     """Compares masked with dense steps of ResNet-20, and RigL with static for equally many, taking turns each step."""
     # What masks cost does not depend on the batch: a small one shows it best, but a GPU must be kept busy.
@@ -72,7 +72,7 @@ def share_of_limit(images: dict) -> float:
     return macs / side**3 * _gain({"product": multiply, "step": _stepper(images, precision=precision)})
 
 
-@_as_in_training()
+@as_in_training()
 def milliseconds(image_size: int) -> float:
     """Times a step of ResNet-20 on 128 images, as the engine would take it."""
     dataset = "glyphs" if image_size <= 16 else "cifar10"
@@ -81,7 +81,7 @@ def milliseconds(image_size: int) -> float:
     return 1e3 * statistics.median(_in_turn({"step": step}, n_steps=N_STEPS)["step"])
 
 
-@_as_in_training()
+@as_in_training()
 def profile(images: dict) -> dict[str, float]:
     """Returns the shares of the time of ResNet-20's step under a static mask that its operations take."""
     step = _stepper(images, method="static", precision=best_precision(_device(), "resnet20"))
@@ -100,7 +100,7 @@ def _device() -> str:
     return workers.resolve_device("auto")
 
 
-@_as_in_training()
+@as_in_training()
 def _gain(sides: dict[str, Callable[[int], None]]) -> float:
     """Divides the median step of the first side by that of the second."""
     first, second = (statistics.median(seconds) for seconds in _in_turn(sides, n_steps=N_STEPS).values())

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,13 +36,8 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
     Raises:
         ValueError: A name that is not of letters, digits and underscores, or no words.
     """
-    for part in (notebook, profile, name):
-        if not re.fullmatch(r"\w+", part, re.ASCII):
-            raise ValueError(f"names of figures and folders have letters, digits and underscores only; got {part!r}")
-    if not alt.strip():
-        raise ValueError("alt must say in words what the figure shows")
+    stem = _stem(notebook, profile, name, alt)
     _settle(fig)
-    stem = paths.FIGURES / notebook / profile / name
     png = _png(fig)
     atomic_write(stem.with_suffix(".png"), png)
     atomic_write(stem.with_suffix(".svg"), _svg(fig))
@@ -53,7 +49,7 @@ def save_figure(fig: Figure, notebook: str, profile: str, name: str, *, data: pd
 
 def save_animation(frames: Iterable[Figure], notebook: str, profile: str, name: str, *, alt: str) -> None:
     """Writes figures of one size as an animated PNG, half a second each, and closes them; as for `save_figure`."""
-    pictures = []
+    stem, pictures = _stem(notebook, profile, name, alt), []
     for fig in frames:
         _settle(fig)
         pictures.append(Image.open(io.BytesIO(_png(fig))))
@@ -62,8 +58,18 @@ def save_animation(frames: Iterable[Figure], notebook: str, profile: str, name: 
     buffer = io.BytesIO()
     first, *others = pictures
     first.save(buffer, "PNG", save_all=True, append_images=others, duration=500, loop=0)
-    atomic_write((paths.FIGURES / notebook / profile / name).with_suffix(".png"), buffer.getvalue())
+    atomic_write(stem.with_suffix(".png"), buffer.getvalue())
     _show(buffer.getvalue(), alt, width=width)
+
+
+def _stem(notebook: str, profile: str, name: str, alt: str) -> Path:
+    """Returns the path of a figure's files, without ending; errors as for `save_figure`."""
+    for part in (notebook, profile, name):
+        if not re.fullmatch(r"\w+", part, re.ASCII):
+            raise ValueError(f"names of figures and folders have letters, digits and underscores only; got {part!r}")
+    if not alt.strip():
+        raise ValueError("alt must say in words what the figure shows")
+    return paths.FIGURES / notebook / profile / name
 
 
 def _rounded(value: object) -> object:

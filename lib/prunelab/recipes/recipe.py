@@ -168,7 +168,7 @@ class Recipe:
         check: Raises ValueError where options, or a number of parents, do not go together.
         outline: Foretells the cost of a run with given options on a data set.
         setup: Sets a run up from options, images and the states of its parents; or, where no network is to be trained,
-            gives the fields of its record at once, and its `state` if it has one.
+            gives the fields of its record at once, and its `state` where it hands one on.
     """
 
     name: str

@@ -22,6 +22,9 @@ _TRAINING = (
     *("augment", "eval_every"),
 )
 
+# What a record has where no network was trained.
+_UNTRAINED = {"status": "finished", "layers": [], "moves": {}, "precision": "fp32", "state": None}
+
 
 def execute(recipe: Recipe, run: Run, **arguments: object) -> dict:
     """Executes a run to its end; arguments, result and errors as for `executing`."""
@@ -62,7 +65,7 @@ def executing(
     dataset = dataset_of(options, device)
     setup = recipe.setup(options, dataset, parents, seed=run.seed, **own)
     if isinstance(setup, dict):
-        return {"state": None} | setup | {"dataset": source_of(dataset)}
+        return _UNTRAINED | setup | {"dataset": source_of(dataset)}
     arguments = {name: getattr(options, name) for name in _TRAINING}
     arguments |= {"precision": best_precision(device, options.model), **setup.training}
     result = yield from training(

@@ -116,13 +116,15 @@ RIVALS = ("uniform", "random", "expected", "greedy", "evolved")
 
 
 def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
-    """Lists the runs of each experiment. Judged ones have all seeds; what is drawn only has the first."""
+    """Lists the runs of each experiment: judged ones of all seeds, others of the first; `searches` are parents."""
     size = PROFILES[profile]
     found: dict[str, list[Run]] = {}
     for seed in seeds:
         for name, runs in _judged(size, partial(_run, size, seed)).items():
             found.setdefault(name, []).extend(runs)
-    return found | _drawn(size, partial(_run, size, seeds[0]))
+    found |= _drawn(size, partial(_run, size, seeds[0]))
+    searches = [earlier for runs in found.values() for run in runs for earlier in run.ancestors]
+    return found | {"searches": list(dict.fromkeys(searches))}
 
 
 def _run(size: SimpleNamespace, seed: int, *parents: Run, **options: Option) -> Run:

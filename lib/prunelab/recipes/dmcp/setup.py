@@ -138,14 +138,10 @@ def _look(options: DmcpOptions, dataset: LabelledImages, parent: State, *, seed:
     found, own = {options.design: widths}, {"validation_loss": loss(widths)}
     own["total_training_macs"] = parent.training_macs + judge.n_images * sum(forward_macs)
     return {
-        "status": "finished",
         "metrics": own | {"macs_ratio": cost.of(widths) / cost.of(slimmable.full)},
         "curves": {"validation_loss": losses},
-        "layers": [],
-        "moves": {},
         "found": found,
         "seconds": time.monotonic() - started,
-        "precision": "fp32",
         "state": replace(parent, found=found, training_macs=own["total_training_macs"]),
     }
 

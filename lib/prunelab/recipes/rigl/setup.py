@@ -143,11 +143,7 @@ def _follow_path(options: RigLOptions, dataset: LabelledImages, parents: Sequenc
         )
     positions, losses = landscape.loss_along(model, *ends, dataset, control_points=control_points)
     return {
-        "status": "finished",
         "metrics": {"loss_barrier": landscape.barrier(losses), "train_loss": max(losses)},
         "curves": {"position": positions, "train_loss": losses},
-        "layers": [],
-        "moves": {},
         "seconds": time.monotonic() - started,
-        "precision": "fp32",
     }
