@@ -242,8 +242,13 @@ def test_a_part_of_the_training_images_is_balanced_and_always_the_same(folder):
     assert dataset.n_test == 6
     with pytest.raises(ValueError, match=r"1\.\.15, as imagenet has 15 training images; got 16"):
         stream(n_train=16)
-    with pytest.raises(ValueError, match="n_validation needs images on the device; imagenet is streamed"):
-        stream(n_validation=2)
+
+
+def test_held_out_images_are_other_training_images_in_place_of_the_test_images(folder):
+    dataset = stream(n_train=6, n_validation=3)
+    assert dataset.train_files == stream(n_train=6).train_files
+    assert dataset.test_labels.tolist() == [0, 1, 2]
+    assert not set(dataset.test_files) & set(dataset.train_files) and set(dataset.test_files) < set(stream().train_files)
 
 
 def test_the_hash_is_of_paths_and_sizes(folder):

@@ -1,5 +1,6 @@
 """Widths that need no search, as costly as a budget allows: the same share of all groups, random ones, slimming's."""
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,12 +34,12 @@ def slimmed(full: Widths, scores: Mapping[str, Tensor], cost: Cost, *, budget: f
         cost: What a network costs.
         budget: To which the returned one's cost is nearest.
     """
-    return _nearest(
-        lambda share: {name: len(kept) for name, kept in keep_largest_globally(scores, density=share).items()},
-        full,
-        cost,
-        budget,
-    )
+
+    def left(share: float) -> dict[str, int]:
+        return {name: len(kept) for name, kept in keep_largest_globally(scores, density=share).items()}
+
+    with warnings.catch_warnings(action="ignore"):  # of shares that are tried, and leave a layer nothing
+        return _nearest(left, full, cost, budget)
 
 
 def _nearest(widths_at: Callable[[float], Widths], full: Widths, cost: Cost, budget: float) -> dict[str, int]:
@@ -50,5 +51,5 @@ def _nearest(widths_at: Callable[[float], Widths], full: Widths, cost: Cost, bud
 
 def random(grid: Grid, cost: Cost, *, budget: float, generator: torch.Generator) -> dict[str, int]:
     """Draws each group's width by itself until the network costs its budget, to 1 %; errors as for `first_near`."""
-    draws = grid.choices.T.gather(0, grid.drawn(generator, N_DRAWS))
+    draws = grid.choices.T.gather(0, grid.spread(generator, N_DRAWS))
     return grid.widths(first_near(draws.float(), cost, budget))

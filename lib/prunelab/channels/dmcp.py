@@ -126,6 +126,7 @@ class Search(Sandwich):
         penalty: float,
         rate: float = 0.5,
         plain: bool = False,
+        label_smoothing: float = 0.0,
         generator: torch.Generator,
     ) -> None:
         """Args:
@@ -137,13 +138,15 @@ class Search(Sandwich):
         penalty: Weight of the budget's penalty in the loss of alpha.
         rate: Learning rate of alpha at the beginning of the second phase; at its end it is a fifth of that.
         plain: Whether the weights learn at full width only.
+        label_smoothing: As for `Sandwich`.
         generator: Of the random widths, on the CPU.
         Raises:
             ValueError: A budget below the smallest network, or above the full one.
         """
         self.grid = Grid(slimmable.groups)
         check_budget(budget, cost, self.grid)
-        super().__init__(slimmable, self._plain if plain else self._sandwich, generator=generator)
+        draw = self._plain if plain else self._sandwich
+        super().__init__(slimmable, draw, label_smoothing=label_smoothing, generator=generator)
         self.cost, self.budget, self.penalty, self.rate = cost, budget, penalty, rate
         self.first, self.last = round(warm_up * n_batches), n_batches
         self.markov = Markov(self.grid).to(next(slimmable.model.parameters()).device)
@@ -186,8 +189,10 @@ class Search(Sandwich):
         """Returns the widths that the search proposes, by name.
 
         `expected`, the expected ones, rounded; `direct_1` to `direct_5`, drawn along the chains until their cost is
-        within 1 % of the budget, unless the search is too far from it; `smallest`; `largest`.
+        within 1 % of the budget, unless the search is too far from it; `smallest`; `largest`. None if alpha is NaN.
         """
+        if not self.markov.alphas.isfinite().all():
+            return {}
         found = {"expected": self.markov.rounded(), "smallest": self.grid.at(0), "largest": self.grid.at(-1)}
         with contextlib.suppress(ValueError):
             for i in range(N_DRAWN):

@@ -50,7 +50,7 @@ def groups_of(traced: Trace) -> dict[str, Group]:
                 f"{name!r} ({type(layer.module).__name__}) cannot work on the first channels only; a slimmable network"
                 " needs ordinary and depthwise convolutions, without selections"
             )
-        written = tuple(traced.channels(_outputs(layer)))
+        written = tuple(traced.channels(outputs(layer)))  # a group is the row of its channels
         if _mixes(layer) and fixed.isdisjoint(written):
             found.setdefault(written, Group(name, len(written))).writers.append(name)
     for name, layer in traced.layers.items():
@@ -71,7 +71,8 @@ def _mixes(layer: Layer) -> bool:
     return layer.makes_channels or isinstance(layer.module, PadChannels)
 
 
-def _outputs(layer: Layer) -> list[int]:
+def outputs(layer: Layer) -> list[int]:
+    """Returns the names of all output channels, those that are passed on included."""
     return [*layer.reads, *layer.writes] if isinstance(layer.module, PadChannels) else layer.writes
 
 
@@ -108,6 +109,12 @@ class Grid:
     def drawn(self, generator: torch.Generator, n: int = 1) -> Tensor:
         """Draws indices of choices, each group's independently, int64 (n, groups)."""
         return torch.randint(self.choices.shape[1], (n, len(self.names)), generator=generator)
+
+    def spread(self, generator: torch.Generator, n: int) -> Tensor:
+        """Draws as `drawn`, but networks from narrow to wide: of independent draws, nearly all are half as wide."""
+        tilt = 4 ** (2 * torch.rand(n, 1, generator=generator) - 1)  # from a quarter to four
+        n_choices = self.choices.shape[1]
+        return (n_choices * torch.rand(n, len(self.names), generator=generator) ** tilt).long().clamp(max=n_choices - 1)
 
 
 def check_widths(widths: Widths, groups: Mapping[str, Group]) -> None:

@@ -5,6 +5,7 @@ Differs: The second linear layer of each generator has the layer's own weight as
     initialisation. Batch normalisation is shared by all widths and recalibrated; the authors keep one for each width.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -78,20 +79,20 @@ def evolve(
         budget: At most what a candidate costs; at least it costs 95 % of that.
         loss: Of the network at given widths, on images that it was not trained on.
         n_generations: After the first, which is drawn at random.
-        n_candidates: In each generation.
+        n_candidates: In each generation, besides those that are known already.
         generator: Of all that is random, on the CPU.
     Raises:
         ValueError: No candidate is within the budget.
     """
     losses: dict[tuple[int, ...], float] = {}
-    children = grid.drawn(generator, 10 * N_DRAWS)
+    children = grid.spread(generator, 10 * N_DRAWS)
     for _ in range(1 + n_generations):
         widths = grid.choices.T.gather(0, children)
         costs = cost(widths.float())
         fitting = children[(costs <= budget) & (costs >= NEAR * budget)]
-        for candidate in list(dict.fromkeys(map(tuple, fitting.tolist())))[:n_candidates]:
-            if candidate not in losses:
-                losses[candidate] = loss(grid.at(torch.tensor(candidate)))
+        new = (child for child in dict.fromkeys(map(tuple, fitting.tolist())) if child not in losses)
+        for candidate in itertools.islice(new, n_candidates):
+            losses[candidate] = loss(grid.at(torch.tensor(candidate)))
         if not losses:
             raise ValueError(f"no widths cost {NEAR:.0%} to 100 % of the budget of {budget:,.4g}")
         parents = torch.tensor(sorted(losses, key=losses.__getitem__)[: max(2, n_candidates // 2)])

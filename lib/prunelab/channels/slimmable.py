@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.channels.costs import Macs
-from prunelab.channels.groups import Grid, Widths, check_widths, groups_of
+from prunelab.channels.groups import Grid, Widths, check_widths, groups_of, outputs
 from prunelab.channels.trace import trace
 from prunelab.methods.hooks import Hooks
 from prunelab.models.layers import PadChannels
@@ -49,7 +49,10 @@ class PrefixLinear(nn.Linear):
 
 
 class PrefixBatchNorm2d(nn.BatchNorm2d):
-    """Normalises however many channels it is given, by the first of its scales, shifts and statistics."""
+    """Normalises however many channels it is given, by the first of its scales, shifts and statistics.
+
+    A momentum of 0 leaves the statistics as they are; batches are not counted.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var, weight, bias = (
@@ -101,10 +104,13 @@ class Slimmable:
         self.macs = Macs(model, self.groups, in_channels=in_channels, image_size=image_size)
         for name, layer in traced.layers.items():
             module = model.get_submodule(name)
-            if type(module) not in _PREFIX or getattr(module, "padding_mode", "zeros") != "zeros":
-                raise ValueError(f"{name!r} is {module}; slimmable are {', '.join(kind.__name__ for kind in _PREFIX)}")
+            is_plain = getattr(module, "padding_mode", "zeros") == "zeros"
+            is_plain = is_plain and getattr(module, "affine", True) and getattr(module, "track_running_stats", True)
+            if type(module) not in _PREFIX or not is_plain:
+                kinds = ", ".join(kind.__name__ for kind in _PREFIX)
+                raise ValueError(f"{name!r} is {module}; slimmable are {kinds}, padded with zeros, with scales")
             module.__class__ = _PREFIX[type(module)]  # as torch.nn.utils.parametrize does
-            module.n_out = len(layer.writes)
+            module.n_out = len(outputs(layer))
         self._norms = {norm: norm.momentum for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)}
         self.full: Widths = {name: group.n_channels for name, group in self.groups.items()}
         self.set(self.full)
@@ -162,6 +168,7 @@ class Sandwich(Hooks):
         draw: Callable[[torch.Generator], Iterable[Widths]],
         *,
         judged: Widths | None = None,
+        label_smoothing: float = 0.0,
         generator: torch.Generator,
     ) -> None:
         """Args:
@@ -169,9 +176,11 @@ class Sandwich(Hooks):
         draw: Gives the widths of a step; what comes after the first learns its outputs in place of the labels.
         judged: Those whose statistics batch normalisation keeps, and which the network has between steps; None is all
             channels. Where a step has one width, its statistics are kept.
+        label_smoothing: Of the first one's labels, in [0, 1).
         generator: Of the random widths, on the CPU.
         """
         self.slimmable, self.draw, self.generator = slimmable, draw, generator
+        self.label_smoothing = label_smoothing
         self.judged = dict(judged or slimmable.full)
         self.n_batches, self.macs = 0, 0.0
         slimmable.set(self.judged)
@@ -182,8 +191,11 @@ class Sandwich(Hooks):
         for widths in drawn:
             self.slimmable.set(widths, keeps_statistics=len(drawn) == 1 or widths == self.judged)
             logits = model(images)
-            yield F.cross_entropy(logits, labels) if teacher is None else distillation(logits, teacher)
-            teacher = logits.detach() if teacher is None else teacher
+            if teacher is None:
+                yield F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                teacher = logits.detach()
+            else:
+                yield distillation(logits, teacher)
             self.macs += self.slimmable.macs.of(widths)
         self.slimmable.set(self.judged)
         self.n_batches += 1
@@ -220,7 +232,7 @@ def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Takes the running statistics of batch normalisation anew: the mean over batches of images.
+    """Takes the running statistics of batch normalisation anew, the mean over batches of images; leaves training mode.
 
     Differs: The authors' code resets its statistics with a momentum of 1, so that only the last batch counts.
     """
@@ -230,5 +242,6 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         for norm in norms:
             norm.momentum = 1 / number
         model(images)
+    model.eval()
     for norm, momentum in norms.items():
         norm.momentum = momentum

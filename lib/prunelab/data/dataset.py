@@ -62,9 +62,12 @@ class Dataset(Images, LabelledImages):
         """Returns the test images in order, uint8, in parts of `batch_size`."""
         return self.test_images.split(batch_size)
 
-    def take(self, kept: Tensor) -> "Dataset":
-        """Returns the data set with those of its training images only; int64 or bool."""
-        return replace(self, train_images=self.train_images[kept], train_labels=self.train_labels[kept])
+    def take(self, kept: Tensor, *, held_out: Tensor | None = None) -> "Dataset":
+        """Returns the data set with those of its training images, int64, and others in place of its test images."""
+        tested = {}
+        if held_out is not None:
+            tested = {"test_images": self.train_images[held_out], "test_labels": self.train_labels[held_out]}
+        return replace(self, train_images=self.train_images[kept], train_labels=self.train_labels[kept], **tested)
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -112,10 +115,8 @@ def split(dataset: LabelledImages, *, n_train: int | None = None, n_validation: 
         n_train: Images to train on; None takes all that are not held out.
         n_validation: Images to hold out; None keeps the test images.
     Raises:
-        ValueError: Too many images, or none; or held-out images of a data set that is streamed.
+        ValueError: Too many images, or none.
     """
-    if n_validation is not None and not isinstance(dataset, Dataset):
-        raise ValueError(f"n_validation needs images on the device; {dataset.name} is streamed")
     last = dataset.n_train - (n_validation or 0)
     for name, n, most in (("n_validation", n_validation, dataset.n_train - 1), ("n_train", n_train, last)):
         if n is not None and not 1 <= n <= most:
@@ -128,11 +129,7 @@ def split(dataset: LabelledImages, *, n_train: int | None = None, n_validation: 
         balanced_sample(labels, n, generator=torch.Generator().manual_seed(0)).to(dataset.device)
         for n in (n_train, n_train + (n_validation or 0))
     )
-    part = dataset.take(taken)
-    if n_validation is None:
-        return part
-    held_out = more[~torch.isin(more, taken)]
-    return replace(part, test_images=dataset.train_images[held_out], test_labels=dataset.train_labels[held_out])
+    return dataset.take(taken, held_out=more[~torch.isin(more, taken)] if n_validation else None)
 
 
 def area_average(image: np.ndarray, size: int) -> np.ndarray:

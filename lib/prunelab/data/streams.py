@@ -68,10 +68,14 @@ class StreamedDataset(folders.Listing, LabelledImages):
         """Yields the test images in order, uint8, in parts of `batch_size`."""
         return _decoded(self, self.test_files, torch.arange(self.n_test)[:, None].split(batch_size))
 
-    def take(self, kept: Tensor) -> "StreamedDataset":
-        """Returns the data set with those of its training images only; int64."""
+    def take(self, kept: Tensor, *, held_out: Tensor | None = None) -> "StreamedDataset":
+        """Returns the data set with those of its training images, int64, and others in place of its test images."""
+        tested = {}
+        if held_out is not None:
+            test_files = [self.train_files[i] for i in held_out.tolist()]
+            tested = {"test_files": test_files, "test_labels": self.train_labels[held_out]}
         train_files = [self.train_files[i] for i in kept.tolist()]
-        return replace(self, train_files=train_files, train_labels=self.train_labels[kept])
+        return replace(self, train_files=train_files, train_labels=self.train_labels[kept], **tested)
 
 
 def open_folder(folder: Path, *, name: str, image_size: int) -> StreamedDataset:

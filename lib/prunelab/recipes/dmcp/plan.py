@@ -52,7 +52,7 @@ class DmcpOptions(TrainingOptions):
 # What a profile decides:
 #   seeds: Of the judged comparisons; the first one is that of all else.
 #   base: What all runs share.
-#   search: How long the full network learns at several widths, searches, or makes weights.
+#   search: How long the full network learns at several widths, searches, or makes weights; without held-out images.
 #   lengths: Of the trainings of the networks that were found; the last is that of sweeps and ablations.
 #   budgets: Shares of the MACs: of the judged comparisons, then those that are drawn.
 #   penalty: Of slimming's gammas.
@@ -67,7 +67,7 @@ _ABLATIONS = (
 SMOKE = SimpleNamespace(
     seeds=(0,),
     base={"dataset": "digits", "model": "resnet8", "label_smoothing": 0.0, "alpha_rate": 2.0},
-    search={"n_epochs": 4, "batch_size": 32},
+    search={"n_epochs": 4, "batch_size": 32, "n_train": 1_338},
     lengths={"long": {"n_epochs": 4}, "short": {"n_epochs": 2}},
     budgets=(0.25, 0.5),
     penalty=0.01,
@@ -100,7 +100,7 @@ FULL = SimpleNamespace(
 PAPER = SimpleNamespace(
     seeds=(0, 1, 2),
     base={"dataset": "imagenet", "batch_size": 1024},
-    search={"n_epochs": 40, "learning_rate": 0.5},
+    search={"n_epochs": 40, "learning_rate": 0.5, "label_smoothing": 0.0, "n_train": 1_271_167},
     lengths={"long": {"n_epochs": 100, "learning_rate": 0.8, "warmup_epochs": 1}},
     budgets=(0.27, 0.54, 0.068),
     penalty=1e-5,

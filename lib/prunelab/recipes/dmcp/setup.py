@@ -76,6 +76,7 @@ def _large(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[Stat
     if options.training == "dense":
         original = original_of(options, dataset, parents, seed=seed)
         model = original.model
+        slimmable_of(options, dataset)  # what cannot be cut afterwards is refused now
         if options.penalty:
             method = PREPARATIONS["slimming"](original, 0)
     else:
@@ -84,17 +85,20 @@ def _large(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[Stat
         grid, generator = Grid(slimmable.groups), generator_of("widths", seed)
         if options.training == "dmcp":
             method = Search(
-                *(slimmable, cost),
+                slimmable,
+                cost,
                 budget=budget,
                 n_batches=options.n_epochs * (dataset.n_train // options.batch_size),
                 warm_up=options.warm_up,
                 penalty=options.budget_penalty,
                 rate=options.alpha_rate,
                 plain=not options.sandwich,
+                label_smoothing=options.label_smoothing,
                 generator=generator,
             )
         elif options.training == "slimmable":
-            method = Sandwich(slimmable, sandwich(grid, independent=options.independent), generator=generator)
+            draw = sandwich(grid, independent=options.independent)
+            method = Sandwich(slimmable, draw, label_smoothing=options.label_smoothing, generator=generator)
         else:
             model = MetaNetwork(slimmable).to(dataset.device)
             method = Sandwich(slimmable, lambda random: [grid.at(grid.drawn(random)[0])], generator=generator)
@@ -159,18 +163,19 @@ def _final(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[Stat
         norms = {name: original.traced.norm(name) for name in original.widths}
         gammas = gamma_scores(original.model, norms.values())
         widths = designs.slimmed(large.full, {name: gammas[norms[name]] for name in norms}, cost, budget=budget)
-    elif options.design in parents[0].found:
+    elif options.design in parents[0].found and parents[0].options["width"] == options.width:
         widths = parents[0].found[options.design]
     else:
         has = ", ".join(parents[0].found) or "none: it is no search, or it diverged"
-        raise ValueError(f"the parent has found no widths {options.design!r}; it has found {has}")
+        raise ValueError(f"the parent has found no widths {options.design!r} for this network; it has found {has}")
 
     torch.manual_seed(stream_seed("scratch", seed))  # the same values, however the widths were found
     small = network_of(options, dataset, width=options.width, widths=widths)
     model, method = small.to(dataset.device, memory_format=torch.channels_last), None
     if options.training == "distilled":
         model = large.model
-        method = Sandwich(large, lambda random: [large.full, widths], judged=widths, generator=generator)
+        pair, smoothing = [large.full, widths], options.label_smoothing
+        method = Sandwich(large, lambda random: pair, judged=widths, label_smoothing=smoothing, generator=generator)
 
     def trained() -> nn.Module:
         if method:

@@ -9,6 +9,7 @@ from prunelab.channels.costs import Cost, check_budget
 from prunelab.channels.groups import Grid, Widths
 from prunelab.channels.latency_table import LatencyTable
 from prunelab.channels.slimmable import Slimmable, calibrate
+from prunelab.cost import layer_table, total
 from prunelab.data import LabelledImages
 from prunelab.recipes.common import generator_of, image_of, network_of
 from prunelab.recipes.dmcp.plan import DmcpOptions
@@ -29,7 +30,15 @@ def slimmable_of(options: DmcpOptions, dataset: LabelledImages) -> tuple[Slimmab
     slimmable = Slimmable(model, **image_of(dataset))
     cost = slimmable.macs if options.cost == "macs" else LatencyTable.shipped(options.cost, slimmable.groups)
     budget = options.budget * cost.of(slimmable.full)
-    check_budget(budget, cost, Grid(slimmable.groups))
+    grid = Grid(slimmable.groups)
+    check_budget(budget, cost, grid)
+    widths = grid.at(0)
+    with torch.device("meta"):
+        least = network_of(options, dataset, width=options.width, widths=widths)
+    if total(layer_table(least, **image_of(dataset)), "macs") != slimmable.macs.of(widths):
+        raise ValueError(
+            f"{options.model} cannot be built with these widths: its builder ties layers of several groups"
+        )
     return slimmable, cost, budget
 
 
