@@ -248,7 +248,9 @@ def test_held_out_images_are_other_training_images_in_place_of_the_test_images(f
     dataset = stream(n_train=6, n_validation=3)
     assert dataset.train_files == stream(n_train=6).train_files
     assert dataset.test_labels.tolist() == [0, 1, 2]
-    assert not set(dataset.test_files) & set(dataset.train_files) and set(dataset.test_files) < set(stream().train_files)
+    assert not set(dataset.test_files) & set(dataset.train_files) and set(dataset.test_files) < set(
+        stream().train_files
+    )
 
 
 def test_the_hash_is_of_paths_and_sizes(folder):
