@@ -226,3 +226,9 @@ def test_widths_of_a_real_network_cost_their_budget(share):
 def test_budget_that_no_random_network_has_is_refused():
     with pytest.raises(ValueError, match=r"none of 10,000 draws costs the budget of 1\.5 to 1%; they cost 2 to 200"):
         designs.random(TENS, Product(), budget=1.5, generator=torch.Generator().manual_seed(0))
+
+
+def test_tilt_is_the_last_third_minus_the_first():
+    full = dict.fromkeys("abcdefg", 10)
+    assert designs.depth_tilt(dict(zip("abcdefg", (2, 4, 9, 9, 9, 8, 10), strict=True)), full) == pytest.approx(0.6)
+    assert designs.depth_tilt({"a": 3}, {"a": 10}) == 0

@@ -1,5 +1,6 @@
 """Widths that need no search, as costly as a budget allows: the same share of all groups, random ones, slimming's."""
 
+import statistics
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -53,3 +54,10 @@ def random(grid: Grid, cost: Cost, *, budget: float, generator: torch.Generator)
     """Draws each group's width by itself until the network costs its budget, to 1 %; errors as for `first_near`."""
     draws = grid.choices.T.gather(0, grid.spread(generator, N_DRAWS))
     return grid.widths(first_near(draws.float(), cost, budget))
+
+
+def depth_tilt(widths: Widths, full: Widths) -> float:
+    """Returns the mean share of channels that the last third of groups keeps, minus that of the first third."""
+    shares = [widths[name] / n for name, n in full.items()]
+    third = max(1, len(shares) // 3)
+    return statistics.mean(shares[-third:]) - statistics.mean(shares[:third])

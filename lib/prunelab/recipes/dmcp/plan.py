@@ -116,15 +116,16 @@ RIVALS = ("uniform", "random", "expected", "greedy", "evolved")
 
 
 def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
-    """Lists the runs of each experiment: judged ones of all seeds, others of the first; `searches` are parents."""
+    """Lists the runs of each experiment: judged ones of all seeds, others of the first; and their parents."""
     size = PROFILES[profile]
     found: dict[str, list[Run]] = {}
     for seed in seeds:
         for name, runs in _judged(size, partial(_run, size, seed)).items():
             found.setdefault(name, []).extend(runs)
-    found |= _drawn(size, partial(_run, size, seeds[0]))
-    searches = [earlier for runs in found.values() for run in runs for earlier in run.ancestors]
-    return found | {"searches": list(dict.fromkeys(searches))}
+    drawn = _drawn(size, partial(_run, size, seeds[0]))
+    for name, part in {"searches": [*found.values()], "drawn_searches": [*drawn.values()]}.items():
+        found[name] = list(dict.fromkeys(earlier for runs in part for run in runs for earlier in run.ancestors))
+    return found | drawn
 
 
 def _run(size: SimpleNamespace, seed: int, *parents: Run, **options: Option) -> Run:

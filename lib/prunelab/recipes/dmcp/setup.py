@@ -1,6 +1,5 @@
 """DMCP: what a run is made of. A large network that learns to be any of its smaller ones, or one of these."""
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from prunelab.methods.hooks import Hooks
 from prunelab.precision import best_precision
 from prunelab.recipes.common import generator_of, image_of, layers_of, network_of, stream_seed
 from prunelab.recipes.dmcp.plan import DESIGNS, FINAL, FOUND, LOOKED_FOR, TRAININGS, DmcpOptions
-from prunelab.recipes.dmcp.supernets import BATCH_SIZE, N_BATCHES, Judge, cut_accuracies, slimmable_of
+from prunelab.recipes.dmcp.supernets import Judge, cut_accuracies, slimmable_of
 from prunelab.recipes.prunings import PREPARATIONS
 from prunelab.recipes.recipe import Outline, Setup, State, check_choices
 from prunelab.recipes.structures import original_of
@@ -47,8 +46,7 @@ def check(options: DmcpOptions, *, n_parents: int) -> None:
 def outline(options: DmcpOptions, dataset: LabelledImages) -> Outline:
     """Foretells the width of a network and the length of its training; several passes a step are as much longer."""
     if options.training == "none":
-        n_images = (dataset.n_test + N_BATCHES * BATCH_SIZE) * N_GENERATIONS * N_CANDIDATES
-        return Outline(options.width, 0, n_evaluated=n_images)
+        return Outline(options.width, 0, n_evaluated=N_GENERATIONS * N_CANDIDATES * 2 * dataset.n_test)
     width = options.width * (options.budget**0.5 if options.training == "scratch" else 1.0)
     return Outline(width, round(_PASSES.get(options.training, 1.0) * options.n_epochs))
 
@@ -82,7 +80,8 @@ def _large(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[Stat
     else:
         slimmable, cost, budget = slimmable_of(options, dataset)
         model = slimmable.model
-        grid, generator = Grid(slimmable.groups), generator_of("widths", seed)
+        grid = Grid(slimmable.groups)
+        shared = {"label_smoothing": options.label_smoothing, "generator": generator_of("widths", seed)}
         if options.training == "dmcp":
             method = Search(
                 slimmable,
@@ -93,15 +92,13 @@ def _large(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[Stat
                 penalty=options.budget_penalty,
                 rate=options.alpha_rate,
                 plain=not options.sandwich,
-                label_smoothing=options.label_smoothing,
-                generator=generator,
+                **shared,
             )
         elif options.training == "slimmable":
-            draw = sandwich(grid, independent=options.independent)
-            method = Sandwich(slimmable, draw, label_smoothing=options.label_smoothing, generator=generator)
+            method = Sandwich(slimmable, sandwich(grid, independent=options.independent), **shared)
         else:
             model = MetaNetwork(slimmable).to(dataset.device)
-            method = Sandwich(slimmable, lambda random: [grid.at(grid.drawn(random)[0])], generator=generator)
+            method = Sandwich(slimmable, lambda random: [grid.at(grid.drawn(random)[0])], **shared)
 
     def fields(result: Result) -> dict:
         if result.diverged:
@@ -153,9 +150,8 @@ def _look(options: DmcpOptions, dataset: LabelledImages, parent: State, *, seed:
 def _final(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[State], *, seed: int) -> Setup:
     """A network of given or found widths, with fresh values; trained by itself, or along with the full one."""
     large, cost, budget = slimmable_of(options, dataset)
-    grid, generator = Grid(large.groups), generator_of("design", seed)
     if options.design == "random":
-        widths = designs.random(grid, cost, budget=budget, generator=generator)
+        widths = designs.random(Grid(large.groups), cost, budget=budget, generator=generator_of("design", seed))
     elif options.design == "uniform":
         widths = designs.uniform(large.full, cost, budget=budget)
     elif options.design == "slimming":
@@ -173,18 +169,15 @@ def _final(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[Stat
     small = network_of(options, dataset, width=options.width, widths=widths)
     model, method = small.to(dataset.device, memory_format=torch.channels_last), None
     if options.training == "distilled":
-        model = large.model
-        pair, smoothing = [large.full, widths], options.label_smoothing
-        method = Sandwich(large, lambda random: pair, judged=widths, label_smoothing=smoothing, generator=generator)
+        shared = {"label_smoothing": options.label_smoothing, "generator": generator_of("widths", seed)}
+        model, method = large.model, Sandwich(large, lambda random: [large.full, widths], judged=widths, **shared)
 
     def trained() -> nn.Module:
         if method:
             small.load_state_dict(leading_state(small, large.model.state_dict()))
         return small
 
-    shares = [widths[name] / n for name, n in large.full.items()]
-    third = max(1, len(shares) // 3)
-    own = {"depth_tilt": statistics.mean(shares[-third:]) - statistics.mean(shares[:third]), "n_bytes": n_bytes(small)}
+    own = {"depth_tilt": designs.depth_tilt(widths, large.full), "n_bytes": n_bytes(small)}
 
     def fields(result: Result) -> dict:
         return {"widths": widths, "metrics": own, "state": {"widths": widths}}
