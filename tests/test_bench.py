@@ -4,7 +4,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from prunelab import latency
+from prunelab import latency, recipes
 from prunelab.bench import channels, plans, steps, widths
 
 GLYPHS = {"dataset": "glyphs", "n_train": 128}
@@ -155,16 +155,18 @@ def test_sandwich_and_gradient_are_measured():
 
 def test_gain_of_a_found_network_is_over_its_ratio_of_macs(monkeypatch):
     image = {"in_channels": 1, "image_size": 8, "num_classes": 10}
-    record = {
-        "options": {"design": "expected", "model": "resnet8", "width": 1.0},
-        "widths": {"conv": 8},
-        "image": image,
-    }
-    monkeypatch.setattr(widths.records, "load", lambda notebook: [{"options": {"design": None}}, record])
+    main = recipes.get("dmcp").experiments("small")["main_long"]
+    first = next(run.id for run in main if run.options.get("design") == "expected")
+    record = {"id": first, "options": {"model": "resnet8", "width": 1.0}, "widths": {"conv": 8}, "image": image}
+    monkeypatch.setattr(widths.records, "load", lambda notebook: [{"id": "another"}, record])
     spent = {"large": latency.Latency((6.0, 4.0)), "small": latency.Latency((3.0, 1.0))}
     monkeypatch.setattr(widths.latency, "compare", lambda networks, **options: spent)
     # The stream of 16 channels has 8: 16 x 16 x 9 weights at 64 positions are halved in both layers that touch it.
-    first, stem, rest = 64 * 9 * 16, 64 * 9 * 16 * 16, (16 * 32 + 32 * 32) * 9 * 16 + (32 * 64 + 64 * 64) * 9 * 4 + 640
-    halved = first / 2 + stem + 16 * 32 * 9 * 16 / 2 + rest - 16 * 32 * 9 * 16
-    ratio = (first + 2 * stem + rest) / halved
+    image_layer, stem, rest = (
+        64 * 9 * 16,
+        64 * 9 * 16 * 16,
+        (16 * 32 + 32 * 32) * 9 * 16 + (32 * 64 + 64 * 64) * 9 * 4 + 640,
+    )
+    halved = image_layer / 2 + stem + 16 * 32 * 9 * 16 / 2 + rest - 16 * 32 * 9 * 16
+    ratio = (image_layer + 2 * stem + rest) / halved
     assert widths.found_gains(batch_size=1, n_rounds=2) == pytest.approx([2 / ratio, 4 / ratio])

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from prunelab import cost, data, latency, records, workers
+from prunelab import cost, data, latency, recipes, records, workers
 from prunelab.bench.steps import N_WARM_UP, as_in_training
 from prunelab.channels.dmcp import Markov
 from prunelab.channels.groups import Grid, Widths
@@ -64,9 +64,10 @@ def gradient_milliseconds() -> float:
 
 
 def found_gains(*, batch_size: int, n_rounds: int) -> list[float]:
-    """Returns the speed-up of the network that DMCP found over its ratio of MACs, each round: the first on record."""
-    device, found = workers.resolve_device("auto"), records.load("02_dmcp")
-    record = next(own for own in found if own["options"]["design"] == "expected")
+    """Returns the speed-up over the ratio of MACs of the network that DMCP found in the first of the main runs."""
+    device, found = workers.resolve_device("auto"), {record["id"]: record for record in records.load("02_dmcp")}
+    main = recipes.get("dmcp").experiments("small")["main_long"]
+    record = next(found[run.id] for run in main if run.options.get("design") == "expected")
     build = partial(build_model, record["options"]["model"], width=record["options"]["width"], **record["image"])
     networks = {"large": build().to(device), "small": build(widths=record["widths"]).to(device)}
     image = {name: record["image"][name] for name in ("in_channels", "image_size")}
