@@ -465,9 +465,10 @@ def test_animation_is_one_png_of_several_pictures(folder):
             ax.set(title="Grows", ylim=(0, 3))
             yield fig
 
+    before = plt.get_fignums()
     figures.save_animation(drawn(), "01_rigl", "small", "grows", alt="A bar grows.")
     first = (folder / "grows.png").read_bytes()
-    assert Image.open(folder / "grows.png").n_frames == 3 and not plt.get_fignums()
+    assert Image.open(folder / "grows.png").n_frames == 3 and plt.get_fignums() == before
     figures.save_animation(drawn(), "01_rigl", "small", "grows", alt="A bar grows.")
     assert (folder / "grows.png").read_bytes() == first
     with pytest.raises(ValueError, match="letters, digits and underscores"):

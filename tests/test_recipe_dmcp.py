@@ -127,7 +127,7 @@ def test_images_on_which_widths_are_looked_for_are_none_that_the_network_was_tra
 
 
 @pytest.mark.parametrize(
-    "model, message", [("resnet8_wide_early", "ties layers of several groups"), ("densenet22", "")]
+    "model, message", [("resnet8_wide_early", "ties layers of several groups"), ("densenet22", "first channels only")]
 )
 def test_network_that_cannot_be_slimmed_is_refused_before_it_is_trained(model, message, monkeypatch):
     monkeypatch.setattr(runner, "training", None)  # which would be called
