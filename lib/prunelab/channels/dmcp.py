@@ -189,7 +189,7 @@ class Search(Sandwich):
         """Returns the widths that the search proposes, by name.
 
         `expected`, the expected ones, rounded; `direct_1` to `direct_5`, drawn along the chains until their cost is
-        within 1 % of the budget, unless the search is too far from it; `smallest`; `largest`. None if alpha is NaN.
+        within 1 % of the budget, unless the search is too far from it; `smallest`; `largest`. Empty if alpha is NaN.
         """
         if not self.markov.alphas.isfinite().all():
             return {}

@@ -111,7 +111,7 @@ class Grid:
         return torch.randint(self.choices.shape[1], (n, len(self.names)), generator=generator)
 
     def spread(self, generator: torch.Generator, n: int) -> Tensor:
-        """Draws as `drawn`, but networks from narrow to wide: of independent draws, nearly all are half as wide."""
+        """Draws as `drawn`, but tilts each network as a whole, from narrow to wide; `drawn` gives few at either end."""
         tilt = 4 ** (2 * torch.rand(n, 1, generator=generator) - 1)  # from a quarter to four
         n_choices = self.choices.shape[1]
         return (n_choices * torch.rand(n, len(self.names), generator=generator) ** tilt).long().clamp(max=n_choices - 1)
