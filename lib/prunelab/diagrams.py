@@ -134,11 +134,11 @@ def markov_chain(stays: Sequence[float], sizes: Sequence[int], *, axes: Sequence
             top.annotate(
                 "", (step - 0.7, -0.75), (step - 0.9, -0.25), arrowprops=arrow | {"color": DROPPED, "shrinkA": 2}
             )
-            top.text(step - 0.7, -0.9, "stop", ha="center", color=DROPPED, fontsize=8)
+            top.text(step - 0.7, -0.95, f"stop: {1 - row['stays']:.2f}", ha="center", color=DROPPED, fontsize=8)
     top.set(ylim=(-1.1, 0.6), xticks=[], yticks=[])
     top.spines[:].set_visible(False)
     bars = bottom.bar(data.index, data["retained"], color=KEPT, width=0.6)
-    bottom.bar_label(bars, fmt="%.2f", fontsize=8.5)
+    bottom.bar_label(bars, fmt="%.3g", fontsize=8.5)
     bottom.set(ylim=(0, 1.2), yticks=[0, 1], xticks=data.index, ylabel="retained $m_k$", xlabel="step k")
     plt.setp(axes, xlim=(-0.6, len(data) - 0.4))
     return data
@@ -160,7 +160,7 @@ def sandwich(
     for ax, (name, widths) in zip(axes, networks.items(), strict=True):
         ax.bar(range(len(groups)), full.values(), color=INACTIVE, width=0.9)
         ax.bar(range(len(groups)), [widths[group] for group in groups], color=KEPT, width=0.9)
-        ax.set(xticks=[], yticks=[], xlabel="groups of layers, first to last")
+        ax.set(xticks=[], yticks=sorted({*full.values()}), xlabel="groups of layers, first to last")
         ax.set_title(name, fontsize=10)
         ax.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_ylabel("channels")

@@ -96,11 +96,11 @@ class Markov(nn.Module):
 def budget_penalty(cost: Tensor, budget: float) -> Tensor:
     """Returns how far an expected cost is from its budget, on a log scale; 0 from 95 % of it to 100 %.
 
-    log(1 + d / 0.05), where d is the distance from that range, as a share of the budget. Far away its gradient is that
-    of the authors' log|E - T|, whatever the unit; near the range it stays finite.
+    log(1 + d / 0.05), where d is the distance from that range, as a share of the budget. Outside of it the gradient is
+    that of the authors' code, 1 / (d + 0.05).
 
-    Source: Guo et al. 2020, Eq. 8.
-    Differs: The authors' penalty, in millions of MACs, jumps where |E - T| is 200; near T its gradient has no bound.
+    Source: Guo et al. 2020, Eq. 8, whose log|E - T| has no free range; as in the authors' code.
+    Differs: The authors' penalty, in millions of MACs, jumps at the ends of the range and where |E - T| is 200.
     """
     share = cost / budget
     distance = F.relu(1 - FREE - share) + F.relu(share - 1)

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 
 from prunelab.figures.style import DESIGN_STYLE, palette, percent
 
+_CMAP = "Blues"  # darker is likelier, as in diagrams.markov_chain
+
 
 def width_shares(shares: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     """Draws the share of its channels that each group of layers keeps: means over seeds, and a dot a seed.
@@ -47,9 +49,10 @@ def retained(probabilities: Sequence[Sequence[float]], groups: Sequence[str], *,
         One row a step: `group`, `step`, `retained`.
     """
     grid = np.cumprod(np.asarray(probabilities, float), axis=1)
-    ax.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    ax.set(xticks=[], yticks=range(len(groups)), xlabel="steps of channels, first to last")
-    ax.set_yticklabels(groups, fontsize=7)
+    ax.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap=_CMAP, interpolation="nearest")
+    ax.set(xlabel="step of channels")
+    ax.set_xticks(range(grid.shape[1]), range(1, grid.shape[1] + 1), fontsize=7)
+    ax.set_yticks(range(len(groups)), groups, fontsize=7)
     ax.tick_params(length=0)
     rows = [(group, step + 1, grid[at, step]) for at, group in enumerate(groups) for step in range(grid.shape[1])]
     return pd.DataFrame(rows, columns=["group", "step", "retained"])
@@ -71,7 +74,7 @@ def retained_over_time(history: Sequence[Mapping], groups: Sequence[str], *, axe
         snapshot = history[moment]
         drawn.append(retained(snapshot["probabilities"], groups, ax=ax).assign(batch=snapshot["batch"]))
         ax.set_title(f"after {snapshot['batch']:,} batches", fontsize=9)
-        ax.set(xlabel="", yticks=ax.get_yticks() if ax is axes[0] else [])
-    image = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis")
+        ax.set_yticks(ax.get_yticks() if ax is axes[0] else [])
+    image = plt.cm.ScalarMappable(plt.Normalize(0, 1), _CMAP)
     axes[0].figure.colorbar(image, ax=list(axes), label="probability to be retained", format=percent)
     return pd.concat(drawn, ignore_index=True)
