@@ -38,10 +38,33 @@ class Concatenated(nn.Module):
         return self.head(torch.cat([self.left(x), self.right(x)], dim=1))
 
 
+class ReadTwice(nn.Module):
+    """A convolution of 2 channels, whose maps the last layer reads flattened, and behind each other their means."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 2, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(torch.cat([F.max_pool2d(x, 8).flatten(1), x.mean(dim=(2, 3))], dim=1))
+
+
+class AddedToConcatenation(Concatenated):
+    """Two convolutions side by side, to whose outputs that of another one is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Conv2d(1, 5, 1)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.left(x), self.right(x)], dim=1) + self.both(x))
+
+
 TWO_STAGES = {
-    "stem": Group("stem", 4, ["stem", "back"], ["inner", "deep", "pad"]),
+    "stem": Group("stem", 4, ["stem", "back"], ["inner", "deep", "pad"], pads=["pad"]),
     "inner": Group("inner", 5, ["inner"], ["back"]),
-    "deep": Group("deep", 6, ["deep", "pad"], ["fc"]),
+    "deep": Group("deep", 6, ["deep", "pad"], ["fc"], pads=["pad"]),
 }
 
 
@@ -94,6 +117,10 @@ def test_layers_that_cannot_work_on_a_prefix_are_named():
             named(name)
     with pytest.raises(UntraceableError, match="'head' reads the channels of several layers in a row"):
         groups(Concatenated())
+    with pytest.raises(UntraceableError, match=r"'fc' reads the channels .* or of one twice"):
+        groups(ReadTwice())
+    with pytest.raises(UntraceableError, match="'both' shares channels that are not at the same place everywhere"):
+        groups(AddedToConcatenation())
     grouped = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1))
     with pytest.raises(UntraceableError, match=r"'1' \(Conv2d\) cannot work on the first channels only"):
         groups(grouped)

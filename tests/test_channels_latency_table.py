@@ -118,7 +118,8 @@ def test_seconds_are_written_to_four_digits(tmp_path):
     [
         ("layer,n_in", "name,n_in", "its first line must be layer,n_in,n_out,seconds, not 'name,n_in,n_out,seconds'"),
         (CSV, "", "its first line must be layer,n_in,n_out,seconds, not ''"),
-        (CSV, "layer,n_in,n_out,seconds\n", "layers that only the table or only the network has: a"),
+        (CSV, "layer,n_in,n_out,seconds\n", "layers that only the table or only the network has: a, b"),
+        (CSV[CSV.index("b") :], "", "layers that only the table or only the network has: b"),
         ("a,3", "c,3", "layers that only the table or only the network has: a, c"),
         ("b,4,8,9", "b,4,8,9\nc,1,1,1", "layers that only the table or only the network has: c"),
         ("a,3,2,2", "a,3,2,nan", r"seconds must be above 0, got nan for 'a' at \(3, 2\)"),
@@ -130,6 +131,10 @@ def test_seconds_are_written_to_four_digits(tmp_path):
         ("a,3,4,6\n", "", "n_out of 'a' must go up to 4, all channels; got 1, 2"),
         ("a,3,2,2", "a,5,2,2", "n_in of 'a' must be one number; got 3, 5"),
         ("b,2,8,2\n", "", r"the cells of 'b' must be a grid, got \(2, 4\), \(4, 4\), \(4, 8\)"),
+        ("b,2,8,2\n", "b,2,8,2\nb,2,8,7\n", r"it has 'b' at \(2, 8\) twice"),
+        ("a,3,1,1", "a,3,0,1", "n_out of 'a' must be above 0, got 0"),
+        ("b,2,8,2\n", "b,2,8,2\nb,-2,4,1\nb,-2,8,1\n", "n_in of 'b' must be above 0, got -2"),
+        ("b,4,8,9\n", "b,4,8,9", "its last line, 'b,4,8,9', has no end: it may be cut off"),
     ],
 )
 def test_bad_file_is_refused_with_its_name_and_why(tmp_path, old, new, message):
@@ -259,6 +264,15 @@ def test_table_of_a_shallower_network_is_refused(monkeypatch):
     table = LatencyTable.measured(models[0], shallow, **IMAGES, batch_size=1, n_rounds=3)
     with pytest.raises(ValueError, match="only the network has: blocks"):
         LatencyTable(table.seconds, deep)
+
+
+def test_shipped_table_without_one_of_its_layers_is_refused():
+    model = build_model("resnet20", num_classes=10)
+    groups = groups_of(trace(model, in_channels=3, image_size=16))
+    table = LatencyTable.shipped("resnet20_16px_cpu", groups)
+    for lost in table.seconds:
+        with pytest.raises(ValueError, match=rf"only the network has: {lost}$"):
+            LatencyTable({layer: cells for layer, cells in table.seconds.items() if layer != lost}, groups)
 
 
 @pytest.mark.parametrize("wrong", [{"n_rounds": 0}, {"n_points": 1}])

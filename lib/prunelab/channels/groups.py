@@ -26,6 +26,7 @@ class Group:
         writers: The layers that make them, or pad others to as many; first layer first.
         readers: The layers that mix them into others, or pad them; first layer first.
         depthwise: The convolutions that work on each of them by itself.
+        pads: Those of the writers and readers that are `PadChannels`.
     """
 
     name: str
@@ -33,13 +34,15 @@ class Group:
     writers: list[str] = field(default_factory=list)
     readers: list[str] = field(default_factory=list)
     depthwise: list[str] = field(default_factory=list)
+    pads: list[str] = field(default_factory=list)
 
 
 def groups_of(traced: Trace) -> dict[str, Group]:
     """Lists the groups of a network whose width is free, by name, first layer first.
 
     Raises:
-        UntraceableError: A layer that cannot read a prefix of what it reads: of several groups in a row, or by groups.
+        UntraceableError: A layer that cannot read a prefix of what it reads: of several groups in a row, of one twice,
+            or by groups; or one whose channels are added to others in a row.
         ValueError: No group's width is free.
     """
     fixed = set(traced.channels(traced.fixed))
@@ -53,17 +56,29 @@ def groups_of(traced: Trace) -> dict[str, Group]:
         written = tuple(traced.channels(outputs(layer)))  # a group is the row of its channels
         if _mixes(layer) and fixed.isdisjoint(written):
             found.setdefault(written, Group(name, len(written))).writers.append(name)
+    places: dict[int, int] = {}  # appended zeros leave each channel at its own
+    for written, group in found.items():
+        if any(places.setdefault(channel, place) != place for place, channel in enumerate(written)):
+            raise UntraceableError(
+                f"{group.name!r} shares channels that are not at the same place everywhere, so that a prefix of some is"
+                " no prefix of others; what is added to a concatenation cannot be slimmed"
+            )
     for name, layer in traced.layers.items():
-        read = tuple(dict.fromkeys(traced.channels(layer.reads)))  # a flattened map reads each channel many times
+        all_read = traced.channels(layer.reads)
+        read = tuple(dict.fromkeys(all_read))
         if (_mixes(layer) or layer.is_depthwise) and not fixed.issuperset(read):
-            if read not in found:
+            n_times = len(all_read) // len(read)  # a flattened map has each channel once a position
+            if read not in found or all_read != [channel for channel in read for _ in range(n_times)]:
                 raise UntraceableError(
-                    f"{name!r} reads the channels of several layers in a row, of which a prefix is no prefix of each;"
-                    " concatenations cannot be slimmed"
+                    f"{name!r} reads the channels of several layers in a row, or of one twice, of which a prefix is no"
+                    " prefix of each; concatenations cannot be slimmed"
                 )
             (found[read].depthwise if layer.is_depthwise else found[read].readers).append(name)
     if not found:
         raise ValueError("the network has no layer whose width is free: all its channels are its inputs or outputs")
+    for group in found.values():
+        named = dict.fromkeys((*group.writers, *group.readers))
+        group.pads.extend(name for name in named if isinstance(traced.layers[name].module, PadChannels))
     return {group.name: group for group in found.values()}
 
 

@@ -46,7 +46,7 @@ class LatencyTable:
         seconds: Of each layer; its cells are a grid that ends at all channels.
         groups: Of the network.
         Raises:
-            ValueError: Layers or channels are not those of the network, or a time is not above 0.
+            ValueError: Layers or channels are not those of the network, or channels or a time are not above 0.
         """
         sides = _sides(groups)
         _check(seconds, sides)
@@ -155,11 +155,17 @@ class LatencyTable:
         seconds = defaultdict(dict)
         try:
             with open(path, newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
+                text = file.read()
+            header, *rows = list(csv.reader(text.splitlines())) or [[]]
             if header != _COLUMNS:
                 raise ValueError(f"its first line must be {','.join(_COLUMNS)}, not {','.join(header)!r}")
+            if not text.endswith("\n"):
+                raise ValueError(f"its last line, {','.join([header, *rows][-1])!r}, has no end: it may be cut off")
             for layer, n_in, n_out, time in rows:
-                seconds[layer][int(n_in), int(n_out)] = float(time)
+                cell = int(n_in), int(n_out)
+                if cell in seconds[layer]:
+                    raise ValueError(f"it has {layer!r} at {cell} twice")
+                seconds[layer][cell] = float(time)
             return cls(dict(seconds), groups)
         except FileNotFoundError as error:
             raise ValueError(f"there is no {path}; write it by LatencyTable.measured(...).to_csv(...)") from error
@@ -186,16 +192,9 @@ class _Sides:
     def cells(self, n_ins: Iterable[int], n_outs: Iterable[int]) -> list[tuple[int, int]]:
         return list(zip(n_ins, n_outs, strict=False) if self.is_depthwise else product(n_ins, n_outs))
 
-    @property
-    def may_pad(self) -> bool:
-        """Whether this may be a `PadChannels`, which groups do not tell from a layer, and which no table has."""
-        if self.read is None or self.written is None or self.is_depthwise:
-            return False
-        return self.read is self.written or self.read.n_channels < self.written.n_channels
-
 
 def _sides(groups: Mapping[str, Group]) -> dict[str, _Sides]:
-    """Returns the sides of each layer that has a free one."""
+    """Returns the sides of each layer that has a free one; padding is none, and in no table."""
     sides = defaultdict(_Sides)
     for group in groups.values():
         for layer in (*group.readers, *group.depthwise):
@@ -204,17 +203,19 @@ def _sides(groups: Mapping[str, Group]) -> dict[str, _Sides]:
             sides[layer].written = group
         for layer in group.depthwise:
             sides[layer].is_depthwise = True
-    return dict(sides)
+    pads = {layer for group in groups.values() for layer in group.pads}
+    return {layer: own for layer, own in sides.items() if layer not in pads}
 
 
 def _check(seconds: Mapping[str, Cells], sides: Mapping[str, _Sides]) -> None:
     """Raises ValueError unless a table is one of a network whose layers have these sides."""
-    missing = [layer for layer, own in sides.items() if layer not in seconds and not own.may_pad]
-    if wrong := [*seconds.keys() - sides.keys(), *missing]:
+    if wrong := seconds.keys() ^ sides.keys():
         raise ValueError(f"layers that only the table or only the network has: {', '.join(sorted(wrong))}")
     for layer, cells in seconds.items():
         n_ins, n_outs = (sorted(set(side)) for side in zip(*cells, strict=True))
         for column, points, group in (("n_in", n_ins, sides[layer].read), ("n_out", n_outs, sides[layer].written)):
+            if points[0] < 1:
+                raise ValueError(f"{column} of {layer!r} must be above 0, got {points[0]}")
             if len(points) > 1 if group is None else points[-1] != group.n_channels:
                 allowed = "be one number" if group is None else f"go up to {group.n_channels}, all channels"
                 raise ValueError(f"{column} of {layer!r} must {allowed}; got {', '.join(map(str, points))}")
