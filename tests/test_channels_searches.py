@@ -9,7 +9,8 @@ from prunelab.channels import designs
 from prunelab.channels.autoslim import greedy
 from prunelab.channels.groups import Grid, Group
 from prunelab.channels.metapruning import MetaNetwork, evolve
-from prunelab.channels.slimmable import PrefixConv2d, Slimmable
+from prunelab.channels.prefix import PrefixConv2d
+from prunelab.channels.slimmable import Slimmable
 from prunelab.models import build_model
 
 IMAGE = {"in_channels": 1, "image_size": 8}

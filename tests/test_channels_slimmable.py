@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from prunelab.channels.groups import Grid, Group, leading_state
 from prunelab.channels.slimmable import Sandwich, Slimmable, calibrate, distillation, sandwich
+from prunelab.channels.surgery import load, save, shrink
+from prunelab.channels.trace import trace
 from prunelab.models import build_model
 
 IMAGE = {"in_channels": 1, "image_size": 8}
@@ -131,6 +133,34 @@ def test_copy_has_widths_and_values_of_its_own():
     nn.init.zeros_(model.fc.weight)
     assert torch.equal(net.model(images()), wanted) and net.widths == net.full
     assert not torch.equal(model(images()), wanted)
+
+
+@EACH
+def test_slimmable_network_is_traced_shrunk_saved_and_made_slimmable_like_an_ordinary_one(name, tmp_path):
+    net, x = slimmable(name, dtype=torch.float32), images(dtype=torch.float32)
+    net.model.eval()
+    wanted = net.model(x)
+    narrow = Grid(net.groups).at(2)
+    net.set(narrow)
+    traced, its = trace(net.model, **IMAGE), trace(build(name), **IMAGE)
+    assert traced.widths == its.widths and list(traced.layers) == list(its.layers)
+    layer, n = next(iter(its.widths.items()))
+    ordinary = build(name)
+    ordinary.load_state_dict(net.model.state_dict())
+    small, expected = (shrink(model, {layer: range(n // 2)}, **IMAGE) for model in (net.model, ordinary))
+    assert torch.equal(small.eval()(x), expected.eval()(x)) and net.widths == narrow
+    save(net.model, tmp_path / "net")
+    for model in (build(name), net.model, small):
+        assert torch.equal(load(model, tmp_path / "net").eval()(x), wanted)
+    again = Slimmable(net.model, **IMAGE)
+    assert again.macs.of(narrow) == net.macs.of(narrow) and torch.equal(net.model(x), wanted)
+
+
+def test_refused_network_is_left_as_it_was():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 2, 1))
+    with pytest.raises(ValueError, match="'2' is PReLU"):
+        Slimmable(model, **IMAGE)
+    assert [type(layer) for layer in model] == [nn.Conv2d, nn.BatchNorm2d, nn.PReLU, nn.Conv2d]
 
 
 def test_layers_that_have_no_slimmable_kind_are_named():

@@ -14,7 +14,8 @@ from torch.func import functional_call
 
 from prunelab.channels.costs import Cost
 from prunelab.channels.groups import Grid, Widths
-from prunelab.channels.slimmable import PrefixConv2d, Slimmable
+from prunelab.channels.prefix import PrefixConv2d
+from prunelab.channels.slimmable import Slimmable
 
 N_HIDDEN = 8  # units of a generator
 NEAR = 0.95  # candidates cost at least this share of the budget, and at most all of it

@@ -18,64 +18,9 @@ from torch.nn import functional as F
 
 from prunelab.channels.costs import Macs
 from prunelab.channels.groups import Grid, Widths, check_widths, groups_of, outputs
+from prunelab.channels.prefix import PREFIX, ordinary
 from prunelab.channels.trace import trace
 from prunelab.methods.hooks import Hooks
-from prunelab.models.layers import PadChannels
-
-# What a layer needs to know is how many channels it writes; how many it reads, it sees.
-
-
-class PrefixConv2d(nn.Conv2d):
-    """A convolution of however many channels it is given into the first `n_out`; a depthwise one, of each by itself."""
-
-    n_out: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        n_in = x.shape[1]
-        weight, groups = (self.weight[: self.n_out, :n_in], 1) if self.groups == 1 else (self.weight[:n_in], n_in)
-        bias = None if self.bias is None else self.bias[: len(weight)]
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
-
-
-class PrefixLinear(nn.Linear):
-    """A linear layer of however many features it is given into the first `n_out`."""
-
-    n_out: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(
-            x, self.weight[: self.n_out, : x.shape[1]], None if self.bias is None else self.bias[: self.n_out]
-        )
-
-
-class PrefixBatchNorm2d(nn.BatchNorm2d):
-    """Normalises however many channels it is given, by the first of its scales, shifts and statistics.
-
-    A momentum of 0 leaves the statistics as they are; batches are not counted.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, var, weight, bias = (
-            tensor[: x.shape[1]] for tensor in (self.running_mean, self.running_var, self.weight, self.bias)
-        )
-        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
-
-
-class PrefixPadChannels(PadChannels):
-    """Appends zeros to however many channels it is given, up to `n_out`; drops the last where these are fewer."""
-
-    n_out: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, 0, self.n_out - x.shape[1]))
-
-
-_PREFIX: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv2d: PrefixConv2d,
-    nn.Linear: PrefixLinear,
-    nn.BatchNorm2d: PrefixBatchNorm2d,
-    PadChannels: PrefixPadChannels,
-}
 
 
 class Slimmable:
@@ -90,7 +35,7 @@ class Slimmable:
     """
 
     def __init__(self, model: nn.Module, *, in_channels: int, image_size: int) -> None:
-        """Turns the layers of `model` into slimmable ones, in place; parameters and names stay.
+        """Turns the layers of `model` into slimmable ones, in place, unless it is refused; parameters and names stay.
 
         Args:
             model: Takes images (n, c, h, w).
@@ -101,16 +46,18 @@ class Slimmable:
         """
         traced = trace(model, in_channels=in_channels, image_size=image_size)
         self.model, self.groups = model, groups_of(traced)
-        self.macs = Macs(model, self.groups, in_channels=in_channels, image_size=image_size)
-        for name, layer in traced.layers.items():
-            module = model.get_submodule(name)
+        modules = {name: model.get_submodule(name) for name in traced.layers}
+        for name, module in modules.items():
             is_plain = getattr(module, "padding_mode", "zeros") == "zeros"
             is_plain = is_plain and getattr(module, "affine", True) and getattr(module, "track_running_stats", True)
-            if type(module) not in _PREFIX or not is_plain:
-                kinds = ", ".join(kind.__name__ for kind in _PREFIX)
+            if type(module) not in (*PREFIX, *PREFIX.values()) or not is_plain:
+                kinds = ", ".join(kind.__name__ for kind in PREFIX)
                 raise ValueError(f"{name!r} is {module}; slimmable are {kinds}, padded with zeros, with scales")
-            module.__class__ = _PREFIX[type(module)]  # as torch.nn.utils.parametrize does
-            module.n_out = len(outputs(layer))
+        ordinary(model)  # which may be slimmable already, and narrow
+        self.macs = Macs(model, self.groups, in_channels=in_channels, image_size=image_size)
+        for name, module in modules.items():
+            module.__class__ = PREFIX[type(module)]  # as torch.nn.utils.parametrize does
+            module.n_out = len(outputs(traced.layers[name]))
         self._norms = {norm: norm.momentum for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)}
         self.full: Widths = {name: group.n_channels for name, group in self.groups.items()}
         self.set(self.full)

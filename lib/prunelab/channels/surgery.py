@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunelab.channels.prefix import ordinary
 from prunelab.channels.trace import Layer, Trace, trace
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.models.layers import PadChannels, Select
@@ -39,7 +40,7 @@ def shrink(
     for them. No layer loses all: its largest filter stays, and a warning names the layer.
 
     Args:
-        model: Takes images (n, c, h, w); left as it is.
+        model: Takes images (n, c, h, w); left as it is. The layers of a slimmable one become ordinary in the copy.
         kept: Indices of the output channels that stay, by layer name; the layers of `Trace.widths`, or any other whose
             channels are new ones. Layers that are not named keep theirs, if they do not share any.
         in_channels: Channels of the images.
@@ -51,7 +52,7 @@ def shrink(
     """
     traced = trace(model, in_channels=in_channels, image_size=image_size)
     gone = _gone(traced, kept)
-    smaller = copy.deepcopy(model)
+    smaller = ordinary(copy.deepcopy(model))
     for name, layer in traced.layers.items():
         reads, writes = (  # positions of the channels that stay
             [position for position, channel in enumerate(traced.channels(names)) if channel not in gone]
@@ -64,13 +65,15 @@ def shrink(
 def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
     """Copies a network with blocks replaced by the identity, which is what a block without its branch is.
 
+    The layers of a slimmable network become ordinary in the copy.
+
     Args:
         model: Left as it is.
         blocks: Names of modules whose output has the shape of their input.
     Raises:
         ValueError: A module that is not there.
     """
-    smaller = copy.deepcopy(model)
+    smaller = ordinary(copy.deepcopy(model))
     for name in blocks:
         if name not in dict(smaller.named_modules(remove_duplicate=False)):
             raise ValueError(f"{type(model).__name__} has no module {name!r}")
@@ -80,7 +83,7 @@ def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
 
 def save(model: nn.Module, path: Path) -> None:
     """Writes a network of any widths to one file: how large its layers are, and its state. Nothing is pickled."""
-    save_checkpoint({"sizes": _sizes(model), "state": model.state_dict()}, path)
+    save_checkpoint({"sizes": _sizes(without(model, [])), "state": model.state_dict()}, path)
 
 
 def load(model: nn.Module, path: Path) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from prunelab.channels.prefix import ordinary
 from prunelab.models.layers import PadChannels, Select
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -154,7 +155,7 @@ def trace(model: nn.Module, *, in_channels: int, image_size: int | tuple[int, in
     """Follows the channels of a network through one forward pass, in which no number is computed.
 
     Args:
-        model: Takes images (n, c, h, w); left as it is.
+        model: Takes images (n, c, h, w); left as it is. A slimmable one is followed at all its channels.
         in_channels: Channels of the images.
         image_size: Their height and width in pixels; one number for both.
     Raises:
@@ -162,7 +163,7 @@ def trace(model: nn.Module, *, in_channels: int, image_size: int | tuple[int, in
             through.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    shadow = copy.deepcopy(model).to("meta").eval()
+    shadow = ordinary(copy.deepcopy(model)).to("meta").eval()
     try:
         graph = _Tracer().trace(shadow)
     except (fx.proxy.TraceError, TypeError) as error:
