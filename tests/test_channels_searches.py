@@ -1,8 +1,11 @@
 """Searches whose right answer is known: AutoSlim's, MetaPruning's, and widths that need none."""
 
+import math
+
 import pytest
 import torch
 from conftest import small_resnet
+from torch import nn
 from torch.nn import functional as F
 
 from prunelab.channels import designs
@@ -63,9 +66,20 @@ def test_groups_lose_a_step_where_it_hurts_least_until_the_budget_is_kept(budget
     assert (not tried) == (budget == 30)  # what keeps its budget is not judged
 
 
-def test_greedy_budget_below_the_smallest_network_is_refused():
-    with pytest.raises(ValueError, match="a budget of 2 is below the smallest network's 3"):
-        greedy(TENS, Sum(), budget=2, loss=lambda widths: 0.0)
+@pytest.mark.parametrize("budget", [2, 31, math.nan])
+def test_greedy_budget_that_no_network_keeps_is_refused(budget):
+    message = f"a budget of {budget} cannot be kept: the smallest network costs 3, the full one 30"
+    with pytest.raises(ValueError, match=message):
+        greedy(TENS, Sum(), budget=budget, loss=lambda widths: 0.0)
+
+
+def test_greedy_never_takes_a_step_whose_loss_is_not_finite():
+    def loss(widths):
+        return math.nan if widths["a"] < 10 else -math.inf if widths["b"] < 10 else 100.0
+
+    assert greedy(TENS, Sum(), budget=25, loss=loss) == {"a": 10, "b": 10, "c": 5}
+    with pytest.raises(ValueError, match="none of 2 candidates has a finite loss; the trained network has diverged"):
+        greedy(TENS, Sum(), budget=20, loss=loss)
 
 
 # Evolution.
@@ -118,6 +132,15 @@ def test_evolution_judges_no_network_outside_its_budget_and_none_twice():
     assert tried[len(before) :] != before
 
 
+def test_evolution_never_returns_a_network_whose_loss_is_not_finite():
+    def loss(widths):
+        return math.nan if widths["a"] > 1 else widths["b"]
+
+    assert evolved(loss, 60)["a"] == 1
+    with pytest.raises(ValueError, match="none of 40 candidates has a finite loss; the trained network has diverged"):
+        evolved(lambda widths: math.nan, 60)
+
+
 def test_budget_that_no_candidate_meets_is_refused():
     with pytest.raises(ValueError, match=r"no widths cost 95% to 100 % of the budget of 1\.5"):
         evolved(lambda widths: 0.0, 1.5)
@@ -152,8 +175,8 @@ def test_generated_weights_are_those_of_a_slow_formula(meta):
     slimmable.set({**slimmable.full, "blocks.1.conv1": 2, "blocks.1.conv2": 6})  # of 8 each
     found = weights(meta)
     for name, shares in (("conv", (1.0, 1.0)), ("blocks.1.conv1", (1.0, 0.25)), ("blocks.1.conv2", (0.25, 0.75))):
-        conv, key = meta.network.get_submodule(name), name.replace(".", "_")
-        first, second, expected = meta.first[key].tolist(), meta.second[key], conv.weight.detach().clone()
+        conv, i = meta.network.get_submodule(name), list(found).index(name)
+        first, second, expected = meta.first[i].tolist(), meta.second[i], conv.weight.detach().clone()
         for (read, write, bias), column in zip(first, second.T, strict=True):
             hidden = max(0.0, read * shares[0] + write * shares[1] + bias)
             expected += hidden * column.detach().view_as(expected)
@@ -177,6 +200,26 @@ def test_generators_are_trained_with_the_weights_beneath_them(meta):
     assert len(meta.first) == len(meta.second) == 7
 
 
+class OddNames(nn.Module):
+    """Layers named as methods of a dictionary, or alike but for a dot; between single channels they have one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys, self.get, self.a_b = (nn.Conv2d(1, 1, 1) for _ in range(3))
+        self.a = nn.Module()
+        self.a.b = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x):
+        return self.a.b(self.a_b(self.get(self.keys(x))))
+
+
+def test_layers_of_any_name_and_of_a_single_weight_get_generators_of_their_own():
+    meta = MetaNetwork(Slimmable(OddNames(), **IMAGE))
+    assert [second.shape for second in meta.second] == [(1, 8), (1, 8), (1, 8), (2, 8)] and len(meta.first) == 4
+    assert all(parameter.isfinite().all() and parameter.any() for parameter in meta.parameters())
+    assert meta(torch.ones(1, 1, 8, 8)).isfinite().all()
+
+
 # Widths without a search.
 
 
@@ -188,12 +231,26 @@ def test_generators_are_trained_with_the_weights_beneath_them(meta):
         (1, (1, 1)),
         (15, (4, 4)),  # 9 is further away
         (12, (3, 3)),  # 16 is further away
-        (0.1, (1, 1)),
     ],
 )
 def test_uniform_widths_are_the_same_share_of_all_groups_nearest_to_the_budget(budget, widths):
     assert tuple(designs.uniform({"a": 8, "b": 8}, Product(), budget=budget).values()) == widths
     assert designs.uniform({"a": 10, "b": 5}, Product(), budget=15) == {"a": 5, "b": 3}  # 5.2 and 2.6, of 52 %
+
+
+@pytest.mark.parametrize("budget", [0.9, 65, math.nan])
+def test_budget_of_no_uniform_and_of_no_slimmed_network_is_refused(budget):
+    message = f"a budget of {budget} cannot be kept: the smallest network costs {{}}, the full one 64"
+    with pytest.raises(ValueError, match=message.format(1)):
+        designs.uniform({"a": 8, "b": 8}, Product(), budget=budget)
+    with pytest.raises(ValueError, match=message.format(8)):  # b stays whole
+        designs.slimmed({"a": 8, "b": 8}, {"a": torch.arange(8.0)}, Product(), budget=budget)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    scores = {"a": torch.tensor([0.5, math.nan]), "b": torch.ones(2)}
+    with pytest.raises(ValueError, match="scores must be finite, as those of a are not; has the network diverged"):
+        designs.slimmed({"a": 2, "b": 2}, scores, Product(), budget=4)
 
 
 @pytest.mark.filterwarnings("ignore:density .* leaves no channel")

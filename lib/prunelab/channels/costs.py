@@ -88,7 +88,11 @@ def first_near(draws: Tensor, cost: Cost, budget: float) -> Tensor:
 
 def check_budget(budget: float, cost: Cost, grid: Grid) -> None:
     """Raises ValueError unless the smallest network of a grid costs the budget or less, and the full one no less."""
-    least, most = (cost.of(grid.at(index)) for index in (0, -1))
+    check_range(budget, *(cost.of(grid.at(index)) for index in (0, -1)))
+
+
+def check_range(budget: float, least: float, most: float) -> None:
+    """Raises ValueError unless a budget lies between what the smallest network costs and what the full one does."""
     if not least <= budget <= most:
         raise ValueError(
             f"a budget of {budget:,.4g} cannot be kept: the smallest network costs {least:,.4g}, the full one"

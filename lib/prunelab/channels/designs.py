@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from prunelab.channels.costs import N_DRAWS, Cost, first_near
+from prunelab.channels.costs import N_DRAWS, Cost, check_range, first_near
 from prunelab.channels.filters import keep_largest_globally
 from prunelab.channels.groups import Grid, Widths
 from prunelab.cost import nearest_step
@@ -22,6 +22,8 @@ def uniform(full: Widths, cost: Cost, *, budget: float) -> dict[str, int]:
         full: All channels of each group.
         cost: What a network costs.
         budget: To which the returned one's cost is nearest.
+    Raises:
+        ValueError: A budget below the smallest network of this kind, or above the full one.
     """
     return _nearest(lambda share: {name: max(1, round(share * n)) for name, n in full.items()}, full, cost, budget)
 
@@ -34,7 +36,11 @@ def slimmed(full: Widths, scores: Mapping[str, Tensor], cost: Cost, *, budget: f
         scores: Of the channels of some groups, such as `slimming.gamma_scores`; the others stay whole.
         cost: What a network costs.
         budget: To which the returned one's cost is nearest.
+    Raises:
+        ValueError: A budget below the smallest network of this kind, or above the full one; or a score not finite.
     """
+    if lost := [name for name, own in scores.items() if not own.isfinite().all()]:
+        raise ValueError(f"scores must be finite, as those of {', '.join(lost)} are not; has the network diverged?")
 
     def left(share: float) -> dict[str, int]:
         return {name: len(kept) for name, kept in keep_largest_globally(scores, density=share).items()}
@@ -47,6 +53,7 @@ def _nearest(widths_at: Callable[[float], Widths], full: Widths, cost: Cost, bud
     def at(step: int) -> dict[str, int]:
         return {**full, **widths_at(step / _SHARE_STEPS)}
 
+    check_range(budget, cost.of(at(1)), cost.of(full))
     return at(nearest_step(budget, lambda step: cost.of(at(step)), most=_SHARE_STEPS))
 
 

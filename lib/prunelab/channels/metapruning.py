@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from prunelab.channels.autoslim import by_loss
 from prunelab.channels.costs import Cost
 from prunelab.channels.groups import Grid, Widths
 from prunelab.channels.prefix import PrefixConv2d
@@ -39,24 +40,23 @@ class MetaNetwork(nn.Module):
         convs = {name: module for name, module in self.network.named_modules() if isinstance(module, PrefixConv2d)}
         self._convs = {name: conv for name, conv in convs.items() if name in reads or name in writes}
         self._ends = {name: (reads.get(name), writes.get(name)) for name in self._convs}
-        self.first, self.second = nn.ParameterDict(), nn.ParameterDict()
-        for name, conv in self._convs.items():
-            key = name.replace(".", "_")
-            self.first[key] = nn.Parameter(torch.randn(N_HIDDEN, 3))  # the last column is b_1
-            self.second[key] = nn.Parameter(
-                conv.weight.detach().std() / N_HIDDEN * torch.randn(conv.weight.numel(), N_HIDDEN)
-            )
+        self.first, self.second = nn.ParameterList(), nn.ParameterList()  # in the order of the convolutions
+        for conv in self._convs.values():
+            weight = conv.weight.detach()
+            scale = weight.std() if weight.numel() > 1 else weight.abs().max()  # one number deviates from none
+            self.first.append(torch.randn(N_HIDDEN, 3))  # the last column is b_1
+            self.second.append(scale / N_HIDDEN * torch.randn(weight.numel(), N_HIDDEN))
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = {f"{name}.weight": self._generated(name, conv) for name, conv in self._convs.items()}
+        layers = zip(self._convs, self.first, self.second, strict=True)
+        weights = {f"{name}.weight": self._generated(name, first, second) for name, first, second in layers}
         return functional_call(self.network, weights, (x,))
 
-    def _generated(self, name: str, conv: nn.Conv2d) -> Tensor:
-        groups, widths = self._slimmable.groups, self._slimmable.widths
+    def _generated(self, name: str, first: Tensor, second: Tensor) -> Tensor:
+        groups, widths, weight = self._slimmable.groups, self._slimmable.widths, self._convs[name].weight
         shares = [widths[end] / groups[end].n_channels if end else 1.0 for end in self._ends[name]]
-        key, encoding = name.replace(".", "_"), conv.weight.new_tensor([*shares, 1.0])
-        hidden = torch.relu(self.first[key] @ encoding)
-        return conv.weight + (self.second[key] @ hidden).view_as(conv.weight)
+        hidden = torch.relu(first @ weight.new_tensor([*shares, 1.0]))
+        return weight + (second @ hidden).view_as(weight)
 
 
 def evolve(
@@ -83,7 +83,7 @@ def evolve(
         n_candidates: In each generation, besides those that are known already.
         generator: Of all that is random, on the CPU.
     Raises:
-        ValueError: No candidate is within the budget.
+        ValueError: No candidate is within the budget, or no loss is finite.
     """
     losses: dict[tuple[int, ...], float] = {}
     children = grid.spread(generator, 10 * N_DRAWS)
@@ -96,7 +96,7 @@ def evolve(
             losses[candidate] = loss(grid.at(torch.tensor(candidate)))
         if not losses:
             raise ValueError(f"no widths cost {NEAR:.0%} to 100 % of the budget of {budget:,.4g}")
-        parents = torch.tensor(sorted(losses, key=losses.__getitem__)[: max(2, n_candidates // 2)])
+        parents = torch.tensor(by_loss(losses)[: max(2, n_candidates // 2)])
         children = _children(parents, grid, generator)
     return grid.at(parents[0])
 

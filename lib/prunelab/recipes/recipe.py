@@ -90,6 +90,7 @@ class State:
         num_classes: Outputs of the network.
         options: All of the run's, by name; `width` is that of this network.
         training_macs: Spent on the run and on all its ancestors.
+        diverged: Whether the loss stopped being finite.
     """
 
     model: dict[str, Tensor]
@@ -102,6 +103,7 @@ class State:
     removed: list[str] = field(default_factory=list)
     found: dict[str, dict[str, int]] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
+    diverged: bool = False
 
     @property
     def lost(self) -> dict[str, dict | list]:
