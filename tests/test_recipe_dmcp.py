@@ -268,10 +268,24 @@ def test_diverged_search_has_found_nothing_and_its_children_say_so(monkeypatch):
     result = execute(training="dmcp", warm_up=0.25)
     assert result["status"] == "diverged" and result["state"].found == {}
     assert not {"cut", "found", "half_width_accuracy"} & (result.keys() | result["metrics"].keys())
-    with pytest.raises(
-        ValueError, match="found no widths 'expected' for this network; it has found none: it is no search, or it diver"
-    ):
+    with pytest.raises(ValueError, match="the parent has diverged; no widths can be found in it"):
         execute(result, training="scratch", design="expected")
+
+
+@pytest.mark.parametrize(
+    "training, design", [("slimmable", "greedy"), ("metapruning", "evolved"), ("dense", "slimming")]
+)
+def test_no_widths_are_found_in_a_network_that_diverged(training, design):
+    result = execute(training=training, learning_rate=1e30, penalty=0.01 * (training == "dense"))
+    assert result["status"] == "diverged"
+    child = {"training": "scratch"} if design == "slimming" else {"training": "none", "n_validation": 40}
+    with pytest.raises(ValueError, match="the parent has diverged; no widths can be found in it"):
+        execute(result, design=design, **child)
+
+
+def test_training_without_epochs_is_refused():
+    with pytest.raises(ValueError, match="n_epochs must be at least 1, got 0"):
+        execute(training="slimmable", n_epochs=0)
 
 
 def test_search_without_drawn_networks_says_so():
@@ -298,6 +312,7 @@ def test_search_without_drawn_networks_says_so():
             for design in ("slimming", *FOUND)
         ),
         *((0, {"budget": budget}, "budget is a share .* in .0, 1.; got") for budget in (0.0, 1.1)),
+        (0, {"budget_penalty": -0.1}, "budget_penalty must be at least 0, got -0.1"),
         *((0, {"warm_up": warm_up}, "warm_up is a share .* in .0, 1.; got") for warm_up in (-0.1, 1.0)),
     ],
 )

@@ -59,7 +59,7 @@ def executing(
     """
     options = recipe.options_of(run)
     recipe.check(options, n_parents=len(parents))
-    for name in ("batch_size", "eval_every"):
+    for name in ("n_epochs", "batch_size", "eval_every"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     dataset = dataset_of(options, device)
@@ -92,6 +92,7 @@ def executing(
         "options": asdict(options),
         "training_macs": metrics["total_training_macs"],
         "masks": dict(method.masks),
+        "diverged": result.diverged,
     }
     return {
         "status": "diverged" if result.diverged else "finished",

@@ -38,6 +38,8 @@ def check(options: DmcpOptions, *, n_parents: int) -> None:
         raise ValueError(f"budget is a share of what the full network costs, in (0, 1]; got {options.budget}")
     if not 0 <= options.warm_up < 1:
         raise ValueError(f"warm_up is a share of the training, in [0, 1); got {options.warm_up}")
+    if not options.budget_penalty >= 0:
+        raise ValueError(f"budget_penalty must be at least 0, got {options.budget_penalty}")
     wanted = int(looks or options.design in (*FOUND, "slimming"))
     if n_parents != wanted:
         raise ValueError(f"training={options.training} design={options.design} needs {wanted} parents, got {n_parents}")
@@ -60,8 +62,10 @@ def setup(options: DmcpOptions, dataset: LabelledImages, parents: Sequence[State
         parents: What found the widths, or what is searched.
         seed: Of every random stream.
     Raises:
-        ValueError: A parent that does not fit, or a budget that cannot be kept.
+        ValueError: A parent that does not fit or has diverged, or a budget that cannot be kept.
     """
+    if any(parent.diverged for parent in parents):
+        raise ValueError("the parent has diverged; no widths can be found in it")
     torch.manual_seed(seed)
     if options.training == "none":
         return _look(options, dataset, parents[0], seed=seed)
