@@ -150,6 +150,12 @@ def test_budget_that_no_widths_have_is_refused_with_what_they_cost(share):
         search(slimmable, share=share)
 
 
+@pytest.mark.parametrize("option, value", [("n_batches", 0), ("warm_up", 1.0), ("warm_up", -0.1), ("penalty", -0.5)])
+def test_search_without_batches_or_with_an_impossible_share_or_penalty_is_refused(option, value):
+    with pytest.raises(ValueError, match=rf"n_batches must be .* and penalty be at least 0; got .*{value}"):
+        search(tiny(), **{option: value})
+
+
 # The search.
 
 

@@ -138,8 +138,11 @@ def test_network_without_a_free_width_is_refused():
         ({"fc": 2}, r"wrong: fc$"),
         ({"stem": None, "back": 4}, r"wrong: back, stem; 'back' is as wide as 'stem'$"),
         ({"pad": 2}, r"wrong: pad; 'pad' is as wide as 'deep'$"),
-        ({"inner": 0}, r"the width of 'inner' must lie in 1 to 5, got 0"),
-        ({"deep": 7}, r"the width of 'deep' must lie in 1 to 6, got 7"),
+        ({"inner": 0}, r"the width of 'inner' must be a whole number in 1 to 5, got 0"),
+        ({"deep": 7}, r"the width of 'deep' must be a whole number in 1 to 6, got 7"),
+        ({"deep": 2.0}, r"the width of 'deep' must be a whole number in 1 to 6, got 2\.0"),
+        ({"inner": True}, r"the width of 'inner' must be a whole number in 1 to 5, got True"),
+        ({"inner": "3"}, r"the width of 'inner' must be a whole number in 1 to 5, got '3'"),
     ],
 )
 def test_impossible_widths_are_refused(wrong, message):

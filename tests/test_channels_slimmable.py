@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_resnet, with_statistics
@@ -98,6 +99,12 @@ def test_at_any_widths_it_is_the_network_that_is_built_with_its_first_channels(n
                 torch.testing.assert_close(tensor, expected, msg=lambda text, key=key: f"{key}: {text}")
 
 
+def test_widths_may_be_numbers_of_numpy():
+    net = slimmable("two_stages")
+    net.set({name: np.int64(3) for name in net.full})
+    assert net.model(images()).isfinite().all() and {type(width) for width in net.widths.values()} == {int}
+
+
 @EACH
 def test_scales_that_are_ones_then_zeros_are_widths(name):
     net = slimmable(name)
@@ -169,7 +176,7 @@ def test_layers_that_have_no_slimmable_kind_are_named():
     mirrored = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 1))
     with pytest.raises(ValueError, match="'0' is Conv2d"):
         Slimmable(mirrored, **IMAGE)
-    with pytest.raises(ValueError, match="the width of 'stem' must lie in 1 to 4, got 5"):
+    with pytest.raises(ValueError, match="the width of 'stem' must be a whole number in 1 to 4, got 5"):
         net = Slimmable(TwoStages(), **IMAGE)
         net.set({**net.full, "stem": 5})
 

@@ -496,4 +496,6 @@ def test_moments_of_a_search_are_spread_from_the_first_to_the_last():
     data = figures.retained_over_time(history, ["a"], axes=axes)
     assert data[["batch", "retained"]].values.tolist() == [[10, 0.1], [40, 0.4], [70, 0.7]]
     assert [ax.get_title() for ax in axes] == ["after 10 batches", "after 40 batches", "after 70 batches"]
+    with pytest.raises(ValueError, match="history has no snapshot to draw"):
+        figures.retained_over_time([], ["a"], axes=axes)
     plt.close(fig)

@@ -141,8 +141,14 @@ class Search(Sandwich):
         label_smoothing: As for `Sandwich`.
         generator: Of the random widths, on the CPU.
         Raises:
-            ValueError: A budget below the smallest network, or above the full one.
+            ValueError: A budget below the smallest network, or above the full one; no batch, a warm-up that is no share
+                below 1, or a negative penalty.
         """
+        if n_batches < 1 or not 0 <= warm_up < 1 or not penalty >= 0:
+            raise ValueError(
+                "n_batches must be at least 1, warm_up lie in [0, 1), and penalty be at least 0; got"
+                f" {n_batches}, {warm_up} and {penalty}"
+            )
         self.grid = Grid(slimmable.groups)
         check_budget(budget, cost, self.grid)
         draw = self._plain if plain else self._sandwich

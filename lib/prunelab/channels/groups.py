@@ -6,6 +6,7 @@ The widths of a network are then one number a group, and a smaller network has t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ class Grid:
 
 
 def check_widths(widths: Widths, groups: Mapping[str, Group]) -> None:
-    """Raises ValueError unless each group, and nothing else, has a width from 1 to all of its channels."""
+    """Raises ValueError unless each group, and nothing else, has a whole width from 1 to all of its channels."""
     if widths.keys() != groups.keys():
         strangers = sorted(widths.keys() ^ groups.keys())
         writers = {writer: group.name for group in groups.values() for writer in group.writers}
@@ -143,8 +144,9 @@ def check_widths(widths: Widths, groups: Mapping[str, Group]) -> None:
             + "".join(f"; {hint}" for hint in hints)
         )
     for name, width in widths.items():
-        if not 1 <= width <= groups[name].n_channels:
-            raise ValueError(f"the width of {name!r} must lie in 1 to {groups[name].n_channels}, got {width}")
+        n = groups[name].n_channels
+        if not isinstance(width, Integral) or isinstance(width, bool) or not 1 <= width <= n:
+            raise ValueError(f"the width of {name!r} must be a whole number in 1 to {n}, got {width!r}")
 
 
 def leading_state(smaller: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,10 +72,10 @@ class Slimmable:
             ValueError: A group that is missing, a layer that is none, or a width that a group cannot have.
         """
         check_widths(widths, self.groups)
-        self.widths = dict(widths)
+        self.widths = {name: int(width) for name, width in widths.items()}  # NumPy's are whole numbers too
         for name, group in self.groups.items():
             for writer in group.writers:
-                self.model.get_submodule(writer).n_out = widths[name]
+                self.model.get_submodule(writer).n_out = self.widths[name]
         for norm, momentum in self._norms.items():
             norm.momentum = momentum if keeps_statistics else 0.0
 

@@ -67,7 +67,11 @@ def retained_over_time(history: Sequence[Mapping], groups: Sequence[str], *, axe
         axes: One for each moment.
     Returns:
         One row a step at a moment: `batch`, `group`, `step`, `retained`.
+    Raises:
+        ValueError: There is no snapshot, as of a search whose chains never learned.
     """
+    if not history:
+        raise ValueError("history has no snapshot to draw; the chains of this search never learned")
     moments = np.linspace(0, len(history) - 1, len(axes)).round().astype(int)
     drawn = []
     for ax, moment in zip(axes, moments, strict=True):
