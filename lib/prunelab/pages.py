@@ -58,8 +58,8 @@ def results() -> str:
             if (judged["verdict"] != verdicts.NOT_JUDGED).any():
                 pages += [f"## {recipe.notebook}, {profile}", _tally(judged)]
                 pages += [verdicts.markdown(judged), *_waiting(judged)]
-                if profile == "small":
-                    pages += [f"### Judged otherwise by the earlier rule\n\n{_CHANGED}", _changes(judged)]
+                if profile == "small" and (changes := _changes(judged)):
+                    pages += [f"### Judged otherwise by the earlier rule\n\n{_CHANGED}", changes]
                     pages += _rewritten(recipe, judged)
     return "\n\n".join(pages) + "\n"
 
@@ -93,10 +93,11 @@ def _waiting(judged: pd.DataFrame) -> Iterator[str]:
 
 
 def _changes(judged: pd.DataFrame) -> str:
-    lines = ["| claim | by the earlier rule | now |", "|---|---|---|"]
-    for claim, earlier, before, now, found in verdicts.changed(judged).itertuples(index=False):
-        lines.append(f"| {claim} | {earlier}, {before} | {now}, {found} |")
-    return "\n".join(lines)
+    rows = [
+        f"| {claim} | {earlier}, {before} | {now}, {found} |"
+        for claim, earlier, before, now, found in verdicts.changed(judged).itertuples(index=False)
+    ]
+    return "\n".join(["| claim | by the earlier rule | now |", "|---|---|---|", *rows]) if rows else ""
 
 
 def _rewritten(recipe: Recipe, judged: pd.DataFrame) -> list[str]:
