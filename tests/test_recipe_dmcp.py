@@ -312,7 +312,6 @@ def test_search_without_drawn_networks_says_so():
             for design in ("slimming", *FOUND)
         ),
         *((0, {"budget": budget}, "budget is a share .* in .0, 1.; got") for budget in (0.0, 1.1)),
-        (0, {"budget_penalty": -0.1}, "budget_penalty must be at least 0, got -0.1"),
         *((0, {"warm_up": warm_up}, "warm_up is a share .* in .0, 1.; got") for warm_up in (-0.1, 1.0)),
     ],
 )

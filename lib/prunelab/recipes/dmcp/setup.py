@@ -38,8 +38,6 @@ def check(options: DmcpOptions, *, n_parents: int) -> None:
         raise ValueError(f"budget is a share of what the full network costs, in (0, 1]; got {options.budget}")
     if not 0 <= options.warm_up < 1:
         raise ValueError(f"warm_up is a share of the training, in [0, 1); got {options.warm_up}")
-    if not options.budget_penalty >= 0:
-        raise ValueError(f"budget_penalty must be at least 0, got {options.budget_penalty}")
     wanted = int(looks or options.design in (*FOUND, "slimming"))
     if n_parents != wanted:
         raise ValueError(f"training={options.training} design={options.design} needs {wanted} parents, got {n_parents}")
