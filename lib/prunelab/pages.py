@@ -58,8 +58,9 @@ def results() -> str:
             if (judged["verdict"] != verdicts.NOT_JUDGED).any():
                 pages += [f"## {recipe.notebook}, {profile}", _tally(judged)]
                 pages += [verdicts.markdown(judged), *_waiting(judged)]
-                if profile == "small" and (changes := _changes(judged)):
-                    pages += [f"### Judged otherwise by the earlier rule\n\n{_CHANGED}", changes]
+                if profile == "small":
+                    if changes := _changes(judged):
+                        pages += [f"### Judged otherwise by the earlier rule\n\n{_CHANGED}", changes]
                     pages += _rewritten(recipe, judged)
     return "\n\n".join(pages) + "\n"
 
