@@ -1,7 +1,11 @@
 """Masks: which weights of a model are active. Bool tensors, True = active, one a layer."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+
+from prunelab.density import check_density
 
 
 def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -53,6 +57,52 @@ def largest(score: Tensor, n_active: int) -> Tensor:
     mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     mask[score.flatten().argsort(descending=True, stable=True)[:n_active]] = True
     return mask.view_as(score)
+
+
+@torch.no_grad()
+def global_masks(
+    scores: Mapping[str, Tensor], *, density: float, masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Returns the masks of the largest scores, ranked over all layers at once.
+
+    A layer may lose all its weights: `empty_layers` tells which do.
+
+    Args:
+        scores: Of each weight by layer name, any shapes; larger ones stay.
+        density: Share of all weights that stay, in (0, 1]; ties are broken by position.
+        masks: Bool, those active so far; same names and shapes. None: all are.
+    Returns:
+        Bool masks on the scores' device, `round(density * n)` active in total, each of them active in `masks`.
+    Raises:
+        ValueError: A density outside (0, 1], above the share that is active now or too small for a single weight; no
+            layer at all; a score that is NaN or -inf; masks of other layers or shapes.
+    """
+    check_density(density)
+    if not scores:
+        raise ValueError("no scores, so there is nothing to prune")
+    for name, score in scores.items():
+        if not (score > -torch.inf).all():
+            raise ValueError(f"layer {name!r} has scores that cannot be ranked: NaN or -inf")
+    if masks is None:
+        masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    found, wanted = ({name: tuple(value.shape) for name, value in values.items()} for values in (masks, scores))
+    if found != wanted:
+        differing = sorted({name for name, _ in found.items() ^ wanted.items()})
+        raise ValueError(f"masks must have the layers and shapes of the scores; they differ in {', '.join(differing)}")
+    ranked = [score.masked_fill(~masks[name].to(score.device), -torch.inf).flatten() for name, score in scores.items()]
+    sizes = [len(score) for score in ranked]
+    n_active, n_left = int(sum(mask.sum() for mask in masks.values())), round(density * sum(sizes))
+    if n_left < 1:
+        raise ValueError(f"density {density} leaves none of {sum(sizes)} weights")
+    if n_left > n_active:
+        raise ValueError(f"density {density} asks for {n_left} weights, but only {n_active} of {sum(sizes)} are left")
+    parts = largest(torch.cat(ranked), n_left).split(sizes)
+    return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+
+
+def empty_layers(masks: Mapping[str, Tensor]) -> list[str]:
+    """Lists the layers in which no weight is active."""
+    return [name for name, mask in masks.items() if not mask.any()]
 
 
 @torch.no_grad()
