@@ -49,7 +49,7 @@ FLOORS = (
     {"paths", "runs", "schedules", "density", "turns", "precision", "latency", "perceptron", "diagrams"}
     | {"moderated", "progress", "interrupts", "alt_text"},
     {"files", "masks", "models"},
-    {"checkpoints", "records", "claims", "papers", "methods", "data", "cost", "export", "batch"},
+    {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
     {"channels", "verdicts", "steps"},
     {"training", "landscape", "figures"},
     {"forecast"},
