@@ -2,7 +2,6 @@
 
 import io
 import re
-import socket
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
@@ -36,7 +35,6 @@ _OMNIGLOT_SMALL = re.compile(  # alphabet, character, drawer
 )
 _NEVER_FLIPPED = {"svhn"}  # digits, though in colour
 _DRAWN_BY = ("matplotlib", "pillow", "scikit-learn", "torch")
-_DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 
 
 class DatasetNotFoundError(FileNotFoundError):
@@ -198,10 +196,9 @@ def _build_task(whole: str, task: str, image_size: int | None) -> cache.Entry:
 def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
     """Builds from torchvision, which downloads where it must and checks its files by MD5."""
     root = paths.CACHE / "torchvision" / name
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torchvision sets none, and would wait forever
     try:
-        images = _torchvision_images(name, root)
+        with files.download_timeout():
+            images = _torchvision_images(name, root)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DatasetNotFoundError(
             f"There is no usable copy of {name} on this machine, and its download failed "
@@ -209,8 +206,6 @@ def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
             f"while online, and torchvision downloads it into {root}; or choose the profile 'smoke', "
             "which needs no download."
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)
     raw = sorted(path for path in root.rglob("*") if path.is_file())
     sha256 = folders.sha256_of_files((path.relative_to(root).as_posix(), path.read_bytes()) for path in raw)
     return cache.Entry(_resized(images, image_size), f"torchvision {TORCHVISION[name]}", sha256)
