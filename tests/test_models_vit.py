@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunelab.cost import layer_table, total
 from prunelab.models import build_model
 from prunelab.models.layers import Widths
-from prunelab.models.vit import VisionTransformer, load_backbone, resize_positions
+from prunelab.models.vit import VisionTransformer, attend, load_backbone, resize_positions
 from prunelab.precision import PRECISIONS, autocast
 
 
@@ -239,6 +240,12 @@ def test_layout_and_precision_hardly_change_the_outputs(precision):
     )
     outputs.float().square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_attention_in_bfloat16_is_that_of_torch():
+    queries, keys, values = torch.randn(3, 2, 3, 17, 32).bfloat16()
+    expected = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float())
+    torch.testing.assert_close(attend(queries, keys, values).float(), expected, rtol=0, atol=2e-2)
 
 
 def test_gradients_have_gradients_where_attention_is_plain_products():
