@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prunelab.masks import (
+    distinct,
     drop_and_grow,
     empty_layers,
     global_masks,
@@ -136,6 +137,17 @@ def test_depthwise_convolutions_are_never_pruned_but_other_grouped_ones_are():
     assert set(active_counts(model, density=0.5, distribution="erk")) == {"0", "3", "4"}
     with pytest.raises(ValueError, match="Conv2d has no convolution or linear layer, so nothing in it can be pruned"):
         prunable_weights(model[1])
+
+
+def test_a_weight_that_layers_share_is_one_by_the_name_of_the_first():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    model[3].weight = model[4].weight = model[1].weight
+    model[2].weight.data = model[0].weight.data.clone()  # alike, but two
+    assert list(layer_weights(model)) == ["0", "1", "2", "3", "4"]
+    weights = distinct(layer_weights(model))
+    assert list(weights) == ["0", "1", "2"] and all(weights[name] is model[int(name)].weight for name in weights)
+    assert list(prunable_weights(model)) == ["0", "1", "2"]
+    assert sum(active_counts(model, density=0.25, distribution="erk").values()) == 12
 
 
 # Layers of 10, 20 and 40 weights.

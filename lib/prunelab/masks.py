@@ -13,18 +13,24 @@ def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
+def distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights that layers share once, under the name of the first of these layers."""
+    first = {id(weight): name for name, weight in reversed(weights.items())}
+    return {name: weight for name, weight in weights.items() if first[id(weight)] == name}
+
+
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns those of `layer_weights` that may be pruned: all but depthwise convolutions, which are few, stay dense.
 
-    Biases and normalisation are never pruned.
+    A weight that layers share is one, with one mask, under the first layer's name. Biases and normalisation are never
+    pruned.
 
     Raises:
         ValueError: The model has no such layer.
     Source: Evci et al. 2020, arXiv:1911.11134; mobilenetv1_model in google-research/rigl.
     """
-    weights = {
-        name: weight for name, weight in layer_weights(model).items() if not _is_depthwise(model.get_submodule(name))
-    }
+    weights = distinct(layer_weights(model))
+    weights = {name: weight for name, weight in weights.items() if not _is_depthwise(model.get_submodule(name))}
     if not weights:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer, so nothing in it can be pruned")
     return weights
