@@ -17,7 +17,7 @@ from prunelab.channels.slimming import Slimming
 from prunelab.methods import METHODS
 from prunelab.methods.static import Static
 from prunelab.models import MODELS, build_model
-from prunelab.steps import build_optimizer, cross_entropy, set_learning_rate
+from prunelab.steps import OPTIMIZERS, build_optimizer, cross_entropy, set_learning_rate
 from prunelab.training import train
 
 
@@ -247,6 +247,21 @@ def test_a_frozen_layer_keeps_its_weights_and_its_mask(name, optimizer, is_captu
         assert not model.head.weight[~method.masks["head"]].any()
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]) == (not key.startswith("head")), key
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.filterwarnings("error")  # torch's, of a parameter that it is given twice
+def test_a_weight_that_layers_share_is_stepped_once(optimizer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    rule = build_optimizer(model, optimizer=optimizer, momentum=0.0, weight_decay=0.0)
+    set_learning_rate(rule, 0.1)
+    before = model[0].weight.detach().clone()
+    model(torch.randn(3, 4)).pow(2).sum().backward()
+    rule.step()
+    step = model[0].weight.grad.sign() if optimizer == "adam" else model[0].weight.grad
+    torch.testing.assert_close(model[1].weight, before - 0.1 * step)
 
 
 def test_masks_of_frozen_layers_alone_do_not_end_training():

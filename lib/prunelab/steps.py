@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from prunelab.data.batches import TrainBatches
-from prunelab.masks import layer_weights
+from prunelab.masks import distinct, layer_weights
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import PRECISIONS, autocast
 
@@ -61,7 +61,7 @@ def build_optimizer(
         raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
     device = next(model.parameters()).device
     capturable = can_capture(device)
-    decayed = list(model.parameters() if optimizer in _DECAYING_ALL else layer_weights(model).values())
+    decayed = list(model.parameters() if optimizer in _DECAYING_ALL else distinct(layer_weights(model)).values())
     ids = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
