@@ -64,11 +64,11 @@ FLOORS = (
 # In recipes: what a paper is made of, what several share, and how any is executed; the papers know each other not.
 RECIPES = (
     {"recipe"},
-    {"common", "rigl.plan", "dmcp.plan", "rethinking.plan"},
+    {"common", "rigl.plan", "dmcp.plan", "rethinking.plan", "afr.plan"},
     {"structures", "masking", "runner"},
-    {"prunings", "dmcp.supernets"},
-    {"rigl.setup", "dmcp.setup", "rethinking.setup"},
-    {"rigl", "dmcp", "rethinking"},
+    {"prunings", "dmcp.supernets", "afr.looks"},
+    {"rigl.setup", "dmcp.setup", "rethinking.setup", "afr.setup"},
+    {"rigl", "dmcp", "rethinking", "afr"},
 )
 
 

@@ -126,6 +126,9 @@ class VisionTransformer(nn.Module):
 
     Built for square images of one size, it takes others too: positions are interpolated, see `resize_positions`.
 
+    Attributes:
+        enlarged_to: Side in pixels to which images are enlarged before they are cut into patches; None leaves them.
+
     Args:
         dim: Channels of a token.
         depth: Number of blocks.
@@ -150,6 +153,7 @@ class VisionTransformer(nn.Module):
         widths: Widths,
     ) -> None:
         super().__init__()
+        self.enlarged_to: int | None = None
         self.patch, dim = patch, n_heads * scaled(dim // n_heads, width)
         self.patch_embed = PatchEmbed(in_channels, dim, patch=patch)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
@@ -168,6 +172,8 @@ class VisionTransformer(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Returns what the head reads: the class token after the last block, normalised, (n, dim)."""
+        if self.enlarged_to:
+            images = F.interpolate(images, size=(self.enlarged_to, self.enlarged_to), mode="bicubic")
         positions = positions_for(images, self.pos_embed, patch=self.patch)  # first: it looks at the size
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), self.patch_embed(images)], dim=1)
         return self.norm(self.blocks(tokens + positions)[:, 0])
