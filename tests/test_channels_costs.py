@@ -49,6 +49,17 @@ def tiny():
     return SimpleNamespace(grid=grid, markov=markov, macs=Macs(Tiny(), groups, in_channels=1, image_size=4))
 
 
+def test_layers_that_share_a_weight_have_no_widths_of_their_own():
+    model = Tiny()
+    model.c = nn.Conv2d(4, 4, 1)
+    model.d, model.fc = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+    groups = groups_of(trace(model, in_channels=1, image_size=4))
+    Macs(model, groups, in_channels=1, image_size=4)
+    model.d.weight = model.c.weight
+    with pytest.raises(ValueError, match="layers d share the weights of others, whose widths cannot be chosen"):
+        Macs(model, groups, in_channels=1, image_size=4)
+
+
 @pytest.mark.parametrize("name, image_size", NETWORKS)
 def test_macs_are_those_of_the_network_that_is_built_to_the_last_one(name, image_size):
     def build(widths=None):

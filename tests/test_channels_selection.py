@@ -204,6 +204,16 @@ def test_layer_that_cannot_be_scaled_is_named(name):
         Selection(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), {name: 1}, penalty=0.1)
 
 
+def test_layers_that_share_a_parameter_are_refused_unless_they_are_one():
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(layer, nn.Linear(6, 6), nn.ReLU(), layer)
+    Selection(copy.deepcopy(model), {"0": 2}, penalty=0.1)
+    model[1].bias = layer.bias
+    for name in ("0", "1"):
+        with pytest.raises(ValueError, match="layers '0' and '1' share a parameter, which the factors of one would"):
+            Selection(model, {name: 2}, penalty=0.1)
+
+
 @pytest.mark.parametrize("n", [-1, 0, 4, 12])
 def test_channels_that_do_not_split_evenly_are_refused(n):
     with pytest.raises(ValueError, match=f"6 channels of layer '0' cannot be split into {n} equal structures"):

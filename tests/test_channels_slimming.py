@@ -40,6 +40,14 @@ def test_penalty_pulls_each_gamma_towards_zero(kind):
     assert model[1].weight.grad.tolist() == [1.0]  # not named
 
 
+def test_a_gamma_that_two_layers_share_is_pulled_once():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    model[1].weight = model[0].weight
+    model[0].weight.grad = torch.zeros(2)
+    Slimming(model, ["0", "1"], penalty=0.25).change_gradients()
+    assert model[0].weight.grad.tolist() == [0.25, 0.25]
+
+
 @pytest.mark.parametrize("penalty", [1e-4, 0.1, 3.0])
 def test_step_is_that_of_the_penalised_loss(penalty):
     torch.manual_seed(1)

@@ -12,6 +12,7 @@ CLAIMS = claims.load()
 IDS = [f"RigL-C{number}" for number in range(1, 13)] + ["LTH-C1", "LTH-C2", "ONE-C1", "ART-C1"]
 IDS += [f"DMCP-C{number}" for number in (1, 2, 3, 4, 7, 8)]  # C5 is arithmetic; C6 is one search, and drawn
 IDS += [f"RT-C{number}" for number in range(1, 6)]
+IDS += [f"AFR-C{number}" for number in range(1, 5)]
 METRICS = (
     "test_accuracy",
     "macs_ratio",

@@ -5,11 +5,13 @@ import csv
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
 
 from prunelab import cost, paths
 from prunelab.methods.static import active_counts
-from prunelab.models import MODELS, TORCHVISION_MODELS, build_model
+from prunelab.models import MODELS, build_model
 
 IMAGE = {"in_channels": 3, "image_size": 32}
 
@@ -30,12 +32,162 @@ def test_grouped_convolution_counts_only_its_own_inputs():
     assert layer["macs"] == 25 * 4 * 9
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in TORCHVISION_MODELS])
-def test_dense_macs_are_half_of_torchs_flops(name):
-    model = build_model(name, num_classes=10).eval()
+def flops(model, image_size):
+    """What torch's own counter makes of a model, for one image."""
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 32, 32))
-    assert cost.total(cost.layer_table(model, **IMAGE), "macs") * 2 == counter.get_total_flops()
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dense_macs_are_half_of_torchs_flops(name):
+    with torch.device("meta"):
+        model = build_model(name, num_classes=10)
+    assert cost.total(cost.layer_table(model, **IMAGE), "macs") * 2 == flops(model, 32)
+
+
+@pytest.mark.parametrize("image_size", [32, 224])
+def test_macs_of_torchvisions_transformer_are_the_published_ones(image_size):
+    with torch.device("meta"):
+        model = models.vit_b_16(image_size=image_size)
+    layers = cost.layer_table(model, in_channels=3, image_size=image_size)
+    n_tokens = (image_size // 16) ** 2 + 1
+    by_weights = 12 * n_tokens * 12 * 768**2 + (n_tokens - 1) * 768 * 3 * 16**2 + 768 * 1000
+    by_tokens = 12 * 2 * n_tokens**2 * 768
+    assert cost.total(layers, "macs") == by_weights + by_tokens == flops(model, image_size) / 2
+    if image_size == 224:
+        assert round(by_weights / 1e9, 2) == 16.85 and round((by_weights + by_tokens) / 1e9, 2) == 17.56
+    assert cost.total(layers, "n_weights") == 12 * 12 * 768**2 + 768 * 3 * 16**2 + 768 * 1000
+    assert len(layers) == 1 + 12 * 4 + 1
+
+
+class Tokens(nn.Module):
+    """A patch embedding of 16 tokens and a classifier, with what is to be counted between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.patch, self.between, self.head = nn.Conv2d(3, 16, 4, stride=4), between, nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.between(self.patch(x).flatten(2).mT).mean(1))
+
+
+class TorchAttention(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(16, batch_first=True, **options)
+
+    def forward(self, x):
+        size = self.attend.kdim
+        return self.attend(x, x[..., :size], x[..., :size], need_weights=False)[0]
+
+
+class OwnAttention(nn.Module):
+    """Attention out of two linear layers, fused by torch or step by step."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.qkv, self.proj, self.fused = nn.Linear(16, 48), nn.Linear(16, 16), fused
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        x = functional.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT / 8**0.5).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+PRODUCTS = 2 * 16 * 16 * 16  # each of 16 tokens with each, queries by keys and weights by values, of 16 numbers
+
+
+def between(module):
+    """The table of a module of tokens, without the patch embedding and the classifier."""
+    first, *rows, last = cost.layer_table(Tokens(module), in_channels=3, image_size=16)
+    assert (first["name"], first["macs"], last["macs"]) == ("patch", 16 * 768, 160)
+    rows = [
+        [row["name"].removeprefix("between."), *(row[key] for key in ("shape", "n_weights", "macs"))] for row in rows
+    ]
+    assert sum(row[3] for row in rows) == flops(Tokens(module), 16) / 2 - 16 * 768 - 160
+    return rows
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 8])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_attention_of_torch_has_a_row_for_its_input_projection_and_products(num_heads, is_frozen):
+    module = TorchAttention(num_heads=num_heads).requires_grad_(not is_frozen)
+    assert between(module) == [
+        ["attend", [48, 16], 768, 16 * 768 + PRODUCTS],
+        ["attend.out_proj", [16, 16], 256, 16 * 256],
+    ]
+
+
+def test_attention_with_three_input_projections_has_all_their_weights_and_no_shape():
+    attend, output = between(TorchAttention(num_heads=2, kdim=8, vdim=8))
+    assert attend == ["attend", [], 16 * 16 + 2 * 16 * 8, 16 * (16 * 16 + 2 * 16 * 8) + PRODUCTS]
+    assert output == ["attend.out_proj", [16, 16], 256, 16 * 256]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_of_ones_own_has_a_row_without_weights_for_its_products(fused):
+    assert between(OwnAttention(fused)) == [
+        ["between", [], 0, PRODUCTS],
+        ["qkv", [48, 16], 768, 16 * 768],
+        ["proj", [16, 16], 256, 16 * 256],
+    ]
+
+
+def test_only_what_a_module_multiplies_itself_is_its_weight():
+    class Pool(nn.Module):
+        """A learnt query of which a layer makes another, and a learnt matrix beside a learnt vector."""
+
+        def __init__(self):
+            super().__init__()
+            self.query, self.layer = nn.Parameter(torch.ones(1, 1, 16)), nn.Linear(16, 16)
+            self.matrix, self.shift = nn.Parameter(torch.ones(16, 16)), nn.Parameter(torch.ones(1, 16, 16))
+
+        def forward(self, x):
+            return functional.scaled_dot_product_attention(self.layer(self.query), x, x + self.shift) @ self.matrix
+
+    assert between(Pool()) == [
+        ["between", [16, 16], 256, PRODUCTS // 16 + 256],
+        ["layer", [16, 16], 256, 256],
+    ]
+
+
+class Calls(nn.Module):
+    """A layer that runs three times, one that never does, and two that share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.step, self.idle, self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        for layer in (self.step, self.first, self.step, self.second, self.step):
+            x = layer(x).relu()
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_repeated_idle_and_sharing_layers_by_hand(is_inference):
+    with torch.inference_mode(is_inference):
+        layers = cost.layer_table(Calls(), in_channels=3, image_size=5)
+    # 81 weights at each of 25 positions, a call.
+    assert [(layer["name"], layer["n_weights"], layer["macs"]) for layer in layers] == [
+        ("step", 81, 3 * 2025), ("idle", 81, 0), ("first", 81, 2 * 2025)
+    ]  # fmt: skip
+    masked = cost.layer_table(Calls(), in_channels=3, image_size=5, n_active={"step": 10, "idle": 4, "first": 0})
+    assert [(layer["n_active"], layer["macs"]) for layer in masked] == [(10, 750), (4, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("name", ["second", "nowhere", ""])
+def test_masked_layer_without_a_weight_of_its_own_is_named(name):
+    with pytest.raises(ValueError, match=f"Calls has no layers {name} with a weight of their own.* step, idle, first$"):
+        cost.layer_table(Calls(), in_channels=3, image_size=5, n_active={name: 1, "step": 1})
+
+
+def test_a_parametrized_layer_is_counted_as_any_other():
+    plain, normed = nn.Conv2d(3, 4, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    tables = [cost.layer_table(nn.Sequential(layer), in_channels=3, image_size=5) for layer in (plain, normed)]
+    assert tables[0] == tables[1]
 
 
 def test_counting_leaves_the_model_as_it_was():
@@ -44,7 +196,7 @@ def test_counting_leaves_the_model_as_it_was():
     cost.layer_table(model, **IMAGE)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def sparse_ratio(model, image_size, density, distribution):
@@ -150,6 +302,30 @@ def test_matching_density_by_hand():
     for macs in (16 * 108, 16 * 108 + 321):
         with pytest.raises(ValueError, match=f"no density costs {macs:,} MACs: this network takes 1,729 to 2,048"):
             cost.matching_density(layers, first_dense, macs=macs)
+
+
+def test_densities_of_attention_leave_its_products_as_they_are():
+    layers = cost.layer_table(Tokens(OwnAttention(fused=True)), in_channels=3, image_size=16)
+    fixed, every = 16 * 768 + PRODUCTS + 160, 16 * (768 + 256)
+
+    def counts(density):
+        return {"between.qkv": round(768 * density), "between.proj": round(256 * density)}
+
+    assert cost.matching_density(layers, counts, macs=fixed + every // 4) == 1 / 4
+    with pytest.raises(ValueError, match=f"this network takes {fixed + 16 * 2:,} to {fixed + every:,}"):
+        cost.matching_density(layers, counts, macs=fixed)
+    counts_over_time = [(2, counts(0.5)), (4, {"between.qkv": 0, "between.proj": 1})]
+    # Dense for two of ten steps, at half for two, and then all but emptied.
+    by_weights = (2 * every + 2 * every / 2 + 6 * 16) / 10
+    assert cost.mean_macs(layers, counts_over_time, n_steps=10) == fixed + by_weights
+
+
+def test_table_in_which_a_layer_is_empty_tells_no_other_costs():
+    layers = cost.layer_table(Calls(), in_channels=3, image_size=5, n_active={"first": 0, "idle": 0})
+    with pytest.raises(ValueError, match="layer 'idle' is empty in this table; give the table of the dense network"):
+        cost.mean_macs(layers, [(1, {"first": 3})], n_steps=2)
+    dense = cost.layer_table(Calls(), in_channels=3, image_size=5)
+    assert cost.mean_macs(dense, [(0, {"first": 0, "idle": 0})], n_steps=2) == 3 * 2025
 
 
 @pytest.mark.parametrize(

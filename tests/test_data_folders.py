@@ -87,6 +87,17 @@ def test_val_stands_in_for_a_missing_test(tmp_path):
     assert folders.read(write_tree(tmp_path / "b", contents)).test_images[:, 0, 0, 0].tolist() == [99]
 
 
+def test_val_stands_in_for_a_test_without_labels_as_tiny_imagenets_is(tmp_path):
+    contents = {path.replace("test/", "val/"): content for path, content in FILES.items()}
+    contents |= {f"test/images/test_{i}.png": grey(99) for i in range(2)}
+    images = folders.read(write_tree(tmp_path / "a", contents))
+    assert images.test_images[:, 0, 0, 0].tolist() == [50, 40] and images.class_names == ("cat", "dog")
+    unsorted = {path.replace("val/cat/", "val/images/"): content for path, content in contents.items()}
+    unsorted = {path.replace("val/dog/1", "val/images/2"): content for path, content in unsorted.items()}
+    with pytest.raises(ValueError, match=r"classes in its test set that are not in train/: images"):
+        folders.read(write_tree(tmp_path / "b", unsorted))
+
+
 def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
     images = folders.read(write_tree(tmp_path, FILES | {"train/dog/images/deep/1.png": grey(31)}))
     assert images.train_labels.tolist() == [0, 0, 1, 1]

@@ -284,9 +284,11 @@ def test_kernel_patterns_stand_side_by_side(ax):
 def test_measured_densities_are_shares_of_each_layers_weights():
     layers = [
         {"name": "conv1", "n_weights": 10, "n_active": 10},
+        {"name": "attention", "n_weights": 0, "n_active": 0},  # products alone, without a density
+        {"name": "emptied", "n_weights": 5, "n_active": 0},
         {"name": "fc", "n_weights": 40, "n_active": 10},
     ]
-    assert figures.measured_densities({"layers": layers}) == {"conv1": 1.0, "fc": 0.25}
+    assert figures.measured_densities({"layers": layers}) == {"conv1": 1.0, "emptied": 0.0, "fc": 0.25}
 
 
 MOVING = {

@@ -245,6 +245,27 @@ def test_control_points_are_parameters_alone(digits):
     assert not any(value.requires_grad for value in control.values())
 
 
+def test_a_curve_of_a_network_with_a_shared_weight_and_an_idle_layer(digits):
+    class Uneven(nn.Module):
+        def __init__(self, is_shared=True):
+            super().__init__()
+            self.first, self.second, self.idle, self.head = (nn.Linear(64, n) for n in (64, 64, 64, 10))
+            if is_shared:
+                self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x.flatten(1)).relu()).relu())
+
+    model = Uneven()
+    start, end = Uneven().state_dict(), Uneven().state_dict()
+    masks = {name: torch.ones(64, 64).tril() > 0 for name in ("first", "idle")}
+    controls = fit_curve(model, start, end, digits, n_control_points=1, generator=seeded(), **FIT | {"masks": masks})
+    assert list(controls[0]) == [name for name, _ in model.named_parameters()]
+    assert all(not controls[0][f"{name}.weight"][~mask].any() for name, mask in masks.items())
+    shared, plain = (loss_along(Uneven(shares), start, end, digits, n_positions=5)[1] for shares in (True, False))
+    assert shared == pytest.approx(plain)
+
+
 @pytest.mark.parametrize("augment", [True, False])
 def test_equal_generators_give_equal_curves(permuted, digits, augment):
     def fit(seed):

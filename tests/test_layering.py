@@ -46,12 +46,12 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 
 # From the ground up: a room, a file or a folder, imports from its own folder and from lower floors only.
 FLOORS = (
-    {"paths", "runs", "schedules", "masks", "turns", "precision", "latency", "perceptron", "diagrams"}
-    | {"moderated", "progress", "interrupts", "alt_text"},
-    {"files", "density", "models"},
-    {"checkpoints", "records", "claims", "papers", "methods", "data", "cost", "export", "batch"},
-    {"channels", "verdicts", "steps"},
-    {"training", "landscape", "figures"},
+    {"paths", "runs", "schedules", "density", "turns", "precision", "latency", "perceptron", "diagrams"}
+    | {"moderated", "progress", "interrupts", "alt_text", "files"},
+    {"masks", "models"},
+    {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
+    {"channels", "verdicts", "steps", "views", "neighbours"},
+    {"training", "landscape", "figures", "dino"},
     {"forecast"},
     {"recipes"},
     {"stores"},
@@ -64,11 +64,11 @@ FLOORS = (
 # In recipes: what a paper is made of, what several share, and how any is executed; the papers know each other not.
 RECIPES = (
     {"recipe"},
-    {"common", "rigl.plan", "dmcp.plan", "rethinking.plan"},
+    {"common", "rigl.plan", "dmcp.plan", "rethinking.plan", "afr.plan"},
     {"structures", "masking", "runner"},
-    {"prunings", "dmcp.supernets"},
-    {"rigl.setup", "dmcp.setup", "rethinking.setup"},
-    {"rigl", "dmcp", "rethinking"},
+    {"prunings", "dmcp.supernets", "afr.looks"},
+    {"rigl.setup", "dmcp.setup", "rethinking.setup", "afr.setup"},
+    {"rigl", "dmcp", "rethinking", "afr"},
 )
 
 

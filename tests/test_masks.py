@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab.masks import drop_and_grow, layer_weights, prunable_weights, random_mask
+from prunelab.masks import (
+    distinct,
+    drop_and_grow,
+    empty_layers,
+    global_masks,
+    layer_weights,
+    prunable_weights,
+    random_mask,
+)
 from prunelab.methods.static import active_counts, random_masks
 
 #                       0    1    2    3    4    5    6    7
@@ -131,6 +139,17 @@ def test_depthwise_convolutions_are_never_pruned_but_other_grouped_ones_are():
         prunable_weights(model[1])
 
 
+def test_a_weight_that_layers_share_is_one_by_the_name_of_the_first():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    model[3].weight = model[4].weight = model[1].weight
+    model[2].weight.data = model[0].weight.data.clone()  # alike, but two
+    assert list(layer_weights(model)) == ["0", "1", "2", "3", "4"]
+    weights = distinct(layer_weights(model))
+    assert list(weights) == ["0", "1", "2"] and all(weights[name] is model[int(name)].weight for name in weights)
+    assert list(prunable_weights(model)) == ["0", "1", "2"]
+    assert sum(active_counts(model, density=0.25, distribution="erk").values()) == 12
+
+
 # Layers of 10, 20 and 40 weights.
 THREE_LAYERS = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 10))
 
@@ -167,3 +186,64 @@ def test_impossible_first_layers_are_refused():
         active_counts(THREE_LAYERS, density=0.5, distribution="erk", first_layer="sparse")
     with pytest.raises(ValueError, match="no layer to make sparse"):
         active_counts(THREE_LAYERS[:1], density=0.5, distribution="uniform", first_layer="dense")
+
+
+# Over both layers: b0 4, a0 3, b1 2, a2 1, a1 -1, b2 -2; signs count, magnitudes do not.
+SCORES = {"a": torch.tensor([[3.0, -1.0, 1.0]]), "b": torch.tensor([4.0, 2.0, -2.0])}
+WITHOUT_B0 = {"a": torch.ones(1, 3, dtype=torch.bool), "b": torch.tensor([False, True, True])}
+
+
+@pytest.mark.parametrize(
+    "density, masks, a, b",
+    [
+        (1.0, None, {0, 1, 2}, {0, 1, 2}),
+        (0.5, None, {0}, {0, 1}),
+        (0.4, None, {0}, {0}),  # 2.4 weights are 2
+        (0.1, None, set(), {0}),  # 0.6 is 1: the other layer is empty
+        (0.5, WITHOUT_B0, {0, 2}, {1}),  # of all weights, active or not
+        (5 / 6, WITHOUT_B0, {0, 1, 2}, {1, 2}),
+    ],
+)
+def test_largest_scores_of_all_layers_stay(density, masks, a, b):
+    found = global_masks(SCORES, density=density, masks=masks)
+    assert found["a"].shape == (1, 3) and (positions(found["a"][0]), positions(found["b"])) == (a, b)
+    assert empty_layers(found) == ["a"] * (not a)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.77, 1.0])
+@pytest.mark.parametrize("n_values", [1, 3, 1000])
+def test_global_masks_have_the_exact_count_and_equal_scores_stay_from_the_front(density, n_values):
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        name: torch.randint(n_values, shape, generator=generator) / 1.0 for name, shape in [("a", (7, 9)), ("b", (50,))]
+    }
+    masks = {name: torch.rand(score.shape, generator=generator) < 0.9 for name, score in scores.items()}
+    flat, active = (torch.cat([part.flatten() for part in parts.values()]) for parts in (scores, masks))
+    n_left = min(round(density * 113), int(active.sum()))
+    found = torch.cat([mask.flatten() for mask in global_masks(scores, density=n_left / 113, masks=masks).values()])
+    ranking = sorted(positions(active), key=lambda i: (-flat[i].item(), i))
+    assert positions(found) == set(ranking[:n_left])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, -torch.inf])
+def test_scores_that_cannot_be_ranked_are_refused_with_their_layer(wrong):
+    with pytest.raises(ValueError, match="layer 'b' has scores that cannot be ranked"):
+        global_masks(SCORES | {"b": torch.tensor([1.0, wrong, 2.0])}, density=0.5)
+    assert global_masks(SCORES | {"b": torch.tensor([1.0, torch.inf, 2.0])}, density=1 / 6)["b"].tolist()[1]
+
+
+@pytest.mark.parametrize(
+    "density, scores, masks, match",
+    [
+        (0.0, SCORES, None, r"density must lie in \(0, 1\]"),
+        (90, SCORES, None, r"density must lie in \(0, 1\]"),
+        (0.05, SCORES, None, "density 0.05 leaves none of 6 weights"),
+        (1.0, SCORES, WITHOUT_B0, "density 1.0 asks for 6 weights, but only 5 of 6 are left"),
+        (0.5, SCORES, {"a": WITHOUT_B0["a"]}, "they differ in b"),
+        (0.5, SCORES, WITHOUT_B0 | {"a": torch.ones(3, dtype=torch.bool)}, "they differ in a"),
+        (0.5, {}, None, "no scores, so there is nothing to prune"),
+    ],
+)
+def test_impossible_global_masks_are_refused(density, scores, masks, match):
+    with pytest.raises(ValueError, match=match):
+        global_masks(scores, density=density, masks=masks)

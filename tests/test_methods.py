@@ -9,7 +9,7 @@ from prunelab.methods import METHODS
 from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining
 from prunelab.methods.static import Static, active_counts, random_masks
 from prunelab.models import build_model
-from prunelab.steps import build_optimizer
+from prunelab.steps import OPTIMIZERS, build_optimizer, set_learning_rate
 
 #                       0    1    2    3    4    5    6    7
 WEIGHT = torch.tensor([0.9, -0.1, 0.5, 0.0, 0.0, -0.3, 0.0, 0.0])
@@ -166,6 +166,62 @@ def test_adam_does_not_revive_inactive_weights(name):
     for layer, weight in method.weights.items():
         assert not weight[~method.masks[layer]].any()
         assert not optimizer.state[weight]["exp_avg"][~method.masks[layer]].any()
+
+
+class Uneven(nn.Module):
+    """A frozen layer, one that never runs, and two that share their weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.idle, self.head = nn.Linear(8, 10), nn.Linear(8, 10)
+        self.second.weight = self.first.weight
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        for layer in (self.frozen, self.first, self.second):
+            x = layer(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_layers_that_do_not_learn_stay_and_layers_that_share_a_weight_have_one_mask(name, optimizer):
+    torch.manual_seed(0)
+    model, before = Uneven(), {}
+    method = build_method(
+        name, model, density=0.3, generator=torch.Generator().manual_seed(0), update_every=2, stop_step=4
+    )
+    rule = build_optimizer(model, optimizer=optimizer, momentum=0.9, weight_decay=0.1)
+    set_learning_rate(rule, 0.01)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    step = 0
+    while step < 5:
+        step += train_step(model, rule, torch.randn(8, 3, 8, 8), torch.arange(8), step, method=method)[1]
+    for key, value in model.state_dict().items():
+        layer = key.partition(".")[0]
+        learns = layer not in ("frozen", "idle")
+        kept = value != 0 if name == "gmp" else torch.ones_like(value, dtype=torch.bool)  # it prunes them as others
+        assert torch.equal(value[kept], before[key][kept]) != learns, key
+    if method is not None:
+        assert list(method.masks) == ["frozen", "first", "idle", "head"][: 3 if name == "lottery" else 4]
+        for layer, weight in method.weights.items():
+            assert not weight[~method.masks[layer]].any()
+    if name in ("static", "set", "snfs", "rigl", "gmp"):
+        n_weights = sum(mask.numel() for mask in method.masks.values())
+        assert sum(int(mask.sum()) for mask in method.masks.values()) == round(0.3 * n_weights)
+        assert int(model.second.weight.count_nonzero()) <= int(method.masks["first"].sum())
+
+
+@pytest.mark.parametrize("method_class", [RigL, SparseEvolutionaryTraining])
+def test_an_emptied_layer_stays_empty_and_has_lost_nothing(method_class):
+    model, method, optimizer = eight_weights(method_class)
+    method.set_mask("0", torch.zeros_like(method.masks["0"]))
+    method.change_weights()
+    for step in (0, 10):
+        method.move_connections(step, optimizer)
+    assert not model.weight.any() and not method.masks["0"].any()
+    assert method.moves["survival"] == [[1.0], [1.0]]  # a record takes no NaN
 
 
 def test_uniform_leaves_the_first_layer_dense_and_erk_does_not():

@@ -56,6 +56,11 @@ def test_largest_weights_of_all_layers_are_left(density, masks, left):
     assert positions(lottery.prune_smallest(WEIGHTS, masks, density=density)) == left
 
 
+def test_weights_of_a_diverged_network_are_pruned_all_the_same():
+    weights = WEIGHTS | {"b": torch.tensor([[torch.nan, 0.2, -torch.inf, 0.0]])}
+    assert positions(lottery.prune_smallest(weights, ALL, density=0.375)) == {"a0", "b0", "b2"}
+
+
 def test_weights_of_one_size_leave_from_the_back():
     weights = {"a": torch.full((2, 50), -0.5), "b": torch.full((100,), 0.5)}
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}

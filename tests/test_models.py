@@ -11,10 +11,12 @@ from prunelab.cost import layer_table, total
 from prunelab.models import MODELS, TORCHVISION_MODELS, build_model
 from prunelab.models.layers import PadChannels, Select, init_for_slimming
 
+LARGE = {*TORCHVISION_MODELS, "vit_s4", "vit_s16", "vit_b16"}
+
 
 def device_for(name):
     """Without numbers where a network is large: its shapes say enough."""
-    return torch.device("meta") if name in TORCHVISION_MODELS else nullcontext()
+    return torch.device("meta") if name in LARGE else nullcontext()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -43,7 +45,7 @@ def test_every_model_is_traced_with_its_own_layers_whole(name):
     unused = {n for n, module in model.named_modules() if isinstance(module, PadChannels) and module.n_new == 0}
     own = {n for n, module in model.named_modules() if isinstance(module, Select | PadChannels)}
     assert called >= own - unused
-    if name not in TORCHVISION_MODELS:
+    if name not in LARGE:
         assert torch.equal(fx.GraphModule(model, graph)(x), model(x))
         assert torch.equal(fx.symbolic_trace(model)(x), model(x))
 
@@ -51,6 +53,8 @@ def test_every_model_is_traced_with_its_own_layers_whole(name):
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("vgg11_bn", "vgg16_bn")])
 @pytest.mark.parametrize("image_size, in_channels, width", [(8, 1, 0.5), (16, 3, 0.1), (32, 1, 1.5)])
 def test_models_take_any_image_and_width(name, image_size, in_channels, width):
+    if name in ("vit_s16", "vit_b16"):
+        image_size *= 2  # whose patch is 16 pixels wide
     with device_for(name):
         model = build_model(name, num_classes=3, in_channels=in_channels, image_size=image_size, width=width)
         assert model.eval()(torch.randn(1, in_channels, image_size, image_size)).shape == (1, 3)
@@ -75,13 +79,15 @@ def test_models_take_any_image_and_width(name, image_size, in_channels, width):
         ("mobilenet_v2", 3_504_872),
         ("vgg11_bn", 132_868_840),
         ("vgg16_bn", 138_365_992),
+        ("vit_b16", 86_567_656),
+        ("vit_s16", 21_665_664 + 385 * 1000),  # DINO's backbone, and a head
         ("lenet_300_100", 266_610),
     ],
 )
 def test_known_parameter_counts(name, n_parameters):
     image = {"in_channels": 1, "image_size": 28} if name == "lenet_300_100" else {"image_size": 224}
     with torch.device("meta"):
-        model = build_model(name, num_classes=1000 if name in TORCHVISION_MODELS else 10, **image)
+        model = build_model(name, num_classes=1000 if name in LARGE else 10, **image)
     assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
 
 

@@ -27,6 +27,7 @@ FREE = {
     "densenet100_bc": r"(blocks\.\d+\.)?(select|conv[12]?)",
     "wrn22_2": r"conv|blocks\.\d+\.conv1",
     "mobilenet_v1": r"conv|blocks\.\d+\.pointwise",
+    "vit_micro4": r"blocks\.\d\.mlp\.fc1",
     "resnet18": r"conv1|layer\d\.\d\.conv1|layer[234]\.0\.conv2",
     "resnet34": r"conv1|layer\d\.\d\.conv1|layer[234]\.0\.conv2",
     "resnet50": r"conv1|layer\d\.\d\.conv[12]|layer\d\.0\.conv3",

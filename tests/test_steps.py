@@ -17,7 +17,7 @@ from prunelab.channels.slimming import Slimming
 from prunelab.methods import METHODS
 from prunelab.methods.static import Static
 from prunelab.models import MODELS, build_model
-from prunelab.steps import build_optimizer, cross_entropy, set_learning_rate
+from prunelab.steps import OPTIMIZERS, build_optimizer, cross_entropy, set_learning_rate
 from prunelab.training import train
 
 
@@ -143,6 +143,7 @@ def assert_equal(one, other):
     "name, changes",
     [(name, {}) for name in METHODS]
     + [(name, {"optimizer": "adam"}) for name in ("dense", "rigl", "set")]
+    + [(name, {"optimizer": "adamw", "layer_decay": 0.65}) for name in ("dense", "static")]
     + [(name, {"precision": p}) for name in ("dense", "rigl", "snfs") for p in ("bf16", "fp16")]
     + [("rigl", {"model_name": m}) for m in ("lenet_300_100", "mobilenet_v1", "wrn22_2")]  # the last has dropout
     + [("rigl", {"augment": False}), ("rigl", {"warmup_epochs": 0, "momentum": 0.0})]
@@ -168,6 +169,7 @@ def kill(share):
 @pytest.mark.parametrize(
     "changes",
     [{"optimizer": name} for name in ("sgd", "adam")]
+    + [{"optimizer": "adamw", "layer_decay": 0.65}]
     + [{"model_name": "two_widths", "objective": name} for name in OBJECTIVES],
 )
 def test_captured_training_goes_on_from_its_checkpoint(changes, digits, captured, tmp_path, monkeypatch):
@@ -227,7 +229,7 @@ def test_losses_are_worked_out_in_half_precision_and_backpropagated_outside_it()
 @pytest.mark.parametrize(
     "name, optimizer",
     [(name, "sgd") for name in ("dense", "static", "snip", "set", "snfs", "rigl")]
-    + [("static", "plain_sgd"), ("static", "adam")],
+    + [("static", "plain_sgd"), ("static", "adam"), ("static", "adamw")],
 )
 @pytest.mark.parametrize("is_captured", [False, True])
 def test_a_frozen_layer_keeps_its_weights_and_its_mask(name, optimizer, is_captured, digits, request):
@@ -245,6 +247,21 @@ def test_a_frozen_layer_keeps_its_weights_and_its_mask(name, optimizer, is_captu
         assert not model.head.weight[~method.masks["head"]].any()
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]) == (not key.startswith("head")), key
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.filterwarnings("error")  # torch's, of a parameter that it is given twice
+def test_a_weight_that_layers_share_is_stepped_once(optimizer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    rule = build_optimizer(model, optimizer=optimizer, momentum=0.0, weight_decay=0.0)
+    set_learning_rate(rule, 0.1)
+    before = model[0].weight.detach().clone()
+    model(torch.randn(3, 4)).pow(2).sum().backward()
+    rule.step()
+    step = model[0].weight.grad.sign() if optimizer == "adam" else model[0].weight.grad
+    torch.testing.assert_close(model[1].weight, before - 0.1 * step)
 
 
 def test_masks_of_frozen_layers_alone_do_not_end_training():
@@ -347,7 +364,7 @@ def test_networks_for_bfloat16_have_a_name():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("key", precision.PRECISIONS)
 def test_on_a_gpu_captured_and_eager_steps_agree(name, optimizer, key, digits, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

@@ -13,9 +13,10 @@ from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import Dynamic
 from prunelab.models import build_model
-from prunelab.steps import build_optimizer, cross_entropy, set_learning_rate
+from prunelab.steps import OPTIMIZERS, build_optimizer, cross_entropy, set_learning_rate
 from prunelab.training import evaluate, mean_per_class, top_1, train
 
+DECAYED = {"layer_decay": 0.65}
 SETTINGS = {
     "n_epochs": 3,
     "batch_size": 64,
@@ -62,7 +63,8 @@ def kill_after(n_epochs):
     "name, changes",
     [(name, {}) for name in METHODS]
     + [(name, {"model_name": "wrn22_2"}) for name in ("dense", "set")]  # these have dropout
-    + [(name, {"optimizer": "adam"}) for name in ("dense", "static", "rigl")],
+    + [(name, {"optimizer": "adam"}) for name in ("dense", "static", "rigl")]
+    + [("static", {"optimizer": "adamw", "layer_decay": 0.5})],
 )
 def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, changes, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
@@ -271,8 +273,87 @@ def test_adam_steps_by_hand():
             assert getattr(layer, name).item() == pytest.approx(expected[name], rel=1e-5)
 
 
+def test_adamw_steps_by_hand():
+    layer = nn.Linear(1, 1)
+    optimizer = build_optimizer(layer, optimizer="adamw", momentum=0.5, weight_decay=0.2)
+    set_learning_rate(optimizer, 0.1)
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, 2.0)
+    # First and second moment over their corrections: 1 / 1; (-3 + 0.5 * 1) / 1.5 over sqrt((9 + 0.999) / 1.999).
+    for gradient, adam in ((1.0, 1.0), (-3.0, -2.5 / 1.5 / math.sqrt(9.999 / 1.999))):
+        before = layer.weight.item(), layer.bias.item()
+        layer.weight.grad, layer.bias.grad = torch.full((1, 1), gradient), torch.full((1,), gradient)
+        optimizer.step()
+        assert layer.weight.item() == pytest.approx(0.98 * before[0] - 0.1 * adam)  # 1 - 0.1 * 0.2, beside the moments
+        assert layer.bias.item() == pytest.approx(before[1] - 0.1 * adam)
+
+
+class Blocks(nn.Module):
+    """Two blocks, with what a transformer has before and after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.blocks = nn.Conv2d(1, 2, 1), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+        self.norm, self.head = nn.LayerNorm(2), nn.Linear(2, 10)
+        self.token = nn.Parameter(torch.ones(2))
+
+    def forward(self, images):
+        return self.head(self.norm(self.blocks(self.embed(images).mean(dim=(2, 3)) + self.token)))
+
+
+def test_each_block_learns_more_slowly_than_the_one_after_it():
+    model = Blocks()
+    optimizer = build_optimizer(model, optimizer="adamw", momentum=0.9, weight_decay=0.3, layer_decay=0.5)
+    set_learning_rate(optimizer, 0.8)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates == {
+        **{"token": 0.1, "embed.weight": 0.1, "embed.bias": 0.1},  # 0.8 * 0.5**3
+        **{"blocks.0.weight": 0.2, "blocks.0.bias": 0.2, "blocks.1.weight": 0.4},
+        **{"norm.weight": 0.8, "norm.bias": 0.8, "head.weight": 0.8, "head.bias": 0.8},
+    }
+    decays = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    weights = {"embed.weight", "blocks.0.weight", "blocks.1.weight", "head.weight"}
+    assert decays == {name: 0.3 if name in weights else 0.0 for name in names.values()}
+    set_learning_rate(optimizer, 0.0)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_layer_decay_groups_are_two_and_have_no_factor(name):
+    optimizer = build_optimizer(Blocks(), optimizer=name, momentum=0.9, weight_decay=0.3, layer_decay=1.0)
+    assert len(optimizer.param_groups) == (1 if name == "plain_sgd" else 2)
+    assert not any("factor" in group for group in optimizer.param_groups)
+
+
+def test_training_decays_rates_by_layer(digits):
+    """One step of SGD from equal values: what a block moves by is its factor times what it moves by without decay."""
+    moved = {}
+    for layer_decay in (1.0, 0.5):
+        torch.manual_seed(0)
+        model = Blocks()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        settings = {"n_epochs": 1, "batch_size": 256, "weight_decay": 0.0, "momentum": 0.0}
+        train(model, digits, generator=torch.Generator(), **SETTINGS | settings | {"layer_decay": layer_decay})
+        moved[layer_decay] = {name: value - before[name] for name, value in model.state_dict().items()}
+    for name, factor in (("token", 1 / 8), ("blocks.0.weight", 1 / 4), ("blocks.1.weight", 1 / 2), ("head.bias", 1)):
+        torch.testing.assert_close(moved[0.5][name], factor * moved[1.0][name], rtol=1e-3, atol=1e-6)
+        assert moved[0.5][name].abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.5, float("nan")])
+def test_impossible_layer_decay_is_refused(layer_decay):
+    with pytest.raises(ValueError, match=rf"layer_decay must lie in \(0, 1\], got {layer_decay}"):
+        build_optimizer(Blocks(), momentum=0.9, weight_decay=0.0, layer_decay=layer_decay)
+
+
+def test_layer_decay_of_a_network_without_blocks_is_refused():
+    with pytest.raises(ValueError, match=r"layer_decay=0.5 needs a network with a sequence of blocks, not Linear"):
+        build_optimizer(nn.Linear(1, 1), momentum=0.9, weight_decay=0.0, layer_decay=0.5)
+
+
 def test_unknown_optimizer_is_refused(digits):
-    with pytest.raises(ValueError, match="unknown optimizer 'lamb'; there are sgd, plain_sgd, adam"):
+    with pytest.raises(ValueError, match="unknown optimizer 'lamb'; there are sgd, plain_sgd, adam, adamw"):
         run("dense", digits, optimizer="lamb")
 
 
@@ -281,11 +362,11 @@ def test_training_uses_the_optimizer_it_is_told(digits):
     assert run("dense", digits, n_epochs=1)[2].curves == sgd.curves != adam.curves
 
 
-def test_adam_leaves_pruned_weights_at_zero():
+@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": "adamw", **DECAYED}])
+def test_adam_leaves_pruned_weights_at_zero_and_their_moments_too(options):
     model, method = build("static")
-    optimizer = build_optimizer(model, optimizer="adam", momentum=0.9, weight_decay=0.1)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.01
+    optimizer = build_optimizer(model, momentum=0.9, weight_decay=0.1, **options)
+    set_learning_rate(optimizer, 0.01)
     before = {name: weight.clone() for name, weight in method.weights.items()}
     generator = torch.Generator().manual_seed(0)
     for step in range(5):

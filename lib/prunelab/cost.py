@@ -1,8 +1,8 @@
 """What a network costs: weights, multiply-accumulates (MACs), and the MACs of training it.
 
-Convention: one MAC is one multiplication and its addition. Convolution and linear weights are counted; biases,
-normalisation, activations and pooling are not. A masked weight costs nothing. These are counts, not speed: no
-ordinary kernel skips the zeros.
+Convention: one MAC is one multiplication and its addition. Products by weights are counted, of convolution and linear
+layers above all, and those of activations with each other, as in attention; biases, normalisation, activation functions
+and pooling are not. A masked weight costs nothing. These are counts, not speed: no ordinary kernel skips the zeros.
 
 Source: Evci et al. 2020, arXiv:1911.11134, App. H.
 Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded images; ratios agree to 0.001.
@@ -10,53 +10,131 @@ Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded 
 
 import copy
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from prunelab.masks import layer_weights
+from prunelab.masks import distinct, layer_weights
 
 
 def layer_table(
     model: nn.Module, *, in_channels: int, image_size: int, n_active: Mapping[str, int] | None = None
 ) -> list[dict]:
-    """Lists the weights and MACs of each convolution and linear layer, for one image.
+    """Lists the weights and MACs of each convolution and linear layer, and of whatever else multiplies, for one image.
+
+    A layer that runs several times has the MACs of all its calls, an idle one none. Layers that share a weight are one
+    row, under the name of the first. Any other module has a row where it multiplies by itself: attention for the
+    products of queries, keys and values, in `nn.MultiheadAttention` with the input projection and its weights.
 
     Args:
-        model: Left as it is; a copy without numbers is traced.
+        model: Left as it is; a copy without numbers runs.
         in_channels: Channels of the image.
         image_size: Its height and width in pixels.
         n_active: Active weights of each masked layer; a layer that is not named is dense.
     Returns:
-        One dict a layer, first layer first: `name`, `shape`, `n_weights`, `n_active`, `masked`, and `macs`, in which an
-        inactive weight costs nothing.
+        One dict a row, first layer first: `name`, `shape` of the weight ([] where there is none, or several),
+        `n_weights`, `n_active`, `masked`, and `macs`, in which an inactive weight costs nothing.
+    Raises:
+        ValueError: A masked layer that is not there, or has no weight of its own.
     """
     n_active = n_active or {}
-    shadow = copy.deepcopy(model).to("meta").eval()
-    weights = layer_weights(shadow)
-    n_positions: dict[str, int] = {}
-
-    def count_positions(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # A weight is used once for each output position of its channel: once in a linear layer, h * w times in a
-        # convolution.
-        n_positions[name] = output[0].numel() // weights[name].shape[0]
-
-    for name in weights:
-        shadow.get_submodule(name).register_forward_hook(partial(count_positions, name))
-    shadow(torch.empty(1, in_channels, image_size, image_size, device="meta"))
-    return [
-        {
+    with torch.inference_mode(False), torch.no_grad():  # inference hides the products that an operation consists of
+        shadow = _without_numbers(model)
+        with _Products(shadow) as products:
+            shadow(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+    weights = distinct(layer_weights(shadow))
+    if unknown := sorted(n_active.keys() - weights):
+        raise ValueError(
+            f"{type(model).__name__} has no layers {', '.join(unknown)} with a weight of their own to be masked; "
+            f"there are {', '.join(weights)}"
+        )
+    table = []
+    for name, module in shadow.named_modules():
+        macs = products.macs[name]
+        if name not in weights and not macs:
+            continue
+        factors = [weights[name]] if name in weights else products.factors(module)
+        n_weights = sum(weight.numel() for weight in factors)
+        row = {
             "name": name,
-            "shape": list(weight.shape),
-            "n_weights": weight.numel(),
-            "n_active": n_active.get(name, weight.numel()),
+            "shape": list(factors[0].shape) if len(factors) == 1 else [],
+            "n_weights": n_weights,
+            "n_active": n_active.get(name, n_weights),
             "masked": name in n_active,
-            "macs": n_active.get(name, weight.numel()) * n_positions[name],
         }
-        for name, weight in weights.items()
-    ]
+        table.append(row | {"macs": _at(macs, n_weights, row["n_active"])})
+    return table
+
+
+def _without_numbers(model: nn.Module) -> nn.Module:
+    """Copies a network in evaluation mode, shapes only; parameters that it shares are shared in the copy."""
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}).eval()
+
+
+class _Products(TorchDispatchMode):
+    """Counts the products of a network that runs inside, by torch's formulas.
+
+    A product counts for the layer whose weight is one of its factors, whoever multiplies: attention does so for its
+    output projection. Else it counts for the innermost module that is running.
+
+    Attributes:
+        macs: By the name of a module.
+    """
+
+    supports_higher_order_operators = True  # flex attention is one
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.macs: Counter[str] = Counter()
+        self._layers = {_storage(weight): name for name, weight in distinct(layer_weights(model)).items()}
+        self._multiplied: set[int] = set()
+        self._running = [""]
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(partial(self._enter, name))
+            module.register_forward_hook(self._leave)
+
+    def factors(self, module: nn.Module) -> list[Tensor]:
+        """Lists the parameters of a module itself, no layer, that were factors of its products."""
+        return [own for own in module.parameters(recurse=False) if _storage(own) in self._multiplied]
+
+    def _enter(self, name: str, *_: Any) -> None:
+        self._running.append(name)
+
+    def _leave(self, *_: Any) -> None:
+        self._running.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        operation = getattr(func, "_overloadpacket", func)
+        if operation in flop_registry:
+            factors = [_storage(arg) for arg in args if isinstance(arg, Tensor) and arg.dim() > 1]  # no biases
+            layer = next((self._layers[factor] for factor in factors if factor in self._layers), None)
+            if layer is None:
+                layer = self._running[-1]
+                self._multiplied.update(factors)
+            self.macs[layer] += flop_registry[operation](*args, **kwargs, out_val=result) // 2
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    """Tells tensors apart that hold no numbers; a view, as a transposed weight, is like the whole."""
+    return tensor.untyped_storage()._cdata
+
+
+def _at(macs: int, n: int, wanted: int) -> int:
+    """Returns what a layer costs with `wanted` weights that costs `macs` with `n` of them, each used as often."""
+    return macs if wanted == n else macs * wanted // n
 
 
 def total(layers: list[dict], key: str) -> int:
@@ -67,9 +145,16 @@ def total(layers: list[dict], key: str) -> int:
 def _macs_with(layers: list[dict], n_active: Mapping[str, int]) -> int:
     """Returns what the network of a layer table costs with other numbers of active weights; layers not named are dense.
 
-    In the table no layer is without an active weight.
+    Raises:
+        ValueError: A layer that has no active weight in the table, so that what one costs is not known.
     """
-    return sum(layer["macs"] // layer["n_active"] * n_active.get(layer["name"], layer["n_weights"]) for layer in layers)
+    macs = 0
+    for layer in layers:
+        wanted = n_active.get(layer["name"], layer["n_weights"])
+        if wanted and not layer["n_active"]:
+            raise ValueError(f"layer {layer['name']!r} is empty in this table; give the table of the dense network")
+        macs += _at(layer["macs"], layer["n_active"], wanted)
+    return macs
 
 
 def matching_density(layers: list[dict], active_counts: Callable[[float], Mapping[str, int]], *, macs: float) -> float:

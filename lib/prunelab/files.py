@@ -2,8 +2,13 @@
 
 import hashlib
 import os
+import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -53,3 +58,14 @@ def sha256(source: Path | bytes) -> str:
         return hashlib.sha256(source).hexdigest()
     with open(source, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def download_timeout() -> Iterator[None]:
+    """Ends downloads that stand still; torch and torchvision set no limit, and would wait forever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

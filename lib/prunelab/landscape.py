@@ -166,7 +166,8 @@ def fit_curve(
         optimizer.zero_grad(set_to_none=True)
         _loss(model, point_on_curve((start, *controls, end), position), *next(batches)).backward()
         for tensor, mask in masked:
-            tensor.grad.masked_fill_(mask, 0.0)
+            if tensor.grad is not None:  # an idle layer's has none
+                tensor.grad.masked_fill_(mask, 0.0)
         optimizer.step()
     return [{name: tensor.detach() for name, tensor in control.items()} for control in controls]
 
@@ -174,8 +175,8 @@ def fit_curve(
 def _parameters(model: nn.Module, state: State) -> dict[str, Tensor]:
     """Returns the model's parameters as a state has them, on the model's device and without its buffers."""
     expected = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
-    for name in (*expected, *(name for name in state if name not in buffers)):
+    known = {name for name, _ in (*model.named_buffers(), *model.named_parameters(remove_duplicate=False))}
+    for name in (*expected, *(name for name in state if name not in known)):
         given, wanted = (tuple(found[name].shape) if name in found else "none" for found in (state, expected))
         if given != wanted:
             raise ValueError(f"{name} has shape {given} in a point of the curve, but {wanted} in the model")

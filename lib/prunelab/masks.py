@@ -1,7 +1,11 @@
 """Masks: which weights of a model are active. Bool tensors, True = active, one a layer."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+
+from prunelab.density import check_density
 
 
 def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -9,18 +13,24 @@ def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
+def distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights that layers share once, under the name of the first of these layers."""
+    first = {id(weight): name for name, weight in reversed(weights.items())}
+    return {name: weight for name, weight in weights.items() if first[id(weight)] == name}
+
+
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns those of `layer_weights` that may be pruned: all but depthwise convolutions, which are few, stay dense.
 
-    Biases and normalisation are never pruned.
+    A weight that layers share is one, with one mask, under the first layer's name. Biases and normalisation are never
+    pruned.
 
     Raises:
         ValueError: The model has no such layer.
     Source: Evci et al. 2020, arXiv:1911.11134; mobilenetv1_model in google-research/rigl.
     """
-    weights = {
-        name: weight for name, weight in layer_weights(model).items() if not _is_depthwise(model.get_submodule(name))
-    }
+    weights = distinct(layer_weights(model))
+    weights = {name: weight for name, weight in weights.items() if not _is_depthwise(model.get_submodule(name))}
     if not weights:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer, so nothing in it can be pruned")
     return weights
@@ -53,6 +63,52 @@ def largest(score: Tensor, n_active: int) -> Tensor:
     mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     mask[score.flatten().argsort(descending=True, stable=True)[:n_active]] = True
     return mask.view_as(score)
+
+
+@torch.no_grad()
+def global_masks(
+    scores: Mapping[str, Tensor], *, density: float, masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Returns the masks of the largest scores, ranked over all layers at once.
+
+    A layer may lose all its weights: `empty_layers` tells which do.
+
+    Args:
+        scores: Of each weight by layer name, any shapes; larger ones stay.
+        density: Share of all weights that stay, in (0, 1]; ties are broken by position.
+        masks: Bool, those active so far; same names and shapes. None: all are.
+    Returns:
+        Bool masks on the scores' device, `round(density * n)` active in total, each of them active in `masks`.
+    Raises:
+        ValueError: A density outside (0, 1], above the share that is active now or too small for a single weight; no
+            layer at all; a score that is NaN or -inf; masks of other layers or shapes.
+    """
+    check_density(density)
+    if not scores:
+        raise ValueError("no scores, so there is nothing to prune")
+    for name, score in scores.items():
+        if not (score > -torch.inf).all():
+            raise ValueError(f"layer {name!r} has scores that cannot be ranked: NaN or -inf")
+    if masks is None:
+        masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    found, wanted = ({name: tuple(value.shape) for name, value in values.items()} for values in (masks, scores))
+    if found != wanted:
+        differing = sorted({name for name, _ in found.items() ^ wanted.items()})
+        raise ValueError(f"masks must have the layers and shapes of the scores; they differ in {', '.join(differing)}")
+    ranked = [score.masked_fill(~masks[name].to(score.device), -torch.inf).flatten() for name, score in scores.items()]
+    sizes = [len(score) for score in ranked]
+    n_active, n_left = int(sum(mask.sum() for mask in masks.values())), round(density * sum(sizes))
+    if n_left < 1:
+        raise ValueError(f"density {density} leaves none of {sum(sizes)} weights")
+    if n_left > n_active:
+        raise ValueError(f"density {density} asks for {n_left} weights, but only {n_active} of {sum(sizes)} are left")
+    parts = largest(torch.cat(ranked), n_left).split(sizes)
+    return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+
+
+def empty_layers(masks: Mapping[str, Tensor]) -> list[str]:
+    """Lists the layers in which no weight is active."""
+    return [name for name, mask in masks.items() if not mask.any()]
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ PRECISIONS: dict[str, tuple[torch.dtype, float]] = {
     "bf16": (torch.bfloat16, 1.0),
     "fp16": (torch.float16, 1024.0),
 }
-# Networks that processors with bfloat16 instructions train at least 1.2 times as fast so (`make bench` measures it).
-# Narrower ones gain nothing, and MobileNet's depthwise layers take twice the time.
-BF16_ON_CPU = ("resnet20", "resnet32", "resnet56", "wrn22_2")
+# Networks that processors with bfloat16 instructions train at least 1.2 times as fast so (`make bench` measures it of
+# ResNet-20). Narrower ones gain nothing, and MobileNet's depthwise layers take twice the time; transformers gain by
+# what `models.vit.attend` does.
+BF16_ON_CPU = ("resnet20", "resnet32", "resnet56", "wrn22_2", "vit_micro4", "vit_s4")
 
 
 def best_precision(device: str, model: str) -> str:

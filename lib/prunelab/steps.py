@@ -6,7 +6,7 @@ from step to step (images, learning rate, masks) is written into the tensors tha
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from prunelab.data.batches import TrainBatches
-from prunelab.masks import layer_weights
+from prunelab.masks import distinct, layer_weights
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import PRECISIONS, autocast
 
@@ -29,48 +29,94 @@ def _sgd(groups: list[dict], momentum: float, capturable: bool, *, nesterov: boo
     return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov and momentum > 0, fused=capturable or None)
 
 
-def _adam(groups: list[dict], momentum: float, capturable: bool) -> Optimizer:
-    return torch.optim.Adam(groups, betas=(momentum, 0.999), fused=capturable or None, capturable=capturable)
+def _adam(groups: list[dict], momentum: float, capturable: bool, *, kind: type[Optimizer]) -> Optimizer:
+    return kind(groups, betas=(momentum, 0.999), fused=capturable or None, capturable=capturable)
 
 
 OPTIMIZERS: dict[str, Callable[[list[dict], float, bool], Optimizer]] = {
     "sgd": partial(_sgd, nesterov=True),  # as in RigL's code
     "plain_sgd": partial(_sgd, nesterov=False),  # as in the code of Liu et al. 2019
-    "adam": _adam,
+    "adam": partial(_adam, kind=torch.optim.Adam),
+    "adamw": partial(_adam, kind=torch.optim.AdamW),
 }
 _DECAYING_ALL = ("plain_sgd",)  # every parameter; the others' weight decay takes hold of layers' weights only
 
 
-def build_optimizer(model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, *, optimizer: str = "sgd", momentum: float, weight_decay: float, layer_decay: float = 1.0
+) -> Optimizer:
     """Builds an optimizer by name, whose learning rate is 0 until `set_learning_rate`; on a GPU it can be captured.
 
     Args:
         model: Its parameters are optimized; those without a gradient in a step, as frozen ones, keep their values.
         optimizer: A key of `OPTIMIZERS`.
-        momentum: Of SGD; beta_1 in Adam, whose beta_2 is 0.999.
-        weight_decay: Added to the gradient, times the weight; in Adam too, where it is not decoupled.
+        momentum: Of SGD; beta_1 in Adam and AdamW, whose beta_2 is 0.999.
+        weight_decay: Added to the gradient, times the weight; in Adam too. In AdamW it is decoupled: the weight is made
+            smaller by its product with the learning rate.
+        layer_decay: Factor on the learning rate from each of a network's `blocks` to the one before it, in (0, 1].
     Raises:
-        ValueError: An unknown optimizer.
+        ValueError: An unknown optimizer, or a layer decay outside its range or of a network without blocks.
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
     device = next(model.parameters()).device
     capturable = can_capture(device)
-    decayed = list(model.parameters() if optimizer in _DECAYING_ALL else layer_weights(model).values())
+    decayed = list(model.parameters() if optimizer in _DECAYING_ALL else distinct(layer_weights(model)).values())
     ids = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if layer_decay != 1.0:
+        groups = _by_layer(groups, layer_factors(model, layer_decay))
     groups = [group | {"lr": torch.zeros((), device=device) if capturable else 0.0} for group in groups]
     return OPTIMIZERS[optimizer]([group for group in groups if group["params"]], momentum, capturable)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Sets the rate of all parameters, in place where it is a tensor."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+def layer_factors(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Returns the factor on the learning rate of each parameter.
+
+    In a network of n blocks it is decay**(n - i) in block i, counted from 0; decay**(n + 1) in what is registered
+    before the blocks, the embeddings; and 1 in what comes after them, the head.
+
+    Args:
+        model: Has a sequence of `blocks`.
+        decay: In (0, 1].
+    Raises:
+        ValueError: A decay outside its range, or a network without blocks.
+    Source: Bao et al. 2022, arXiv:2106.08254 (BEiT); `param_groups_lrd` in facebookresearch/mae.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"layer_decay must lie in (0, 1], got {decay}")
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+        raise ValueError(f"layer_decay={decay} needs a network with a sequence of blocks, not {type(model).__name__}")
+    depth, depths = 0, dict.fromkeys(model.parameters(recurse=False), 0)
+    for child in model.children():
+        if child is blocks:
+            for depth, block in enumerate(blocks, start=1):
+                depths |= dict.fromkeys(block.parameters(), depth)
+            depth += 1
         else:
-            group["lr"] = rate
+            depths |= dict.fromkeys(child.parameters(), depth)
+    return {parameter: decay ** (len(blocks) + 1 - depth) for parameter, depth in depths.items()}
+
+
+def _by_layer(groups: list[dict], factors: Mapping[nn.Parameter, float]) -> list[dict]:
+    """Splits groups of parameters into those of one factor each, which `set_learning_rate` reads."""
+    return [
+        group | {"params": [each for each in group["params"] if factors[each] == factor], "factor": factor}
+        for group in groups
+        for factor in sorted(set(factors.values()))
+    ]
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Sets the rate of all parameters, times their group's `factor` where it has one; in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        own = rate * group.get("factor", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
 
 
 def cross_entropy(

@@ -123,6 +123,7 @@ def training(
     warmup_epochs: int = 0,
     momentum: float,
     weight_decay: float,
+    layer_decay: float = 1.0,
     augment: bool,
     eval_every: int,
     generator: torch.Generator,
@@ -154,6 +155,7 @@ def training(
         warmup_epochs: Length of the linear rise of the learning rate.
         momentum: As for `build_optimizer`.
         weight_decay: As for `build_optimizer`.
+        layer_decay: As for `build_optimizer`.
         augment: Random crops, and flips where the data set allows them.
         eval_every: Epochs between two evaluations.
         generator: Orders and augments the images, on the CPU.
@@ -169,14 +171,16 @@ def training(
         In the end, the result.
     Raises:
         ValueError: A batch larger than the training set, label smoothing beside an objective, an impossible schedule,
-            or an unknown optimizer or precision.
+            an unknown optimizer or precision, or a layer decay that the network cannot have.
     """
     steps_per_epoch = dataset.n_train // batch_size
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size {batch_size} exceeds the {dataset.n_train} training images")
     n_steps, warmup_steps = n_epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     model = model.to(memory_format=torch.channels_last)
-    optim = build_optimizer(model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
+    optim = build_optimizer(
+        model, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, layer_decay=layer_decay
+    )
     batches = dataset.train_batches(batch_size=batch_size, augment=augment, generator=generator)
     method = method or Hooks()
     if objective and label_smoothing:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunelab import cost
 from prunelab.channels.groups import Grid, Group, Widths
+from prunelab.masks import layer_weights
 
 TOLERANCE = 0.01  # distance from its budget, as a share of it, at which a network is as costly
 N_DRAWS = 10_000  # among which one within the tolerance is looked for
@@ -29,16 +30,23 @@ class Macs:
 
     def __init__(self, model: nn.Module, groups: Mapping[str, Group], *, in_channels: int, image_size: int) -> None:
         """Args:
-        model: At full width; left as it is.
-        groups: Its groups.
-        in_channels: Channels of the images.
-        image_size: Their height and width in pixels.
+            model: At full width; left as it is.
+            groups: Its groups.
+            in_channels: Channels of the images.
+            image_size: Their height and width in pixels.
+        Raises:
+            ValueError: Layers share a weight, which has the widths of one place in the network only.
         """
         self._names = list(groups)
         widths = [group.n_channels for group in groups.values()]
         reads = {layer: i for i, group in enumerate(groups.values()) for layer in (*group.readers, *group.depthwise)}
         writes = {layer: i for i, group in enumerate(groups.values()) for layer in group.writers}
         table = cost.layer_table(model, in_channels=in_channels, image_size=image_size)
+        if sharing := layer_weights(model).keys() - {row["name"] for row in table}:
+            raise ValueError(
+                f"layers {', '.join(sorted(sharing))} share the weights of others, whose widths cannot be chosen by"
+                " themselves; give them weights of their own"
+            )
         # A width that is fixed, or that a depthwise layer has not, is the 1 at the end.
         self._reads, self._writes = (
             torch.tensor([side.get(row["name"], len(groups)) for row in table]) for side in (reads, writes)

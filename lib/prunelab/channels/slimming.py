@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from prunelab.masks import distinct
 from prunelab.methods.hooks import Hooks
 
 
@@ -51,14 +52,14 @@ class Slimming(Hooks):
 
         Args:
             model: Network to train.
-            norms: Names of the BatchNorm layers whose gammas are penalised.
+            norms: Names of the BatchNorm layers whose gammas are penalised; one that they share is once.
             penalty: lambda in Eq. 1, at least 0; the authors' 1e-4 for VGG, 1e-5 for ResNet and DenseNet.
         Raises:
             ValueError: A negative penalty; else see `gamma_scores`.
         """
         if penalty < 0:
             raise ValueError(f"penalty must be at least 0, got {penalty}")
-        self.gammas = list(_gammas(model, norms).values())
+        self.gammas = list(distinct(_gammas(model, norms)).values())
         self.penalty = penalty
 
     @torch.no_grad()

@@ -44,7 +44,8 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
     """Decodes a tree or an archive.
 
     The images of a split are in the order of their paths, whatever the order in the archive. They are grey if
-    all of them are, else RGB. What is not named as an image is skipped. Of test/ and val/, test/ counts.
+    all of them are, else RGB. What is not named as an image is skipped. Of test/ and val/, test/ counts, unless only
+    val/ has classes of train/.
 
     Args:
         source: A folder, or an archive with one of `ARCHIVE_SUFFIXES`. One folder may enclose the splits.
@@ -132,6 +133,9 @@ def _listing(source: Path, paths: Iterable[str]) -> Listing:
         raise ValueError(f"{source}: several folders hold a train/, test/ or val/: {', '.join(sorted(enclosing))}")
     found = {split: [path for path, place in places.items() if place[1] == split] for split in SPLITS}
     train, test = found["train"], found["test"] or found["val"]
+    classes = {split: {places[path][2] for path in found[split]} for split in SPLITS}
+    if classes["val"] & classes["train"] and not classes["test"] & classes["train"]:
+        test = found["val"]  # Tiny-ImageNet's test/, as it is downloaded, has no labels
     if not train or not test:
         raise ValueError(
             f"{source} has {len(train)} training and {len(test)} test images; "

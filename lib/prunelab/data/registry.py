@@ -2,7 +2,6 @@
 
 import io
 import re
-import socket
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from prunelab import files, paths
-from prunelab.data import cache, embedded, folders
+from prunelab.data import cache, embedded, folders, tasks
 from prunelab.data import dataset as dataset_module
 from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, split
 
@@ -36,7 +35,6 @@ _OMNIGLOT_SMALL = re.compile(  # alphabet, character, drawer
 )
 _NEVER_FLIPPED = {"svhn"}  # digits, though in colour
 _DRAWN_BY = ("matplotlib", "pillow", "scikit-learn", "torch")
-_DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 
 
 class DatasetNotFoundError(FileNotFoundError):
@@ -58,7 +56,8 @@ def load(
 
     Args:
         name: "digits"; "glyphs", or "glyphs:greek", "glyphs:cyrillic:40" for another family and number of
-            classes; the name of an ImageFolder tree or archive in `paths.DATA`; or a key of `TORCHVISION`.
+            classes; the name of an ImageFolder tree or archive in `paths.DATA`; that name with a colon and one of the
+            `tasks`, such as "tiny-imagenet-200-32px:insects", for those of its classes; or a key of `TORCHVISION`.
         image_size: Side of the images, shrunk by area averaging; from images that are not square, the largest
             square is cut first. None leaves them as they are. Where streamed, side of the crops.
         n_train: A class-balanced part of the training images, always the same; None takes them all.
@@ -67,7 +66,7 @@ def load(
             not flipped.
         device: Where the images go.
     Raises:
-        ValueError: Unknown name, impossible size or number, or a source that cannot be used.
+        ValueError: Unknown name or task, impossible size or number, or a source that cannot be used.
         DatasetNotFoundError: Neither on this machine nor within reach.
     """
     if image_size is not None and image_size < 1:
@@ -89,7 +88,7 @@ def require(name: str, *, image_size: int | None = None) -> None:
     """Makes sure that a data set is on this machine, before many want it; downloads what torchvision has.
 
     Raises:
-        ValueError: Impossible name of glyphs.
+        ValueError: Impossible name of glyphs, or an unknown task.
         DatasetNotFoundError: Neither on this machine nor within reach.
     """
     if name in STREAMED:
@@ -162,6 +161,10 @@ def _origin(name: str) -> tuple[str | None, Callable[[int | None], cache.Entry] 
         return sha256, lambda size: cache.Entry(folders.read(source, image_size=size), source.name, sha256)
     if name in TORCHVISION:
         return None, partial(_build_torchvision, name)
+    whole, _, task = name.partition(":")
+    if task and _find_source(whole):
+        classes = " ".join(tasks.named_classes(task))
+        return f"{_origin(whole)[0]} {classes}", partial(_build_task, whole, task)
     return None, None
 
 
@@ -184,13 +187,18 @@ def _build_embedded(draw: Callable[[], Images], image_size: int | None) -> cache
     return cache.Entry(_resized(images, image_size), "embedded", folders.sha256_of_files(drawn))
 
 
+def _build_task(whole: str, task: str, image_size: int | None) -> cache.Entry:
+    """Cuts a task from the cached images of its archive, which all tasks share."""
+    entry = _entry(whole, image_size)
+    return entry._replace(images=tasks.cut(entry.images, task, source=entry.source))
+
+
 def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
     """Builds from torchvision, which downloads where it must and checks its files by MD5."""
     root = paths.CACHE / "torchvision" / name
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torchvision sets none, and would wait forever
     try:
-        images = _torchvision_images(name, root)
+        with files.download_timeout():
+            images = _torchvision_images(name, root)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DatasetNotFoundError(
             f"There is no usable copy of {name} on this machine, and its download failed "
@@ -198,8 +206,6 @@ def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
             f"while online, and torchvision downloads it into {root}; or choose the profile 'smoke', "
             "which needs no download."
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)
     raw = sorted(path for path in root.rglob("*") if path.is_file())
     sha256 = folders.sha256_of_files((path.relative_to(root).as_posix(), path.read_bytes()) for path in raw)
     return cache.Entry(_resized(images, image_size), f"torchvision {TORCHVISION[name]}", sha256)
@@ -274,6 +280,7 @@ def _put_it(name: str) -> str:
 
 
 def _accepted(name: str) -> str:
+    name = name.partition(":")[0]  # without its task
     return f"{name}/, " + ", ".join(f"{name}{suffix}" for suffix in folders.ARCHIVE_SUFFIXES)
 
 
@@ -285,5 +292,6 @@ def _known() -> str:
     names = ["digits", *(f"glyphs:{family}" for family in embedded.FAMILIES), *TORCHVISION, *STREAMED]
     return (
         f"known are {', '.join(names)}, and in {paths.DATA}: {', '.join(sorted(found)) or 'nothing yet'} "
-        f"(an ImageFolder tree or archive put there as {_accepted('<name>')} is found by its name)"
+        f"(an ImageFolder tree or archive put there as {_accepted('<name>')} is found by its name; "
+        f"of one with ImageNet's classes there is also '<name>:<task>', a task being {tasks.NAMES})"
     )

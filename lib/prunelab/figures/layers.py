@@ -39,8 +39,8 @@ def layer_densities(densities: Mapping[str, Mapping[str, float]], *, ax: Axes, m
 
 
 def measured_densities(record: dict) -> dict[str, float]:
-    """Returns the density of each layer of a trained network, for `layer_densities`."""
-    return {layer["name"]: layer["n_active"] / layer["n_weights"] for layer in record["layers"]}
+    """Returns the density of each layer of a trained network that has weights, for `layer_densities`."""
+    return {layer["name"]: layer["n_active"] / layer["n_weights"] for layer in record["layers"] if layer["n_weights"]}
 
 
 def mask_survival(record: dict, *, ax: Axes) -> pd.DataFrame:

@@ -98,6 +98,7 @@ NAMES = {
     "inverse_power": "inverse power",
     "sgd": "SGD",
     "adam": "Adam",
+    "adamw": "AdamW",
 }
 STYLES = {
     "method": METHOD_STYLE,

@@ -94,7 +94,8 @@ class Dynamic(Static):
                 mask, newborn = drop_and_grow(weight, self.grow_score(name), self.masks[name], drop_fraction=share)
                 self._keep_only(mask & ~newborn, weight, optimizer)
                 self.set_mask(name, mask)
-            survival.append((self.masks[name] & self.initial_masks[name]).sum() / self.masks[name].sum())
+            left = (self.masks[name] & self.initial_masks[name]).sum() / self.masks[name].sum()
+            survival.append(left.nan_to_num(1.0))  # an emptied layer has lost none
         self.moves["step"].append(step)
         self.moves["drop_fraction"].append(share)
         self.moves["survival"].append(torch.stack(survival).tolist())

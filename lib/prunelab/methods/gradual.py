@@ -36,7 +36,7 @@ def scheduled_count(step: int, *, size: int, n_active: int, begin_step: int, end
 
 
 class GradualPruning(Static):
-    """Masks that shrink: every so often, after the optimizer step, each layer's smallest weights leave.
+    """Masks that shrink: every so often, after the optimizer step, each layer's smallest weights leave, frozen or not.
 
     Differs: A pruned weight stays pruned; in the authors' library it keeps its value, with which it may return.
     """

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunelab.density import check_density
-from prunelab.masks import largest, prunable_weights, random_mask
+from prunelab.masks import global_masks, prunable_weights, random_mask
 from prunelab.methods.static import Static
 
 
@@ -44,15 +43,11 @@ def prune_smallest(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *
     Returns:
         Bool masks, `round(density * n)` active in total, each of them active in `masks`.
     Raises:
-        ValueError: A density outside (0, 1], or above the share that is active now.
+        ValueError: See `masks.global_masks`.
     """
-    check_density(density)
-    scores = torch.cat([weights[name].abs().masked_fill(~mask, -1.0).flatten() for name, mask in masks.items()])
-    n_active, n_left = int(sum(mask.sum() for mask in masks.values())), round(density * len(scores))
-    if n_left > n_active:
-        raise ValueError(f"density {density} asks for {n_left} weights, but only {n_active} of {len(scores)} are left")
-    parts = largest(scores, n_left).split([mask.numel() for mask in masks.values()])
-    return {name: part.view_as(masks[name]) for name, part in zip(masks, parts, strict=True)}
+    # A diverged network has weights that are no numbers: they rank first, and what inherits them diverges too.
+    magnitudes = {name: weights[name].abs().nan_to_num(nan=torch.inf, posinf=torch.inf) for name in masks}
+    return global_masks(magnitudes, density=density, masks=masks)
 
 
 def shuffled(masks: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.density import check_density
-from prunelab.masks import largest, prunable_weights, random_mask
+from prunelab.masks import empty_layers, largest, prunable_weights, random_mask
 from prunelab.methods.lottery import prune_smallest
 from prunelab.methods.static import Static
 
@@ -64,8 +64,7 @@ def magnitude_masks(weights: Mapping[str, Tensor], *, density: float, scope: str
         )
     full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     masks = prune_smallest(weights, full, density=density)
-    emptied = [name for name, mask in masks.items() if not mask.any()]
-    if emptied:
+    if emptied := empty_layers(masks):
         # Level 3 is the caller of the wrapper that no_grad is.
         warnings.warn(f"density {density} would empty {', '.join(emptied)}; one weight stays in each", stacklevel=3)
         protected = {name: weight.masked_fill(largest(weight.abs(), 1), math.inf) for name, weight in weights.items()}

@@ -158,7 +158,7 @@ class Static(Dense):
 
         Args:
             model: Its device is where the masks will be.
-            masks: Bool mask for each layer to be sparse, by layer name.
+            masks: Bool mask for each layer to be sparse, by layer name; for layers that share a weight, by the first.
         Raises:
             ValueError: A mask for a layer that is not there, or of another shape.
         """

@@ -13,6 +13,7 @@ from prunelab.models.preresnet import PreResNet
 from prunelab.models.resnet import ResNet
 from prunelab.models.torchvision_models import torchvision_mobilenet, torchvision_resnet, torchvision_vgg
 from prunelab.models.vgg import VGG
+from prunelab.models.vit import VisionTransformer
 from prunelab.models.wide_resnet import WideResNet
 
 # For colour images, at width 1 only.
@@ -46,6 +47,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "densenet100_bc": partial(DenseNet, depth=100, bottleneck=True),
     "wrn22_2": partial(WideResNet, depth=22, widening=2),
     "mobilenet_v1": MobileNetV1,
+    "vit_micro4": partial(VisionTransformer, dim=96, depth=4, n_heads=3, patch=4),
+    "vit_s4": partial(VisionTransformer, dim=384, depth=12, n_heads=6, patch=4),
+    "vit_s16": partial(VisionTransformer, dim=384, depth=12, n_heads=6, patch=16),
+    "vit_b16": partial(VisionTransformer, dim=768, depth=12, n_heads=12, patch=16),
     **TORCHVISION_MODELS,
 }
 

@@ -4,6 +4,7 @@ Each has a folder: `plan` says what is run, one block a profile, and `setup` wha
 any of them; `masking`, `structures` and `prunings` are what they share.
 """
 
+from prunelab.recipes.afr import AFR
 from prunelab.recipes.dmcp import DMCP
 from prunelab.recipes.recipe import Recipe
 from prunelab.recipes.rethinking import RETHINKING
@@ -12,7 +13,7 @@ from prunelab.runs import PROFILES
 
 __all__ = ["PROFILES", "RECIPES", "Recipe", "for_notebook", "get"]
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RIGL, DMCP, RETHINKING)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RIGL, DMCP, RETHINKING, AFR)}
 
 
 def get(name: str) -> Recipe:
