@@ -55,6 +55,9 @@ PLANS = {
     ("rethinking", "smoke"): (79, "e60e49031e3b0131"),
     ("rethinking", "small"): (630, "12fe8dec781eb2b3"),
     ("rethinking", "full"): (483, "1cc8d1686d2a2f0a"),
+    ("afr", "smoke"): (76, "76d27b6c054a03be"),
+    ("afr", "small"): (526, "6c80da6f68c8a302"),
+    ("afr", "full"): (526, "4d47b57fe19f296c"),
 }
 
 

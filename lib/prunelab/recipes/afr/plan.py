@@ -68,14 +68,16 @@ _ABLATIONS = {
 }
 SMOKE = SimpleNamespace(
     seeds=(0,),
-    base={"model": "vit_micro4", "width": 0.5, "image_size": 16, "augment": False, "n_scored": 128, "eval_every": 8},
+    base={"model": "vit_micro4", "width": 0.5, "image_size": 16, "augment": False, "batch_size": 32}
+    | {"n_scored": 128, "eval_every": 8},
     pretrainings={
-        name: {"dataset": "glyphs", "n_train": 2_000, "n_epochs": 8, "batch_size": 32} for name in PRETRAININGS
+        "supervised": {"dataset": "glyphs", "n_train": 3_000, "n_epochs": 8},
+        "dino": {"dataset": "glyphs", "n_train": 1_000, "n_epochs": 6},
     },
-    lengths={"long": {"n_epochs": 4}, "short": {"n_epochs": 2}},
-    general=({"dataset": "glyphs:greek", "n_train": 500},),
-    specific=({"dataset": "glyphs:symbols", "n_train": 500}, {"dataset": "digits", "image_size": 8, "n_train": 500}),
-    densities=((0.05,), 0.2),
+    lengths={"long": {"n_epochs": 5}, "short": {"n_epochs": 2}},
+    general=({"dataset": "digits", "image_size": 8, "n_train": 500},),
+    specific=tuple({"dataset": f"glyphs:{script}", "n_train": 500} for script in ("greek", "symbols")),
+    densities=((0.2,), 0.5),
     ablations={name: runs[:1] for name, runs in _ABLATIONS.items()},
 )
 _TINY = "tiny-imagenet-200-32px"
