@@ -20,6 +20,7 @@ from prunelab.methods import METHODS
 from prunelab.recipes.dmcp.plan import DESIGNS
 from prunelab.recipes.prunings import PRUNINGS
 from prunelab.recipes.rethinking.plan import TRAININGS
+from prunelab.scores import SCORES
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 
@@ -73,6 +74,7 @@ def test_every_method_has_a_style_and_every_style_a_method():
     assert figures.TRAINING_STYLE.keys() == set(TRAININGS)
     ours = {design.partition("_")[0] for design in DESIGNS} - {"smallest", "largest"}
     assert figures.DESIGN_STYLE.keys() == ours | {"latency", "dense"}
+    assert figures.SCORE_STYLE.keys() == SCORES.keys() | {"dense"}
 
 
 ALL_STYLES = [
@@ -82,6 +84,7 @@ ALL_STYLES = [
     figures.PATH_STYLE,
     figures.TRAINING_STYLE,
     figures.DESIGN_STYLE,
+    figures.SCORE_STYLE,
 ]
 
 
@@ -217,6 +220,11 @@ def test_published_points_are_drawn_beside_with_the_papers_own_spread(ax):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["90 %", "80 %"]
     (rigl,) = drawn.loc[(drawn["method"] == "rigl") & (drawn["density"] == 0.1), "accuracy"]
     assert rigl == 0.72
+
+
+def test_published_points_are_drawn_by_what_they_are_to_us(ax):
+    points = papers.paper_points("afr_table2", source_id="paper_tab2", dataset="CIFAR-10")
+    assert set(figures.published(points, ax=ax, by="score")["method"]) == {"snip", "refer", "afr"}
 
 
 def test_published_points_of_two_sources_are_not_mixed(ax):

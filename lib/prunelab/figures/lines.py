@@ -18,7 +18,7 @@ from prunelab.figures.axes import (
     ticks,
     with_means,
 )
-from prunelab.figures.style import METHOD_STYLE, percent, styles, written
+from prunelab.figures.style import METHOD_STYLE, STYLES, percent, styles, written
 
 
 def metric_vs_sparsity(
@@ -107,21 +107,22 @@ def metric_vs_cost(
     return runs[[by, "density", "seed", "status", x, metric, "mean"]].reset_index(drop=True)
 
 
-def published(points: pd.DataFrame, *, ax: Axes, reference: str | None = None) -> pd.DataFrame:
+def published(points: pd.DataFrame, *, ax: Axes, by: str = "method", reference: str | None = None) -> pd.DataFrame:
     """Draws a paper's accuracies against sparsity, one line a method, with its standard deviations as bars.
 
     Args:
         points: `papers.paper_points`, one row for each method and density.
+        by: What the paper's methods are to us, a key of `STYLES`; others are left out.
         reference: A method drawn as a level.
     Returns:
         The points that were drawn.
     Raises:
         ValueError: Two values for one point, or a method without a style.
     """
-    drawn = points[points["method"].isin(METHOD_STYLE)]
+    drawn = points[points["method"].isin(STYLES[by])]
     if drawn.duplicated(["method", "density"]).any():
         raise ValueError("several published values for one method and density; choose by source and length of training")
-    for method, style in styles("method", drawn["method"]).items():
+    for method, style in styles(by, drawn["method"]).items():
         own = drawn[drawn["method"] == method].sort_values("density")
         if method == reference:
             ax.axhline(
