@@ -3,11 +3,13 @@
 from contextlib import contextmanager, nullcontext
 
 import pytest
+import torch
 
-from prunelab import latency, recipes
-from prunelab.bench import channels, plans, steps, widths
+from prunelab import latency, recipes, workers
+from prunelab.bench import channels, plans, scores, steps, widths
 
 GLYPHS = {"dataset": "glyphs", "n_train": 128}
+SCORED = GLYPHS | {"n_train": 512}
 
 
 def test_sides_take_turns_and_warm_up_uncounted():
@@ -170,3 +172,91 @@ def test_gain_of_a_found_network_is_over_its_ratio_of_macs(monkeypatch):
     halved = image_layer / 2 + stem + 16 * 32 * 9 * 16 / 2 + rest - 16 * 32 * 9 * 16
     ratio = (image_layer + 2 * stem + rest) / halved
     assert widths.found_gains(batch_size=1, n_rounds=2) == pytest.approx([2 / ratio, 4 / ratio])
+
+
+def test_masks_of_a_transformer_are_compared_under_its_own_optimizer(monkeypatch):
+    built = []
+
+    def in_turn(sides, *, n_steps):
+        for take_step in sides.values():
+            take_step(0)
+        return {"masked": [3.0], "dense": [2.0]}
+
+    def build_optimizer(model, *, optimizer, **options):
+        built.append((type(model).__name__, optimizer))
+        return torch.optim.SGD(model.parameters())
+
+    monkeypatch.setattr(steps, "build_optimizer", build_optimizer)
+    monkeypatch.setattr(steps, "_in_turn", in_turn)
+    options = GLYPHS | scores.NETWORK | {"optimizer": "adamw", "density": 0.05}
+    assert steps.gain(options, {"method": "static"}, {"method": "dense"}) == 1.5
+    assert built == [("VisionTransformer", "adamw")] * 2
+
+
+def test_scores_are_compared_with_snip_round_by_round(monkeypatch):
+    def in_turn(sides, *, n_rounds, n_warm_up):
+        assert (set(sides), n_rounds) == ({"snip", "afr", "refer", "grasp"}, 2) and n_warm_up > 0
+        return {"snip": [2.0, 4.0], "afr": [5.0, 8.0], "refer": [3.0, 4.0], "grasp": [8.0, 8.0]}
+
+    monkeypatch.setattr(latency, "in_turn", in_turn)
+    found = scores.time_ratios(SCORED, n_rounds=2)
+    assert {name: found[name] for name in found if name != "snip"} == {
+        "afr": [2.5, 2.0],
+        "refer": [1.5, 1.0],
+        "grasp": [4.0, 2.0],
+    }
+
+
+def test_scored_are_the_linear_layers_of_four_blocks_on_four_batches(monkeypatch):
+    asked = []
+
+    def score(name, model, weights, batches):
+        asked.append((name, [tuple(images.shape) for images, _ in batches], sorted({n[:8] for n in weights})))
+        return {name: weight.detach() for name, weight in weights.items()}
+
+    monkeypatch.setattr(scores, "score", score)
+    for name, scoring in scores._scorings(SCORED).items():
+        scoring(0)
+        assert asked.pop() == (name, [(128, 3, 16, 16)] * 4, [f"blocks.{i}" for i in range(4)])
+    assert not asked
+
+
+def test_peak_counts_tensors_that_live_at_the_same_time():
+    before = torch.ones(1 << 20, device=workers.resolve_device("auto"))
+
+    def work():
+        first = before.clone()  # 4 MiB
+        second = first.clone()  # 8
+        del first
+        both = torch.cat([second, second])  # 4, and 8 more
+        del second
+        both[: 1 << 20].clone()  # 8, and 4 more
+
+    assert scores.peak_bytes(work) == 12 << 20
+
+
+def test_memory_is_that_of_afr_over_that_of_snip(monkeypatch):
+    def score(name, model, weights, batches):
+        held = torch.ones({"afr": 3 << 20, "snip": 2 << 20}[name], device=batches[0][0].device)
+        return {"last": held[:1]}
+
+    monkeypatch.setattr(scores, "score", score)
+    assert scores.memory_ratio(SCORED) == pytest.approx(1.5, abs=1e-3)
+
+
+def test_polar_factors_of_both_ways_take_turns(monkeypatch):
+    monkeypatch.setattr(latency, "in_turn", lambda sides, **rounds: {"gram": [1.0, 3.0], "svd": [2.0, 4.0]})
+    assert scores.polar_ratios(n_rounds=2) == [0.5, 0.75]
+
+
+def test_error_of_the_polar_factor_is_its_largest_in_millionths_of_the_largest_entry(monkeypatch):
+    assert 0 < scores.polar_error() < 1  # single precision is known to 0.06
+    monkeypatch.setattr(scores, "_polar_by_svd", lambda matrix: torch.tensor([[4.0, -8.0], [1.0, 0.0]]).to(matrix))
+    monkeypatch.setattr(scores, "polar_factor", lambda matrix: torch.tensor([[3.5, -8.0], [1.25, 0.0]]).to(matrix))
+    assert scores.polar_error() == 1e6 / 16
+
+
+@pytest.mark.slow
+def test_memory_of_scores_and_time_of_polar_factors_are_measured():
+    assert 1 < scores.memory_ratio(SCORED) < 1.5
+    assert 0 < scores.polar_ratios(n_rounds=1)[0] < 10

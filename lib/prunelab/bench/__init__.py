@@ -5,7 +5,7 @@ reported is the median round, with the lowest and the highest. Wall clock counts
 and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
 
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
-their number does, `plans` what takes the engine or a notebook.
+their number does, `scores` what scoring weights does, `plans` what takes the engine or a notebook.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from prunelab import data, paths, records, workers
-from prunelab.bench import channels, plans, steps, widths
+from prunelab.bench import channels, plans, scores, steps, widths
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -45,7 +45,7 @@ def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
         group: A key of `GROUPS`.
         quick: One short round each, on images that need no download; a rough look, nothing to quote.
     Returns:
-        Rows with `claim`, `unit` ("x" for ratios, "s" or "ms"), `target`, `median`, `low`, `high` and `verdict`.
+        Rows with `claim`, `unit` ("x" for ratios, "s", "ms" or "ppm"), `target`, `median`, `low`, `high` and `verdict`.
     Raises:
         ValueError: No such group.
         DatasetNotFoundError: CIFAR-10, which all groups but "notebooks" need, is not here, and not `quick`.
@@ -127,6 +127,20 @@ def _widths(quick: bool) -> Iterator[dict]:
         )
 
 
+def _scores(quick: bool) -> Iterator[dict]:
+    images, n_rounds = _images(quick=quick), 2 if quick else 9
+    ratios = scores.time_ratios(images, n_rounds=n_rounds)
+    for name, label, target in (("afr", "AFR", "<= 3"), ("refer", "ReFer", "<= 3"), ("grasp", "GraSP", "none")):
+        yield row(f"scoring a ViT's weights: {label} over SNIP, time", target, ratios[name])
+    yield row("scoring a ViT's weights: AFR over SNIP, peak memory", "<= 1.5", [scores.memory_ratio(images)])
+    adamw = images | scores.NETWORK | {"optimizer": "adamw", "density": 0.05}
+    gains = _rounds(quick, steps.gain, adamw, {"method": "static"}, {"method": "dense"})
+    yield row("masked step of a ViT, density 0.05, over dense step", "<= 1.05", gains)
+    ratios, error = scores.polar_ratios(n_rounds=n_rounds), scores.polar_error()
+    yield row("polar factor of 512 x 768: Gram matrix over SVD, time", "none", ratios)
+    yield row("polar factor of 512 x 768: largest error, of its largest entry", "none", [error], unit="ppm")
+
+
 def _notebooks(quick: bool) -> Iterator[dict]:
     if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
         yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
@@ -140,6 +154,7 @@ GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "steps": _steps,
     "channels": _channels,
     "widths": _widths,
+    "scores": _scores,
     "notebooks": _notebooks,
 }
 

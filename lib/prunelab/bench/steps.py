@@ -52,7 +52,12 @@ def method_ratios(images: dict) -> tuple[float, float]:
 
 
 def gain(images: dict, first: dict, second: dict) -> float:
-    """Compares a step of ResNet-20 under some options of `_stepper` with one under others."""
+    """Compares a step under some options of `_stepper` with one under others.
+
+    Args:
+        images: Options of a run: its images, and its network where that is not ResNet-20.
+        first, second: Of either side.
+    """
     return _gain({"first": _stepper(images, **first), "second": _stepper(images, **second)})
 
 
@@ -129,7 +134,7 @@ def _stepper(
     dataset = dataset_of(options, str(device))
     batches = dataset.train_batches(batch_size=batch_size, augment=True, generator=torch.Generator().manual_seed(0))
     model = network_of(options, dataset, width=1.0).to(device, memory_format=layout).train()
-    optimizer = build_optimizer(model, momentum=0.9, weight_decay=5e-4)
+    optimizer = build_optimizer(model, optimizer=options.optimizer, momentum=0.9, weight_decay=5e-4)
     masking = build_method(options, model, None, dataset, n_epochs=1000, seed=0)
     if layout is torch.contiguous_format:
         batches.current = lambda current=batches.current: tuple(part.contiguous() for part in current())
