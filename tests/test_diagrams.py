@@ -38,3 +38,16 @@ def test_a_sandwich_is_drawn_as_first_channels_out_of_all(axes):
     assert data["channels"].tolist() == [4, 8, 1, 1, 3, 2] and data["of"].tolist() == [4, 8] * 3
     heights = [[bar.get_height() for bar in ax.patches] for ax in axes]
     assert heights == [[4, 8, 4, 8], [4, 8, 1, 1], [4, 8, 3, 2]]
+
+
+def test_kept_weights_have_a_frame_and_all_have_their_score(axes):
+    scores = {"one": [[0.5, 0.25]], "other": [[0.0, 3.0]]}
+    data = diagrams.kept_largest(scores, {"one": [[True, False]], "other": [[False, True]]}, axes=axes[:2])
+    assert data[["score", "column", "value", "kept"]].values.tolist() == [
+        ["one", 0, 0.5, True],
+        ["one", 1, 0.25, False],
+        ["other", 0, 0.0, False],
+        ["other", 1, 3.0, True],
+    ]
+    assert [[text.get_text() for text in ax.texts] for ax in axes[:2]] == [["0.50", "0.25"], ["0.00", "3.00"]]
+    assert [[frame.get_x() for frame in ax.patches] for ax in axes[:2]] == [[-0.46], [0.54]]

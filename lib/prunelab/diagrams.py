@@ -166,3 +166,34 @@ def sandwich(
     axes[0].set_ylabel("channels")
     rows = [(name, group, own[group], full[group]) for name, own in networks.items() for group in groups]
     return pd.DataFrame(rows, columns=["network", "group", "channels", "of"])
+
+
+def kept_largest(
+    scores: Mapping[str, Sequence[Sequence[float]]],
+    masks: Mapping[str, Sequence[Sequence[bool]]],
+    *,
+    axes: Sequence[Axes],
+) -> pd.DataFrame:
+    """Draws the scores of one matrix of weights in several ways, with a frame around each weight that is kept.
+
+    Args:
+        scores: By name, rows of numbers.
+        masks: By the same names, True where a weight is kept.
+        axes: One for each name.
+    Returns:
+        One row a weight and name: `score`, `row`, `column`, `value`, `kept`.
+    """
+    rows = []
+    for ax, (name, values) in zip(axes, scores.items(), strict=True):
+        values, kept = np.asarray(values, float), np.asarray(masks[name], bool)
+        ax.imshow(values, cmap="Greys", vmin=values.min(), vmax=2 * values.max() - values.min())
+        for (row, column), value in np.ndenumerate(values):
+            is_kept = bool(kept[row, column])
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontweight="bold" if is_kept else "normal")
+            if is_kept:
+                frame = {"facecolor": "none", "edgecolor": KEPT, "linewidth": 3}
+                ax.add_patch(plt.Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **frame))
+            rows.append({"score": name, "row": row, "column": column, "value": value, "kept": is_kept})
+        ax.set(title=name, xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return pd.DataFrame(rows)

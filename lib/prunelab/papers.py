@@ -43,7 +43,7 @@ def paper_points(file: str, *, source_id: str, **filters: str | float) -> pd.Dat
     path = paths.PAPER / f"{file}.csv"
     if path not in files():
         raise ValueError(f"no paper file {file!r}; there are {', '.join(path.stem for path in files())}")
-    points = pd.read_csv(path)
+    points = pd.read_csv(path, dtype={"note": str})
     points = points[points["metric"].isin(_ACCURACIES) & ~points["note"].fillna("").str.startswith("SUSPECT")]
     points = points.assign(
         method=points["method"].map(our_name),
