@@ -101,19 +101,19 @@ def test_names_that_say_nothing_are_refused(name, message):
 
 
 def test_an_unknown_name_lists_the_known_ones_and_what_lies_there(home):
-    write_folder(home / "pets")
+    write_folder(home / "zoo")
     (home / "birds.tar.xz").touch()
     (home / "paper").mkdir()
     with pytest.raises(ValueError) as caught:
         data.load("cifar-10")
-    for known in ("'cifar-10'", "digits", "glyphs:latin", *registry.TORCHVISION, "birds, pets", str(home)):
+    for known in ("'cifar-10'", "digits", "glyphs:latin", *registry.TORCHVISION, "birds, zoo", str(home)):
         assert known in str(caught.value)
     assert "paper" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../data/pets", "/etc", "a/b", "a\\b", ".hidden", "x" * 200])
+@pytest.mark.parametrize("name", ["", ".", "..", "../data/zoo", "/etc", "a/b", "a\\b", ".hidden", "x" * 200])
 def test_a_name_is_never_a_path(home, name):
-    write_folder(home / "pets")
+    write_folder(home / "zoo")
     write_folder(home / ".hidden")
     with pytest.raises(ValueError, match="unknown data set"):
         data.load(name)
@@ -133,7 +133,7 @@ def test_embedded_images_are_not_enlarged():
 # Folders and archives
 
 
-@pytest.mark.parametrize("colour, name, flip", [(True, "pets", True), (False, "pets", False), (True, "svhn", False)])
+@pytest.mark.parametrize("colour, name, flip", [(True, "zoo", True), (False, "zoo", False), (True, "svhn", False)])
 def test_coloured_images_may_be_flipped_unless_they_are_digits(home, colour, name, flip):
     write_folder(home / name, colour=colour)
     dataset = data.load(name)
@@ -154,10 +154,10 @@ def test_an_archive_comes_before_a_download_and_a_folder_before_an_archive(home,
 
 
 def test_a_smaller_image_is_the_mean_of_its_area(home):
-    write_folder(home / "pets", size=6)
-    dataset = data.load("pets", image_size=2)
+    write_folder(home / "zoo", size=6)
+    dataset = data.load("zoo", image_size=2)
     assert dataset.image_size == 2
-    assert torch.equal(dataset.train_images[:, 0, 0], data.load("pets").train_images[:, 0, 0])
+    assert torch.equal(dataset.train_images[:, 0, 0], data.load("zoo").train_images[:, 0, 0])
     assert data.load("digits", image_size=4).train_images[0, 0, 0, 0] == pytest.approx(
         data.load("digits").train_images[0, :2, :2].float().mean(), abs=0.5
     )
@@ -176,20 +176,20 @@ def test_grey_images_in_colour_have_three_equal_channels_and_stay_unflipped(n_tr
 
 
 def test_coloured_images_in_colour_are_as_they_were(home):
-    write_folder(home / "pets")
-    assert same(data.load("pets", in_colour=True), data.load("pets"))
-    assert data.load("pets", in_colour=True).flip is True
+    write_folder(home / "zoo")
+    assert same(data.load("zoo", in_colour=True), data.load("zoo"))
+    assert data.load("zoo", in_colour=True).flip is True
 
 
 # The cache
 
 
 def test_the_second_load_decodes_nothing(home, monkeypatch):
-    write_folder(home / "pets")
-    first = data.load("pets"), data.load("pets", image_size=2)
+    write_folder(home / "zoo")
+    first = data.load("zoo"), data.load("zoo", image_size=2)
     forbid_decoding(monkeypatch)
-    assert same(data.load("pets"), first[0]) and same(data.load("pets", image_size=2), first[1])
-    assert data.load("pets").class_names == ("ant", "bee") and data.load("pets").flip
+    assert same(data.load("zoo"), first[0]) and same(data.load("zoo", image_size=2), first[1])
+    assert data.load("zoo").class_names == ("ant", "bee") and data.load("zoo").flip
 
 
 def test_the_second_load_draws_nothing_while_the_code_is_the_same(monkeypatch):
@@ -204,24 +204,24 @@ def test_the_second_load_draws_nothing_while_the_code_is_the_same(monkeypatch):
 
 @pytest.mark.parametrize("position", [0, 5, 64, 65, 70, 500, -1])
 def test_a_flipped_byte_in_the_cache_is_noticed_and_mended(home, position):
-    write_folder(home / "pets")
-    expected = data.load("pets")
+    write_folder(home / "zoo")
+    expected = data.load("zoo")
     (path,) = paths.CACHE.glob("*.pt")
     intact = path.read_bytes()
     flipped = bytearray(intact)
     flipped[position] ^= 1
     path.write_bytes(flipped)
-    assert same(data.load("pets"), expected)
+    assert same(data.load("zoo"), expected)
     assert path.read_bytes() == intact
 
 
 @pytest.mark.parametrize("length", [0, 10, 64, 65, 100, 1000])
 def test_a_half_written_cache_is_noticed_and_mended(home, length):
-    write_folder(home / "pets")
-    expected = data.load("pets")
+    write_folder(home / "zoo")
+    expected = data.load("zoo")
     (path,) = paths.CACHE.glob("*.pt")
     path.write_bytes(path.read_bytes()[:length])
-    assert same(data.load("pets"), expected)
+    assert same(data.load("zoo"), expected)
     assert path.stat().st_size > 1000
 
 
@@ -237,72 +237,72 @@ class Evil:
 
 @pytest.mark.parametrize("make", [lambda evil: evil, lambda evil: {"format": 1, "key": None, "tensors": evil}, list])
 def test_a_cache_with_a_valid_hash_but_foreign_content_is_not_executed(home, tmp_path, make):
-    write_folder(home / "pets")
-    expected = data.load("pets")
+    write_folder(home / "zoo")
+    expected = data.load("zoo")
     (path,) = paths.CACHE.glob("*.pt")
     buffer = io.BytesIO()
     torch.save(make(Evil(tmp_path / "pwned")) if make is not list else [1, 2], buffer)
     path.write_bytes(files.sha256(buffer.getvalue()).encode() + b"\n" + buffer.getvalue())
-    assert same(data.load("pets"), expected)
+    assert same(data.load("zoo"), expected)
     assert not (tmp_path / "pwned").exists()
 
 
 def test_the_cache_serves_when_the_source_is_gone(home):
-    folder = write_folder(home / "pets")
-    expected = data.load("pets")
+    folder = write_folder(home / "zoo")
+    expected = data.load("zoo")
     folder.rename(home.parent / "away")
-    dataset = data.load("pets")
-    assert same(dataset, expected) and dataset.sha256 == expected.sha256 and dataset.source == "pets"
-    with pytest.raises(ValueError, match="unknown data set 'pets'"):
-        data.load("pets", image_size=2)
+    dataset = data.load("zoo")
+    assert same(dataset, expected) and dataset.sha256 == expected.sha256 and dataset.source == "zoo"
+    with pytest.raises(ValueError, match="unknown data set 'zoo'"):
+        data.load("zoo", image_size=2)
 
 
 def test_a_damaged_cache_without_its_source_says_so(home):
-    folder = write_folder(home / "pets")
-    data.load("pets")
+    folder = write_folder(home / "zoo")
+    data.load("zoo")
     folder.rename(home.parent / "away")
     (path,) = paths.CACHE.glob("*.pt")
     path.write_bytes(b"damaged")
     with pytest.raises(data.DatasetNotFoundError, match=r"damaged and its source is gone") as caught:
-        data.load("pets")
-    assert str(path) in str(caught.value) and "pets.tar.xz" in str(caught.value)
+        data.load("zoo")
+    assert str(path) in str(caught.value) and "zoo.tar.xz" in str(caught.value)
 
 
 def test_a_changed_source_is_decoded_again(home):
-    folder = write_folder(home / "pets")
-    before = data.load("pets")
-    write_folder(home / "pets", value=1)
-    changed = data.load("pets")
+    folder = write_folder(home / "zoo")
+    before = data.load("zoo")
+    write_folder(home / "zoo", value=1)
+    changed = data.load("zoo")
     assert torch.equal(changed.train_images, before.train_images + 1) and changed.sha256 != before.sha256
     (folder / "test" / "ant" / "0.png").unlink()
-    assert len(data.load("pets").test_labels) == 3
+    assert len(data.load("zoo").test_labels) == 3
 
 
 def test_an_impossible_cache_costs_one_warning_and_nothing_else(home, monkeypatch):
-    write_folder(home / "pets")
+    write_folder(home / "zoo")
     (home / "file").touch()
     monkeypatch.setattr(paths, "CACHE", home / "file" / "cache")
     with pytest.warns(UserWarning, match="cannot be kept in") as caught:
-        first = data.load("pets")
+        first = data.load("zoo")
     assert len(caught) == 1 and caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert same(data.load("pets"), first)
+        assert same(data.load("zoo"), first)
 
 
 def test_a_full_disk_costs_one_warning_and_leaves_nothing(home, monkeypatch):
     def no_space(path, content):
         raise OSError(28, "No space left on device")
 
-    write_folder(home / "pets")
+    write_folder(home / "zoo")
     monkeypatch.setattr(files, "atomic_write", no_space)
     with pytest.warns(UserWarning, match="No space left on device"):
-        assert len(data.load("pets").train_labels) == 12
+        assert len(data.load("zoo").train_labels) == 12
     assert list(paths.CACHE.glob("*.pt")) == []
 
 
 def test_a_set_that_many_want_at_once_is_decoded_once(home, monkeypatch):
-    write_folder(home / "pets")
+    write_folder(home / "zoo")
     n_decoded, read = [], folders.read
 
     def slow_read(source, **options):
@@ -312,7 +312,7 @@ def test_a_set_that_many_want_at_once_is_decoded_once(home, monkeypatch):
 
     monkeypatch.setattr(folders, "read", slow_read)
     loaded = []
-    threads = [threading.Thread(target=lambda: loaded.append(data.load("pets"))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: loaded.append(data.load("zoo"))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -322,14 +322,14 @@ def test_a_set_that_many_want_at_once_is_decoded_once(home, monkeypatch):
 
 
 def test_a_failed_decoding_leaves_no_cache_and_no_lock(home):
-    folder = write_folder(home / "pets")
+    folder = write_folder(home / "zoo")
     good = (folder / "train/ant/0.png").read_bytes()
     (folder / "train/ant/0.png").write_bytes(b"")
     with pytest.raises(ValueError, match="1 images cannot be used"):
-        data.load("pets")
+        data.load("zoo")
     assert list(paths.CACHE.glob("*.pt")) == []
     (folder / "train/ant/0.png").write_bytes(good)
-    assert len(data.load("pets").train_labels) == 12
+    assert len(data.load("zoo").train_labels) == 12
 
 
 # torchvision
@@ -528,13 +528,13 @@ def test_what_is_required_is_there_or_downloaded_without_decoding_what_is_there(
     write_folder(home / "cifar10")
     data.require("cifar10")
     assert not paths.CACHE.exists()
-    (home / "cifar10").rename(home / "pets")
-    data.load("pets", image_size=2)
-    (home / "pets").rename(home.parent / "away")
-    data.require("pets", image_size=2)  # from the cache
+    (home / "cifar10").rename(home / "zoo")
+    data.load("zoo", image_size=2)
+    (home / "zoo").rename(home.parent / "away")
+    data.require("zoo", image_size=2)  # from the cache
     for image_size in (None, 3):
-        with pytest.raises(data.DatasetNotFoundError, match=r"There is no pets on this machine.*pets\.zip.*'smoke'"):
-            data.require("pets", image_size=image_size)
+        with pytest.raises(data.DatasetNotFoundError, match=r"There is no zoo on this machine.*zoo\.zip.*'smoke'"):
+            data.require("zoo", image_size=image_size)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR)
     data.require("cifar10")
     monkeypatch.delattr(torchvision.datasets, "CIFAR10")

@@ -128,10 +128,10 @@ def test_an_unknown_task_names_those_there_are(small):
 @pytest.mark.parametrize("task, n_named", [("insects", 2), ("pretraining", 3)])
 def test_classes_that_are_missing_are_named(home, monkeypatch, task, n_named):
     monkeypatch.setattr(tasks, "TASKS", SMALL)
-    write_folder(home / "pets", classes=("n0", "n1", "n4"))
-    message = rf"pets has no classes for the task '{task}', .* 1 of {n_named} are missing, such as n3"
+    write_folder(home / "zoo", classes=("n0", "n1", "n4"))
+    message = rf"zoo has no classes for the task '{task}', .* 1 of {n_named} are missing, such as n3"
     with pytest.raises(ValueError, match=message):
-        data.load(f"pets:{task}")
+        data.load(f"zoo:{task}")
 
 
 @pytest.mark.parametrize("name", ["digits:insects", "cifar10:insects", "nothing:insects", "tiny:", "tiny:food:2"])

@@ -157,13 +157,13 @@ def test_failed_run_is_named_and_the_others_finish(store):
 @pytest.mark.parametrize("n_there", [0, 1])
 def test_missing_images_are_all_named_once_before_any_run_is_trained(n_there, store, monkeypatch):
     monkeypatch.setattr(paths, "DATA", store.parent)
-    missing = [tiny(seed, dataset=name) for name in ("pets", "imagenet") for seed in (1, 2)]
+    missing = [tiny(seed, dataset=name) for name in ("zoo", "imagenet") for seed in (1, 2)]
     plan = [tiny(seed) for seed in range(n_there)] + missing
     with pytest.raises(data.DatasetNotFoundError) as caught:
         engine.run(plan, device="cpu", jobs=1, progress=False)
-    first, pets, imagenet = str(caught.value).splitlines()
-    assert first == f"nothing is trained: 4 of {4 + n_there} runs need images that are missing: pets, imagenet"
-    assert f"put it into {store.parent} as one of pets/, pets.tar.xz" in pets and "'smoke'" in pets
+    first, zoo, imagenet = str(caught.value).splitlines()
+    assert first == f"nothing is trained: 4 of {4 + n_there} runs need images that are missing: zoo, imagenet"
+    assert f"put it into {store.parent} as one of zoo/, zoo.tar.xz" in zoo and "'smoke'" in zoo
     assert f"there is no folder {store.parent / 'imagenet'}" in imagenet
     assert not store.exists()
     if n_there:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from prunelab import files, paths
-from prunelab.data import cache, embedded, folders, tasks
+from prunelab.data import cache, embedded, folders, photos, tasks
 from prunelab.data import dataset as dataset_module
 from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, split
 
@@ -28,7 +28,8 @@ TORCHVISION = {
     "mnist10k": "MNIST",
     "omniglot-small": "Omniglot",
 }
-STREAMED = {"imagenet": 224}  # what fits on no device, and the side of its images where none is asked for
+STREAMED = ("imagenet", *photos.PHOTOS)  # too large for a device, or of many sizes, some of which must be enlarged
+_STREAMED_SIZE = 224
 _OMNIGLOT_SMALL = re.compile(  # alphabet, character, drawer
     r"images_background/(Balinese|Early_Aramaic|Greek|Japanese_\(katakana\)|Korean|Latin|Sanskrit|Tagalog)"
     r"/(character\d\d)/\d{4}_(\d\d)\.png"
@@ -52,14 +53,15 @@ def load(
 ) -> LabelledImages:
     """Loads a data set onto a device: decoded before, from an archive or folder, or downloaded.
 
-    What is in `STREAMED` stays in its folder instead, and its images are decoded and cut as they are used.
+    What is in `STREAMED` stays in its folder instead, and its images are decoded, resized and cut as they are used.
 
     Args:
         name: "digits"; "glyphs", or "glyphs:greek", "glyphs:cyrillic:40" for another family and number of
             classes; the name of an ImageFolder tree or archive in `paths.DATA`; that name with a colon and one of the
-            `tasks`, such as "tiny-imagenet-200-32px:insects", for those of its classes; or a key of `TORCHVISION`.
+            `tasks`, such as "tiny-imagenet-200-32px:insects", for those of its classes; a key of `TORCHVISION`; or one
+            of `STREAMED`.
         image_size: Side of the images, shrunk by area averaging; from images that are not square, the largest
-            square is cut first. None leaves them as they are. Where streamed, side of the crops.
+            square is cut first. None leaves them as they are. Where streamed, side of the crops, 224 for None.
         n_train: A class-balanced part of the training images, always the same; None takes them all.
         n_validation: Other training images, in place of the test images: to tune on; None keeps the test images.
         in_colour: Whether grey images get three equal channels, so that one network takes both kinds; they are still
@@ -72,7 +74,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, or None for the images' own size; got {image_size}")
     if name in STREAMED:
-        dataset = _streamed(name, image_size or STREAMED[name])
+        dataset = _streamed(name, image_size or _STREAMED_SIZE)
     else:
         images, source, sha256 = _entry(name, image_size)
         flip = images.train_images.shape[3] == 3 and name not in _NEVER_FLIPPED
@@ -88,11 +90,11 @@ def require(name: str, *, image_size: int | None = None) -> None:
     """Makes sure that a data set is on this machine, before many want it; downloads what torchvision has.
 
     Raises:
-        ValueError: Impossible name of glyphs, or an unknown task.
+        ValueError: Impossible name of glyphs, an unknown task, or a folder of another layout.
         DatasetNotFoundError: Neither on this machine nor within reach.
     """
     if name in STREAMED:
-        _folder(name)
+        _listed(name)
     elif name in TORCHVISION and not _find_source(name):
         _entry(name, image_size)
     elif _origin(name)[1] is None and not _cached(name, image_size).is_file():
@@ -105,18 +107,31 @@ def require(name: str, *, image_size: int | None = None) -> None:
 def _streamed(name: str, image_size: int) -> LabelledImages:
     from prunelab.data import streams  # and with it torchvision, which takes a second to import
 
-    return streams.open_folder(_folder(name), name=name, image_size=image_size)
+    folder, listing, source = _listed(name)
+    return streams.open_listing(folder, listing, name=name, source=source, image_size=image_size)
 
 
-def _folder(name: str) -> Path:
-    folder = paths.DATA / name
-    if not folder.is_dir():
+def _listed(name: str) -> tuple[Path, folders.Listing, str]:
+    """Finds the folder of what is streamed, the images in it, and what records call it."""
+    folder, root = paths.DATA / name, paths.CACHE / "torchvision" / name
+    if folder.is_dir():
+        return folder, folders.list_images(folder), name
+    said = (
+        f"there is no folder {folder}: {name} is read from its images as they are used, so put train/ and val/ "
+        "(or test/) there, with one folder of images per class; an archive must be unpacked. "
+    )
+    if name not in photos.PHOTOS:
+        raise DatasetNotFoundError(f"{said}The profile 'smoke' needs no download")
+    kind, *_, obstacle = photos.PHOTOS[name]
+    try:
+        with cache.building(paths.CACHE / f"{name}.lock"), files.download_timeout():
+            return root, photos.list_images(name, root), f"torchvision {kind}"
+    except Exception as error:  # of many kinds, where a download was broken off
         raise DatasetNotFoundError(
-            f"there is no folder {folder}: {name} is read from its images as they are used, so put train/ and val/ "
-            "(or test/) there, with one folder of images per class; an archive must be unpacked. "
+            f"{said}Or let torchvision.datasets.{kind} find it in {root}, where it does not yet "
+            f"({type(error).__name__}: {error}); {obstacle or 'empty that folder, and try again while online'}. "
             "The profile 'smoke' needs no download"
-        )
-    return folder
+        ) from error
 
 
 def _entry(name: str, image_size: int | None) -> cache.Entry:

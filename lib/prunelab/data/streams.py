@@ -40,21 +40,19 @@ class StreamedDataset(folders.Listing, LabelledImages):
         class_names: One for each label.
         name: As it was asked for.
         folder: Holds the images.
+        source: "imagenet" or "torchvision EuroSAT".
         image_size: Side of the crops.
         sha256: Of the paths and sizes of all images, not of their contents, which would take hours.
         n_threads: That decode images; results do not depend on how many.
     """
 
     folder: Path
+    source: str
     image_size: int
     sha256: str
     n_threads: int
     channels: ClassVar[int] = 3
     flip: ClassVar[bool] = True
-
-    @property
-    def source(self) -> str:
-        return self.folder.name
 
     @cached_property
     def _moments(self) -> Tensor:
@@ -78,21 +76,13 @@ class StreamedDataset(folders.Listing, LabelledImages):
         return replace(self, train_files=train_files, train_labels=self.train_labels[kept], **tested)
 
 
-def open_folder(folder: Path, *, name: str, image_size: int) -> StreamedDataset:
-    """Lists a folder's images, opening none.
-
-    Args:
-        folder: An ImageFolder tree, as `folders.read` takes it.
-        name: As it was asked for.
-        image_size: Side of the images of a batch.
-    Raises:
-        ValueError: Another layout.
-    """
-    listing = folders.list_images(folder)
+def open_listing(folder: Path, listing: folders.Listing, *, name: str, source: str, image_size: int) -> StreamedDataset:
+    """Makes a data set of images that are listed, opening none; the arguments are its own."""
     lines = [f"{path}\0{os.stat(folder / path).st_size}" for path in listing.train_files + listing.test_files]
     return StreamedDataset(
         name=name,
         folder=folder,
+        source=source,
         **vars(listing),
         image_size=image_size,
         sha256=files.sha256("\n".join(lines).encode()),
