@@ -85,3 +85,13 @@ def test_pixels_of_digits_are_near_their_like(digits):
     train = (digits.train_images.permute(0, 3, 1, 2).float() / 255 - digits.mean) / digits.std
     expected = slow_accuracy(train.flatten(1), digits.train_labels, everything.flatten(1), digits.test_labels, 20, 0.07)
     assert accuracy == pytest.approx(expected, abs=1e-9) and accuracy > 0.8
+
+
+@pytest.mark.parametrize(
+    "features, temperature, message",
+    [(1.0, 0.01, "temperature must be at least 0.02"), (float("nan"), 0.07, "features have NaN or infinite values")],
+)
+def test_votes_that_are_no_numbers_are_refused(features, temperature, message):
+    own, labels = torch.full((3, 2), features), torch.arange(3)
+    with pytest.raises(ValueError, match=message):
+        knn_accuracy(own, labels, own, labels, n_neighbours=1, temperature=temperature)

@@ -1,6 +1,7 @@
 """The recipe of 05_afr: what it compares is comparable, and what is recorded of a network is true of it."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,14 @@ def test_released_weights_are_read_by_their_name(monkeypatch):
         ),
         ({"training": "dino", "pretrained": "vit_b16_dino"}, "training=dino pretrained=vit_b16_dino"),
         ({"features": "all"}, "unknown features 'all'; there are cls, mean, tokens"),
+        ({"training": "dino", "score": "snip", "density": 0.5}, "only fine_tune prunes by a score; got training=dino"),
+        ({"n_scored": 0}, "n_scored must be at least 1, got 0"),
+        ({"enlarged_to": -8}, "enlarged_to must be at least 1, got -8"),
+        ({"mixture": 1.5}, "mixture is a share, got 1.5"),
+        ({"label_smoothing": 1.0}, "label_smoothing is a share, got 1.0"),
+        ({"score": "snip", "density": 0.5, "n_scored": 50}, "must be a multiple of 32, .*, and at most 128.*; got 50"),
+        ({"score": "snip", "density": 0.5, "n_scored": 160}, "got 160"),
+        ({"training": "supervised", "n_train": 10}, "tested by 20 neighbours, got 10 training images"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):
@@ -208,6 +217,26 @@ def test_on_a_gpu_almost_the_same_weights_are_kept():
     )
     kept = sum(int(mask.sum()) for mask in here.values())
     assert sum(int((mask & there[name].cpu()).sum()) for name, mask in here.items()) > 0.95 * kept
+
+
+def test_parent_that_is_pruned_has_diverged_or_is_another_is_refused():
+    pruned = execute(pretrain("supervised"), pretrained="supervised", score="magnitude", density=0.5, n_epochs=1)
+    diverged = {"state": replace(pretrain("supervised")["state"], diverged=True)}
+    for parent, message in (
+        (pruned, "the parent is pruned already"),
+        (diverged, "the parent has diverged"),
+        (pretrain("dino"), "pretrained=supervised needs a parent of that training, got dino"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            execute(parent, pretrained="supervised", score="snip", density=0.5)
+
+
+@pytest.mark.parametrize("kind", PRETRAININGS)
+def test_pretraining_is_judged_on_images_that_are_held_out_and_not_at_all_where_it_diverged(kind):
+    held_out = execute(training=kind, n_train=64, n_validation=50, n_epochs=1)
+    assert 0 < held_out["metrics"]["knn_accuracy"] <= 1 and "test_accuracy" not in held_out["metrics"]
+    diverged = execute(training=kind, learning_rate=1e30)
+    assert diverged["status"] == "diverged" and diverged["metrics"]["knn_accuracy"] is None
 
 
 @pytest.mark.parametrize("profile", PROFILES)

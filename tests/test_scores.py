@@ -4,7 +4,7 @@ import copy
 import math
 import weakref
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import pytest
 import torch
@@ -525,3 +525,24 @@ def test_temperature_is_above_zero_and_there_is_a_round():
         prune_in_rounds(snip_scores, model, weights, some_batches(4), density=0.5, n_rounds=0)
     with pytest.raises(ValueError, match=r"density must lie in \(0, 1\]"):
         prune_in_rounds(snip_scores, model, weights, some_batches(4), density=90)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_batches_without_end_are_refused_at_once(name):
+    model, weights, _ = network("perceptron")
+    with pytest.raises(ValueError, match="batches must be a sequence"):
+        score(name, model, weights, repeat(some_batches(6)[0]))
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow", "refer", "afr"])
+def test_scores_say_that_they_need_gradients(name):
+    model, weights, options = network("tokens")
+    with torch.inference_mode(), pytest.raises(ValueError, match="call them outside of it"):
+        score(name, model, weights, some_batches(6), **options)
+
+
+def test_second_derivatives_are_not_taken_in_float16():
+    model, weights, _ = network("perceptron")
+    images, labels = some_batches(6)[0]
+    with pytest.raises(ValueError, match="vanish in float16, which layer '1' has"):
+        score("grasp", model.half(), weights, [(images.half(), labels)])

@@ -17,7 +17,7 @@ _BATCH_SIZE = 256
 
 @torch.no_grad()
 def features_of(backbone: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Returns the features of all images, (n, n_features), and their labels, (n,); the backbone keeps its mode."""
+    """Returns the features of all images in evaluation mode, (n, n_features), and their labels, (n,)."""
     was_training = backbone.training
     backbone.eval()
     features, labels = zip(*((backbone.features(images).float(), labels) for images, labels in batches), strict=True)
@@ -46,10 +46,14 @@ def knn_accuracy(
         n_neighbours: That vote, at most n.
         temperature: Of the votes; low ones let the nearest decide.
     Raises:
-        ValueError: An impossible number of neighbours.
+        ValueError: An impossible number of neighbours or temperature, or features that are no numbers.
     """
     if not 1 <= n_neighbours <= len(features):
         raise ValueError(f"n_neighbours must lie in 1..{len(features)}, the number of images; got {n_neighbours}")
+    if temperature < 0.02:
+        raise ValueError(f"temperature must be at least 0.02, below which votes overflow; got {temperature}")
+    if not all(found.isfinite().all() for found in (features, test_features)):
+        raise ValueError("features have NaN or infinite values, so no image is near another")
     features, test_features = F.normalize(features, dim=1), F.normalize(test_features, dim=1)
     n_classes = int(torch.cat([labels, test_labels]).max()) + 1
     n_correct = torch.zeros((), dtype=torch.int64, device=labels.device)

@@ -122,7 +122,8 @@ def read(name: str, path: Path | None = None, *, sha256: str | None = None) -> d
         name: A key of `RELEASES`.
         path: A copy of its file; None takes what `find` finds.
         sha256: Of the file, or its first digits; None takes those of the official name. Where that has none, as of
-            DINO, only checksums within the file are compared, which tell damage, but not another's weights.
+            DINO, only checksums within the file are compared, which tell damage, but not another's weights; files
+            older than torch 1.6 have none.
     Raises:
         ValueError: An unknown name; or a file that is damaged, not what was asked for, or another network's.
         WeightsNotFoundError: As for `find`.

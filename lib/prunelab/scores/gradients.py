@@ -34,7 +34,9 @@ def check_weights(model: nn.Module, weights: Weights) -> None:
 
 
 def check_batches(batches: Batches) -> None:
-    """Raises ValueError unless there is a batch, and each has as many labels as images, at least one."""
+    """Raises ValueError unless there is a batch, each has as many labels as images, at least one, and torch records."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("scores need gradients, which torch.inference_mode() rules out: call them outside of it")
     if not isinstance(batches, Sequence) or not batches:
         raise ValueError(f"batches must be a sequence of at least one (images, labels), got {type(batches).__name__}")
     for i, (images, labels) in enumerate(batches):

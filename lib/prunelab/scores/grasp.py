@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunelab.scores.gradients import Batches, Weights, differentiable, summed_gradients, summed_loss
+from prunelab.scores.gradients import (
+    Batches,
+    Weights,
+    check_batches,
+    differentiable,
+    summed_gradients,
+    summed_loss,
+)
 
 
 def grasp_scores(
@@ -27,7 +34,7 @@ def grasp_scores(
     Returns:
         Score of each weight, by layer name; of either sign, and 0 for a weight that is 0.
     Raises:
-        ValueError: A temperature that is not above 0; else see `snip.snip_scores`.
+        ValueError: A temperature that is not above 0, or weights in float16; else see `snip.snip_scores`.
     Source: Wang et al. 2020, Eq. 8; temperature as in the authors' code.
     Differs: Not divided by the magnitude of the sum of all scores, which changes no ranking. Evaluation mode, see
         `gradients`, and a mean over images; the authors sum over half batches in training mode. The output layer is
@@ -35,6 +42,9 @@ def grasp_scores(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
+    if half := [name for name, weight in weights.items() if weight.dtype == torch.float16]:
+        raise ValueError(f"gradients so small vanish in float16, which layer {half[0]!r} has; give float32 or bfloat16")
+    check_batches(batches)
     n_images = sum(len(labels) for _, labels in batches)
     twin, own = differentiable(model, weights)
 

@@ -5,7 +5,7 @@ Source: Lee et al. 2019, arXiv:1810.02340, Eq. 4-6.
 
 from torch import Tensor, nn
 
-from prunelab.scores.gradients import Batches, Weights, differentiable, summed_gradients, summed_loss
+from prunelab.scores.gradients import Batches, Weights, check_batches, differentiable, summed_gradients, summed_loss
 
 
 def snip_scores(model: nn.Module, weights: Weights, batches: Batches) -> dict[str, Tensor]:
@@ -26,6 +26,7 @@ def snip_scores(model: nn.Module, weights: Weights, batches: Batches) -> dict[st
     Differs: Not divided by the sum of all scores, which changes no ranking. Evaluation mode, see `gradients`; the
         authors' networks are in training mode.
     """
+    check_batches(batches)
     n_images = sum(len(labels) for _, labels in batches)
     twin, own = differentiable(model, weights)
     gradients = summed_gradients(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.masks import empty_layers, global_masks, prunable_weights
+from prunelab.scores.gradients import copied
 from prunelab.scores.refer import block_names
 
 N_QUANTILES = 101  # of a score's logarithm
@@ -118,24 +119,18 @@ def _singular_values(
     masks: Mapping[str, Tensor] | None,
 ) -> dict[str, list[float]]:
     """Singular values of the class tokens behind each block, over all images, of the network or what masks leave."""
-    before = {name: weight.clone() for name, weight in weights.items()}
-    tokens: dict[str, list[Tensor]] = {name: [] for name in block_names(model)}
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, own=own: own.append(output[:, 0].double())
-        )
-        for name, own in tokens.items()
-    ]
-    model.eval()
+    twin, own = copied(model, weights)
     for name, mask in (masks or {}).items():
-        weights[name].mul_(mask)
+        own[name].mul_(mask)
+    tokens: dict[str, list[Tensor]] = {name: [] for name in block_names(twin)}
+    for name, found in tokens.items():
+        twin.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, found=found: found.append(output[:, 0].double())
+        )
+    twin.eval()
     for images, _ in batches:
-        model(images)
-    for handle in handles:
-        handle.remove()
-    for name, weight in weights.items():
-        weight.copy_(before[name])
+        twin(images)
     return {
-        name: [float(f"{value:.4g}") for value in torch.linalg.svdvals(torch.cat(own)).tolist()]
-        for name, own in tokens.items()
+        name: [float(f"{value:.4g}") for value in torch.linalg.svdvals(torch.cat(found)).tolist()]
+        for name, found in tokens.items()
     }

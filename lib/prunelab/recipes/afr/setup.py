@@ -15,7 +15,7 @@ from prunelab.masks import empty_layers
 from prunelab.methods.static import Static
 from prunelab.models import build_model, pretrained
 from prunelab.models.vit import load_backbone
-from prunelab.neighbours import knn_test
+from prunelab.neighbours import N_NEIGHBOURS, knn_test
 from prunelab.recipes.afr.looks import block_weights, fit_head, look_at, matrices
 from prunelab.recipes.afr.plan import PRETRAININGS, TRAININGS, AfrOptions
 from prunelab.recipes.common import generator_of, image_of
@@ -45,6 +45,14 @@ def check(options: AfrOptions, *, n_parents: int) -> None:
         raise ValueError(
             f"a density below 1 needs a score, and no other does; got score={options.score} density={options.density:g}"
         )
+    if options.score is not None and options.training != "fine_tune":
+        raise ValueError(f"only fine_tune prunes by a score; got training={options.training} score={options.score}")
+    for name in ("n_scored", "n_rounds", "enlarged_to"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, holds in (("mixture", 0 <= options.mixture <= 1), ("label_smoothing", 0 <= options.label_smoothing < 1)):
+        if not holds:
+            raise ValueError(f"{name} is a share, got {getattr(options, name)}")
     wanted = int(options.pretrained in PRETRAININGS)
     if n_parents != wanted or (options.training in PRETRAININGS and options.pretrained):
         raise ValueError(
@@ -80,18 +88,26 @@ def setup(options: AfrOptions, dataset: LabelledImages, parents: Sequence[State]
     model = build_model(options.model, width=options.width, **shape)
     model.enlarged_to = options.enlarged_to
     if parents:
+        _check_parent(parents[0], options.pretrained)
         load_backbone(model, parents[0].model)
     elif options.pretrained:
         load_backbone(model, pretrained.read(options.pretrained))
     model.to(dataset.device, memory_format=torch.channels_last)
+    if options.training in PRETRAININGS and dataset.n_train < N_NEIGHBOURS:
+        raise ValueError(f"a pretraining is tested by {N_NEIGHBOURS} neighbours, got {dataset.n_train} training images")
     if options.training == "dino":
         return _dino(options, dataset, model, seed=seed)
     if options.training == "supervised":
-        return _setup(options, dataset, model, lambda result: {"metrics": {"knn_accuracy": knn_test(model, dataset)}})
+        return _setup(options, dataset, model, lambda result: _near(result, model, dataset))
 
-    batch_size = min(options.batch_size, options.n_scored, dataset.n_train)
+    batch_size = min(options.batch_size, options.n_scored)
+    if options.n_scored % batch_size or options.n_scored > dataset.n_train:
+        raise ValueError(
+            f"n_scored must be a multiple of {batch_size}, the size of a batch, and at most {dataset.n_train}, that of"
+            f" the training images; got {options.n_scored}"
+        )
     drawn = dataset.train_batches(batch_size=batch_size, augment=False, generator=generator_of("scored", seed))
-    batches = [next(drawn) for _ in range(max(1, options.n_scored // batch_size))]
+    batches = [next(drawn) for _ in range(options.n_scored // batch_size)]
     if options.probed:
         fit_head(model, batches)
     weights = block_weights(model)
@@ -104,6 +120,16 @@ def setup(options: AfrOptions, dataset: LabelledImages, parents: Sequence[State]
     masks = prune_in_rounds(ways[options.score], model, weights, batches, **found)
     own = {"matrices": matrices(masks), "emptied": empty_layers(masks)}
     return _setup(options, dataset, model, lambda result: own, method=Static(model, masks))
+
+
+def _check_parent(parent: State, kind: str | None) -> None:
+    """Raises ValueError unless the parent is a dense network of the training that the options name."""
+    if parent.diverged:
+        raise ValueError("the parent has diverged; there is nothing in it to retain")
+    if parent.masks:
+        raise ValueError("the parent is pruned already; scores rank the weights of a dense network")
+    if (training := parent.options.get("training", "supervised")) != kind:
+        raise ValueError(f"pretrained={kind} needs a parent of that training, got {training}")
 
 
 def _how(options: AfrOptions, weights: dict[str, nn.Parameter], seed: int) -> dict[str, object]:
@@ -124,13 +150,18 @@ def _dino(options: AfrOptions, dataset: LabelledImages, model: nn.Module, *, see
     dino = Dino(student, views, n_steps=options.n_epochs * (dataset.n_train // options.batch_size), **_TEACHER)
 
     def fields(result: Result) -> dict:
-        for name in ("test_loss", "test_accuracy"):  # of a head that nothing has taught
-            del result.curves[name]
-        return {"history": dino.history, "metrics": {"knn_accuracy": knn_test(dino.backbone, dataset)}}
+        # The rest is of a head that nothing has taught.
+        result.curves = {name: result.curves[name] for name in ("epoch", "train_loss")}
+        return {"history": dino.history} | _near(result, dino.backbone, dataset)
 
     training = {"objective": dino.objective, "is_static": False, "augment": False}
     own = {"method": dino, "trained": lambda: dino.backbone, "forward_macs": dino.forward_macs}
     return _setup(options, dataset, student, fields, reference=model, training=training, **own)
+
+
+def _near(result: Result, backbone: nn.Module, dataset: LabelledImages) -> dict:
+    """Tells how good the features of a pretraining are, unless it has diverged."""
+    return {"metrics": {"knn_accuracy": None if result.diverged else knn_test(backbone, dataset)}}
 
 
 def _setup(
