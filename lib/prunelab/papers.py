@@ -7,7 +7,7 @@ import pandas as pd
 
 from prunelab import paths
 
-# What every such file has; some also have distribution, train_mult, width or init.
+# What every such file has; some also have distribution, train_mult, width, init or pretraining.
 COLUMNS = (
     "model", "dataset", "method", "sparsity", "target", "metric", "value",
     "std", "n", "unit", "source_id", "source", "confidence", "note",
