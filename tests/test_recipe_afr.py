@@ -133,6 +133,14 @@ def test_fitted_head_is_better_than_a_fresh_one():
     assert torch.equal(model.blocks[0].attn.qkv.weight, backbone) and model.head.weight.grad is None
 
 
+def test_head_is_fitted_for_the_scores_alone():
+    """Nothing is learned at a learning rate of zero."""
+    given = {"pretrained": "supervised", "score": "snip", "density": 0.1, "n_epochs": 1, "learning_rate": 0.0}
+    plain, probed = (execute(pretrain("supervised"), **given, probed=probed)["state"] for probed in (False, True))
+    assert torch.equal(plain.model["head.weight"], probed.model["head.weight"])
+    assert any(not torch.equal(mask, probed.masks[name]) for name, mask in plain.masks.items())
+
+
 def test_released_weights_are_read_by_their_name(monkeypatch):
     torch.manual_seed(1)
     released = build_model("vit_micro4", num_classes=10, in_channels=1, image_size=8, width=0.25).state_dict()

@@ -32,7 +32,9 @@ class AfrOptions(TrainingOptions):
     n_scored: int = option("training images on which weights are scored", 512)
     n_rounds: int = option("rounds of scoring in which the density is reached", 1)
     enlarged_to: int | None = option("side in pixels to which images are enlarged for the network; None has none", None)
-    probed: bool = option("whether the head is fitted before weights are scored", False)
+    probed: bool = option(
+        "whether weights are scored with a fitted head, in place of a new one; training begins with a new one", False
+    )
     layer_decay: float = option("factor on the learning rate from each block to the one before it", 1.0)
     label_smoothing: float = option("share of the target spread over all classes", 0.0)
     warmup_epochs: int = option("length of the linear rise of the learning rate", 1)

@@ -18,7 +18,7 @@ from prunelab.models.vit import load_backbone
 from prunelab.neighbours import N_NEIGHBOURS, knn_test
 from prunelab.recipes.afr.looks import block_weights, fit_head, look_at, matrices
 from prunelab.recipes.afr.plan import PRETRAININGS, TRAININGS, AfrOptions
-from prunelab.recipes.common import generator_of, image_of
+from prunelab.recipes.common import copy_of, generator_of, image_of
 from prunelab.recipes.recipe import Outline, Setup, State, check_choices
 from prunelab.scores import SCORES, score
 from prunelab.scores.afr import SCOPES
@@ -99,6 +99,8 @@ def setup(options: AfrOptions, dataset: LabelledImages, parents: Sequence[State]
         return _dino(options, dataset, model, seed=seed)
     if options.training == "supervised":
         return _setup(options, dataset, model, lambda result: _near(result, model, dataset))
+    if options.training == "fine_tune" and options.score is None:
+        return _setup(options, dataset, model)
 
     batch_size = min(options.batch_size, options.n_scored)
     if options.n_scored % batch_size or options.n_scored > dataset.n_train:
@@ -108,16 +110,16 @@ def setup(options: AfrOptions, dataset: LabelledImages, parents: Sequence[State]
         )
     drawn = dataset.train_batches(batch_size=batch_size, augment=False, generator=generator_of("scored", seed))
     batches = [next(drawn) for _ in range(options.n_scored // batch_size)]
+    fresh = copy_of(model.head.state_dict())
     if options.probed:
         fit_head(model, batches)
     weights = block_weights(model)
     ways = {name: partial(score, name, **_how(options, weights, seed)) for name in SCORES}
     if options.training == "inspect":
         return look_at(model, weights, batches, ways, density=options.density)
-    if options.score is None:
-        return _setup(options, dataset, model)
     found = {"density": options.density, "n_rounds": options.n_rounds}
     masks = prune_in_rounds(ways[options.score], model, weights, batches, **found)
+    model.head.load_state_dict(fresh)  # a fitted head was for scoring alone: all rivals are fine-tuned from a new one
     own = {"matrices": matrices(masks), "emptied": empty_layers(masks)}
     return _setup(options, dataset, model, lambda result: own, method=Static(model, masks))
 
