@@ -85,7 +85,7 @@ NAMES = {
     "mnist10k": "MNIST",
     "omniglot-small": "Omniglot",
     "tiny-imagenet-200-32px": "Tiny-ImageNet",
-    "tiny-imagenet-200-32px:mixed": "unseen classes",
+    "tiny-imagenet-200-32px:mixed": "21 unseen classes",
     "tiny-imagenet-200-32px:insects": "insects",
     "tiny-imagenet-200-32px:dogs": "dogs",
     "tiny-imagenet-200-32px:vehicles": "vehicles",
