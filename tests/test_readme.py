@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunelab import pages, paths, records, verdicts
-from prunelab.recipes import DMCP, RECIPES, RETHINKING, RIGL
+from prunelab.recipes import AFR, DMCP, RECIPES, RETHINKING, RIGL
 from prunelab.runs import PROFILES
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
@@ -158,8 +158,6 @@ def test_what_came_out_is_what_the_records_say():
         f"RigL is {dense} points ahead of a narrow dense network with as many weights, and {snip} ahead of SNIP"
         in README
     )
-    once, longer = (verdicts.points(small, "RigL-C7a", at=f"narrower network, {length}")[0] for length in ("1x", "5x"))
-    assert f"over a static random mask grows from {once} to {longer} points" in README
     on_h200, at = pages.judge(RIGL, "full"), "density=0.1"
     of_set, of_rigl = verdicts.points(on_h200, "RigL-C1b", "RigL-C7a", at=at)
     assert f"SET is {of_set} and RigL {of_rigl} points ahead of static at 90 % sparsity; the two are level" in README
@@ -198,6 +196,18 @@ def test_what_came_out_is_what_the_records_say():
     assert f"and {-on_tiny} behind on Tiny-ImageNet" in README
     assert "RT-C3b" in verdicts.named(rethinking, verdicts.REPRODUCED)
     assert "RT-C3a" in verdicts.named(rethinking, verdicts.INCONCLUSIVE)
+
+    afr, tuned = pages.judge(AFR, "small"), records.frame(records.load(AFR.notebook))
+    snip, unseen, special, unlabelled = verdicts.points(afr, "AFR-C1a", "AFR-C1c", "AFR-C3a", "AFR-C4a")
+    assert f"AFR is {snip} points ahead of SNIP on CIFAR-10 and {unseen} on unseen classes" in README
+    assert "sees no label ({:+} and {:+})".format(*verdicts.points(afr, "AFR-C1b", "AFR-C1d")) in README
+    assert f"{special} point ahead of SNIP, which is decided; without labels in pretraining {unlabelled}" in README
+    assert {"AFR-C1a", "AFR-C1c", "AFR-C3a"} <= verdicts.named(afr, verdicts.REPRODUCED)
+    assert {"AFR-C1b", "AFR-C1d", "AFR-C4a"} <= verdicts.named(afr, verdicts.INCONCLUSIVE)
+    long = "dataset == 'cifar10' and n_epochs == 6 and density == 0.05 and parent_training == 'supervised'"
+    plain = "and n_rounds == 1 and n_scored == 512 and mixture == 0.5 and scope == 'global' and features == 'cls'"
+    means = tuned.query(f"{long} {plain} and not probed").groupby("score")["test_accuracy"].mean()
+    assert "reaches {:.1f} % on CIFAR-10, AFR {:.1f} %".format(*100 * means[["magnitude", "afr"]]) in README
 
 
 @pytest.mark.parametrize("name", pages.PAGES)
