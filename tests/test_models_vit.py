@@ -215,16 +215,16 @@ def test_backbone_of_another_network_is_refused_and_nothing_loaded(change, said)
 # What training and scores ask of it.
 
 
-def test_multiply_accumulates_are_torchvisions_but_for_products_of_tokens():
-    # 197 tokens of 768 channels: in each of 12 blocks they meet each other twice, which no weight takes part in.
+def test_multiply_accumulates_are_torchvisions():
     with torch.device("meta"):
         model = build_model("vit_b16", num_classes=1000, image_size=224)
         macs = total(layer_table(model, in_channels=3, image_size=224), "macs")
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, 224, 224))
-    # Patches, once; qkv, proj, fc1 and fc2 have 12 * 768 * 768 weights; the head reads one token.
-    assert macs == 196 * 768**2 + 12 * 197 * 12 * 768**2 + 768 * 1000
-    assert counter.get_total_flops() == 2 * (macs + 12 * 2 * 197**2 * 768)
+    # Patches, once; qkv, proj, fc1 and fc2 have 12 * 768 * 768 weights; 197 tokens of 768 channels meet each other
+    # twice in each of 12 blocks; the head reads one token.
+    assert macs == 196 * 768**2 + 12 * (197 * 12 * 768**2 + 2 * 197**2 * 768) + 768 * 1000
+    assert counter.get_total_flops() == 2 * macs
     assert counter.get_total_flops() / 2e9 == pytest.approx(17.564, abs=1e-3)  # torchvision's documentation
 
 

@@ -202,12 +202,12 @@ def test_run_of_the_paper_is_executed_on_a_folder_that_was_made_up(tmp_path, mon
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 256, (230, 250, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pets" / name)
-    released = build_model("vit_b16", num_classes=1, image_size=224).state_dict()
+    released = build_model("vit_b16", num_classes=1, image_size=224, width=0.25).state_dict()
     monkeypatch.setattr(pretrained, "read", lambda name: released)
     planned = next(run for run in AFR.plan("paper") if run.options.get("dataset") == "pets" and "score" in run.options)
-    few = {"n_epochs": 1, "batch_size": 2, "n_scored": 2, "n_rounds": 1, "warmup_epochs": 0}
+    few = {"n_epochs": 1, "batch_size": 2, "n_scored": 2, "n_rounds": 1, "warmup_epochs": 0, "width": 0.25}
     tuned = runner.execute(AFR, AFR.run(seed=0, **planned.options | few), device="cpu", parents=[])
-    blocks = 12 * 12 * 768**2
+    blocks = 12 * 12 * 192**2
     assert sum(row["n_active"] for row in tuned["matrices"]) == round(0.2 * blocks)
     assert sum(row["n_weights"] for row in tuned["matrices"]) == blocks and tuned["status"] == "finished"
 

@@ -33,7 +33,7 @@ class AfrOptions(TrainingOptions):
     n_rounds: int = option("rounds of scoring in which the density is reached", 1)
     enlarged_to: int | None = option("side in pixels to which images are enlarged for the network; None has none", None)
     probed: bool = option(
-        "whether weights are scored with a fitted head, in place of a new one; training begins with a new one", False
+        "whether weights are scored with a fitted head; training begins with a new one either way", False
     )
     layer_decay: float = option("factor on the learning rate from each block to the one before it", 1.0)
     label_smoothing: float = option("share of the target spread over all classes", 0.0)
