@@ -661,6 +661,7 @@ class FakeWorker(workers.Worker):
     """A worker in a thread, whose runs count to three and leave a line at each step; its pipe ends when it dies."""
 
     lines: ClassVar[list] = []  # what was trained at each step: the number of the process, and the seed
+    all_given_out = threading.Event()  # so that those that are to share a worker are all there at its first step
 
     def __init__(self, number, *, store, device):
         self.pipe, theirs = multiprocessing.Pipe()
@@ -674,10 +675,11 @@ class FakeWorker(workers.Worker):
 
     def executing(self, item, *, keep_state):
         for step in range(3):
+            self.all_given_out.wait()
             self.lines.append((self.process, item.seed))
             if step == 1 and (how := item.options.get("dies")):
                 raise {"killed": Killed, "memory": torch.OutOfMemoryError, "error": ValueError}[how](f"no {how}")
-            time.sleep(0.02)  # until all that are to share the worker have come
+            time.sleep(0.02)  # longer than a bar takes to be drawn
             yield
         return {"id": item.id}
 
@@ -688,7 +690,16 @@ class FakeWorker(workers.Worker):
 def fake_pool(monkeypatch, plan, **options):
     monkeypatch.setattr(workers, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "lines", [])
-    return engine._Pool(engine.Schedule(plan), store=paths.RUNS, device="cpu", **options)
+    pool = engine._Pool(engine.Schedule(plan), store=paths.RUNS, device="cpu", **options)
+    give_out = pool._give_out
+
+    def gated_give_out():
+        FakeWorker.all_given_out.clear()
+        give_out()
+        FakeWorker.all_given_out.set()
+
+    monkeypatch.setattr(pool, "_give_out", gated_give_out)
+    return pool
 
 
 @pytest.mark.parametrize("how", ["killed", "memory"])
