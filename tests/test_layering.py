@@ -52,7 +52,7 @@ FLOORS = (
     {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
     {"channels", "verdicts", "steps", "views", "features"},
     {"training", "landscape", "figures", "dino", "neighbours"},
-    {"forecast"},
+    {"forecast", "probes"},
     {"recipes"},
     {"stores"},
     {"workers"},
