@@ -139,11 +139,24 @@ def test_frozen_layer_is_pruned_but_its_other_weights_do_not_move(digits):
     assert torch.equal(model.conv.weight, before * kept)
 
 
-def test_a_diverged_network_is_pruned_all_the_same(digits):
-    model, method = build(digits, begin_step=0, end_step=1)
+def test_a_diverged_network_is_pruned_all_the_same_and_regains_nothing(digits):
+    model, method = build(digits, begin_step=0, end_step=2, update_every=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method.after_update(1, optimizer)
+    masks = copy.deepcopy(method.masks)
     nn.init.constant_(model.conv.weight, torch.nan)
-    method.after_update(1, torch.optim.SGD(model.parameters(), lr=0.1))
+    method.after_update(2, optimizer)
     assert sum(int(mask.sum()) for mask in method.masks.values()) == sum(method.n_active.values())
+    assert not any((method.masks[name] & ~mask).any() for name, mask in masks.items())
+
+
+def test_resumed_method_goes_on_with_the_next_images_and_its_books(digits):
+    _, method = build(digits)
+    method.inverse_fisher()
+    _, resumed = build(digits)
+    resumed.load_state_dict(copy.deepcopy(method.state_dict()))
+    assert resumed.n_extra_images == 40
+    assert torch.equal(next(resumed.batches)[1], next(method.batches)[1])
 
 
 def test_trained_network_loses_less_than_by_magnitude(digits):
