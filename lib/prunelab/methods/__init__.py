@@ -5,6 +5,7 @@ from prunelab.methods.gradual import GradualPruning
 from prunelab.methods.lottery import Ticket
 from prunelab.methods.snip import Snip
 from prunelab.methods.static import Dense, SmallDense, SmallDenseMacs, Static
+from prunelab.methods.woodfisher import WoodFisher
 
 METHODS: dict[str, type[Dense]] = {
     "dense": Dense,
@@ -16,5 +17,6 @@ METHODS: dict[str, type[Dense]] = {
     "snfs": SparseMomentum,
     "rigl": RigL,
     "gmp": GradualPruning,
+    "woodfisher": WoodFisher,
     "lottery": Ticket,
 }

@@ -18,11 +18,13 @@ class Hooks:
     Attributes:
         masks: Bool, True where a weight is active, by layer name; of layers that are not in it all are.
         n_dense_gradients: Batches so far that needed the gradients of inactive weights.
+        n_extra_images: Images so far that were passed forward and backward besides those of the batches.
         moves: What happened to the masks, and when; for the record.
     """
 
     masks: Mapping[str, Tensor] = MappingProxyType({})
     n_dense_gradients: int = 0
+    n_extra_images: int = 0
     moves: Mapping[str, list] = MappingProxyType({})
 
     def active_counts_over_time(self) -> list[tuple[int, dict[str, int]]]:

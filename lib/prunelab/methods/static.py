@@ -3,7 +3,7 @@
 Source: `scratch` in google-research/rigl; Evci et al. 2020, arXiv:1911.11134, Sec. 4 ("Static").
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -123,6 +123,7 @@ class Static(Dense):
         n_epochs: int,
         n_steps: int,
         generator: Callable[[str], torch.Generator],
+        batches: Callable[..., Iterator[tuple[Tensor, Tensor]]],
         **own: Any,
     ) -> "Static":
         """Builds the method around a model, as the options of a run say.
@@ -135,6 +136,8 @@ class Static(Dense):
             n_epochs: Epochs of the whole training.
             n_steps: Its optimizer steps.
             generator: Gives the generator of a random stream, by its name.
+            batches: Called with a `batch_size`; gives training batches without end, and with a state, for a method that
+                needs images of its own.
             own: Keywords of the method that no option holds.
         """
         if masks is None:

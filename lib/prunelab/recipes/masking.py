@@ -78,6 +78,7 @@ def build_method(
         n_epochs=n_epochs,
         n_steps=n_epochs * (dataset.n_train // options.batch_size),
         generator=partial(generator_of, seed=seed),
+        batches=partial(dataset.train_batches, augment=options.augment, generator=generator_of("fisher", seed)),
         **own,
     )
 

@@ -50,7 +50,12 @@ class MaskingOptions(TrainingOptions):
     stop_update: float = option("share of training after which masks stay", 0.75)
     decay: str = option("of the drop fraction, a key of schedules.DECAYS", "cosine")
     gradient_momentum: float = option("of SNFS: share of the mean gradient that each batch leaves", 0.9)
-    begin_pruning: float = option("of GMP: share of training before it; it ends at stop_update", 0.2)
+    begin_pruning: float = option("of GMP and WoodFisher: share of training before it; it ends at stop_update", 0.2)
+    fisher_gradients: int = option("of WoodFisher: gradients from which each pruning estimates the Fisher matrix", 1000)
+    fisher_images: int = option("images that each of these gradients is averaged over", 1)
+    fisher_block: int = option("weights in a block of that matrix", 100)
+    fisher_damping: float = option("added to its diagonal", 1e-5)
+    fisher_joint: bool = option("whether its weights make up for all pruned ones jointly, not for each alone", False)
     start: str = option("what a run takes from its parent, a key of masking.STARTS", "fresh")
     rewind_epochs: float = option("of a lottery: epochs whose end tickets rewind to; 0 is initialisation", 0.0)
 
