@@ -51,6 +51,9 @@ class MaskingOptions(TrainingOptions):
     decay: str = option("of the drop fraction, a key of schedules.DECAYS", "cosine")
     gradient_momentum: float = option("of SNFS: share of the mean gradient that each batch leaves", 0.9)
     begin_pruning: float = option("of GMP: share of training before it; it ends at stop_update", 0.2)
+    phases: str = option("of AC/DC: when it compresses and decompresses, a key of acdc.PHASES", "imagenet")
+    threshold_start: float = option("of STR: s at first; a layer's threshold is sigmoid(s)", -5.0)
+    threshold_decay: float | None = option("of STR: weight decay of s; None is that of the weights", None)
     start: str = option("what a run takes from its parent, a key of masking.STARTS", "fresh")
     rewind_epochs: float = option("of a lottery: epochs whose end tickets rewind to; 0 is initialisation", 0.0)
 
