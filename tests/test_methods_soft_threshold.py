@@ -228,14 +228,19 @@ def test_what_follows_sees_an_ordinary_masked_network():
     assert state.model.keys() == child["state"].model.keys()
 
 
-def test_training_costs_what_its_batches_did():
-    result = execute(method="str", n_epochs=3, threshold_decay=0.5, update_every=1)  # 6 steps
-    assert result["moves"]["step"] == [1, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize("update_every, steps", [(1, [1, 2, 3, 4, 5, 6]), (4, [1, 5]), (100, [1])])
+def test_training_costs_what_was_counted_now_and_then(update_every, steps):
+    result = execute(method="str", n_epochs=3, threshold_decay=0.2, update_every=update_every)  # 6 steps
+    moves = result["moves"]
+    assert moves["step"] == steps and [len(rows) for rows in moves["threshold"]] == [len(result["layers"])] * len(steps)
     per_weight = [layer["macs"] / layer["n_active"] for layer in result["layers"]]
-    sparse = [sum(m * n for m, n in zip(per_weight, counts, strict=True)) for counts in result["moves"]["n_active"]]
-    assert sparse[-1] == pytest.approx(result["metrics"]["macs"])
-    # What is counted after a step is what the next one costs; the first is counted as dense.
-    assert result["metrics"]["training_macs"] == pytest.approx(64 * 3 * (dense_macs() + sum(sparse[:5])), rel=1e-4)
+    sparse = {
+        step: sum(macs * n for macs, n in zip(per_weight, counts, strict=True))
+        for step, counts in zip(steps, moves["n_active"], strict=True)
+    }
+    # What was counted after a step is what those after it cost; the first is taken for dense.
+    expected = dense_macs() + sum(sparse[max(s for s in steps if s <= step)] for step in range(1, 6))
+    assert result["metrics"]["training_macs"] == pytest.approx(64 * 3 * expected, rel=1e-4)
 
 
 def test_layers_that_are_not_named_stay_dense():

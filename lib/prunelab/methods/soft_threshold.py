@@ -37,9 +37,9 @@ class SoftThreshold(Dense):
         latents: W by layer name.
         s: By layer name, 0-d.
 
-    Differs: In the authors' code s is a parameter of its layer like others, stepped by whichever optimizer they choose.
-        Their -100, advised for CIFAR, is as far out of reach of short trainings. Depthwise convolutions stay dense, see
-        `masks.prunable_weights`.
+    Differs: In the authors' code s is a parameter of its layer like others, stepped by whichever optimizer they choose,
+        and starts at -3200, or at about -100 on CIFAR by their advice (issue 2), neither of which a short training
+        brings near 0. Depthwise convolutions stay dense, see `masks.prunable_weights`.
     """
 
     @classmethod
@@ -110,9 +110,8 @@ class SoftThreshold(Dense):
             latent, s = self.latents[name], self.s[name]
             with torch.enable_grad():
                 effective = soft_threshold(latent, s)
-            gradient, s.grad = torch.autograd.grad(effective, (latent, s), weight.grad)
+            weight.grad, s.grad = torch.autograd.grad(effective, (latent, s), weight.grad)
             with torch.no_grad():
-                weight.grad.copy_(gradient)
                 weight.copy_(latent)
 
     @torch.no_grad()
