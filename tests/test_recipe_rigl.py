@@ -122,7 +122,7 @@ def test_costs_are_measured_on_the_final_network(name):
     assert metrics["measured_density"] == metrics["n_active"] / metrics["n_reference_weights"]
     assert metrics["macs"] == sum(layer["macs"] for layer in layers)
     assert metrics["n_steps"] == 4
-    if "dense" not in name:
+    if "dense" not in name and name != "str":  # which reaches a density that nobody sets
         assert metrics["n_active"] == round((1.0 if name == "lottery" else 0.1) * metrics["n_reference_weights"])
     # RigL's updates, at every step up to three quarters of training, took a batch each, and SNIP's pruning took one;
     # these needed dense gradients. SNFS needs them on all of its four batches.
@@ -130,7 +130,7 @@ def test_costs_are_measured_on_the_final_network(name):
     assert metrics["n_batches"] == 4 + n_extra
     sparse, dense = metrics["macs"], dense_macs()
     spent = 64 * ((4 + n_extra - n_dense_gradients) * 3 * sparse + n_dense_gradients * (2 * sparse + dense))
-    if name not in ("gmp", "woodfisher"):  # which see below
+    if name not in ("gmp", "woodfisher", "acdc", "str"):  # denser at first; see below, and their own tests
         assert metrics["training_macs"] == pytest.approx(spent, rel=1e-12)
     assert metrics["training_macs_ratio"] == pytest.approx(metrics["training_macs"] / (64 * 4 * 3 * dense))
 

@@ -18,6 +18,8 @@ METHOD_STYLE: dict[str, dict[str, str]] = {
     "rigl": {"color": "#0072B2", "marker": "o", "label": "RigL"},
     "gmp": {"color": "#6B3A00", "marker": "d", "label": "gradual pruning"},
     "woodfisher": {"color": "#A0003C", "marker": "p", "label": "WoodFisher"},
+    "acdc": {"color": "#224433", "marker": "h", "label": "AC/DC"},
+    "str": {"color": "#440066", "marker": "*", "label": "STR"},
     "lottery": {"color": "#7830F0", "marker": "<", "label": "lottery ticket"},
 }
 DISTRIBUTION_STYLE: dict[str, dict[str, str]] = {

@@ -112,12 +112,6 @@ class GradualPruning(Static):
         self.moves["step"].append(step)
         self.moves["n_active"].append([int(mask.sum()) for mask in self.masks.values()])
 
-    def active_counts_over_time(self) -> list[tuple[int, dict[str, int]]]:
-        return [
-            (step, dict(zip(self.weights, counts, strict=True)))
-            for step, counts in zip(self.moves["step"], self.moves["n_active"], strict=True)
-        ]
-
     def state_dict(self) -> dict:
         return super().state_dict() | {"moves": self.moves}
 

@@ -56,6 +56,9 @@ class MaskingOptions(TrainingOptions):
     fisher_block: int = option("weights in a block of that matrix", 100)
     fisher_damping: float = option("added to its diagonal", 1e-5)
     fisher_joint: bool = option("whether its weights make up for all pruned ones jointly, not for each alone", False)
+    phases: str = option("of AC/DC: when it compresses and decompresses, a key of acdc.PHASES", "imagenet")
+    threshold_start: float = option("of STR: s at first; a layer's threshold is sigmoid(s)", -5.0)
+    threshold_decay: float | None = option("of STR: weight decay of s; None is that of the weights", None)
     start: str = option("what a run takes from its parent, a key of masking.STARTS", "fresh")
     rewind_epochs: float = option("of a lottery: epochs whose end tickets rewind to; 0 is initialisation", 0.0)
 
