@@ -8,6 +8,7 @@ from torch import nn
 
 from prunelab import data, records
 from prunelab.channels.trace import NORMS
+from prunelab.masks import prunable_weights
 from prunelab.methods import METHODS
 from prunelab.methods.static import active_counts
 from prunelab.models import build_model
@@ -55,7 +56,14 @@ def build_method(name, model, *, density, generator, update_every, stop_step):
         stop_update=1.0,
         begin_pruning=1 / stop_step,
         rewind_epochs=3.0,
+        fisher_gradients=40,
     )
+
+    def batches(**size):
+        first = next(iter(prunable_weights(model).values()))
+        images = data.load("digits", n_train=256, in_colour=first.shape[1] == 3).to(first.device)
+        return images.train_batches(augment=True, generator=torch.Generator().manual_seed(2), **size)
+
     return kind.build(
         model,
         options,
@@ -64,6 +72,7 @@ def build_method(name, model, *, density, generator, update_every, stop_step):
         n_epochs=stop_step,
         n_steps=stop_step,
         generator=lambda stream: generator,
+        batches=batches,
     )
 
 

@@ -11,7 +11,7 @@ from prunelab import paths
 
 LIBRARY = paths.ROOT / "lib" / "prunelab"
 FILES = sorted(LIBRARY.rglob("*.py"))
-NUMBERS_ONLY = ("masks", "density", "schedules")
+NUMBERS_ONLY = ("masks", "density", "schedules", "fisher")
 DRAWERS = ("claims", "verdicts", "figures", "records", "papers", "files", "paths", "runs")
 
 
@@ -47,12 +47,12 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 # From the ground up: a room, a file or a folder, imports from its own folder and from lower floors only.
 FLOORS = (
     {"paths", "runs", "schedules", "density", "turns", "precision", "latency", "perceptron", "diagrams"}
-    | {"moderated", "progress", "interrupts", "alt_text", "files"},
+    | {"moderated", "progress", "interrupts", "alt_text", "files", "transfer", "fisher"},
     {"masks", "models"},
     {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
-    {"channels", "verdicts", "steps", "views", "neighbours"},
-    {"training", "landscape", "figures", "dino"},
-    {"forecast"},
+    {"channels", "verdicts", "steps", "views", "features"},
+    {"training", "landscape", "figures", "dino", "neighbours"},
+    {"forecast", "probes"},
     {"recipes"},
     {"stores"},
     {"workers"},

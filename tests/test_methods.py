@@ -143,10 +143,15 @@ def test_every_method_steps_and_keeps_its_counts(name, density):
         if method is not None:
             for layer, weight in method.weights.items():
                 n_active = int(method.masks[layer].sum())
-                assert n_active == counts[layer] or (name == "gmp" and step < 4 and n_active > counts[layer])
+                is_shrinking = name == "gmp" and step < 4 and n_active > counts[layer]
+                # The layers of some divide the total among them, or are sparse as they learn.
+                assert n_active == counts[layer] or is_shrinking or name in ("woodfisher", "acdc", "str")
                 assert not weight[~method.masks[layer]].any()
                 for slot in optimizer.state[weight].values():
-                    assert slot is None or not slot[~method.masks[layer]].any()
+                    # STR's momentum is that of W, all of which is trained: what is below the threshold may return.
+                    assert slot is None or name == "str" or not slot[~method.masks[layer]].any()
+    if method is not None and name != "str":
+        assert sum(int(mask.sum()) for mask in method.masks.values()) == sum(counts.values())
     assert n_batches == {"rigl": 8, "snip": 6}.get(name, 5)  # RigL's updates at steps 0, 2 and 4, SNIP's one
 
 
@@ -201,13 +206,14 @@ def test_layers_that_do_not_learn_stay_and_layers_that_share_a_weight_have_one_m
     for key, value in model.state_dict().items():
         layer = key.partition(".")[0]
         learns = layer not in ("frozen", "idle")
-        kept = value != 0 if name == "gmp" else torch.ones_like(value, dtype=torch.bool)  # it prunes them as others
+        prunes_all = name in ("gmp", "woodfisher", "acdc")  # layers that do not learn, too
+        kept = value != 0 if prunes_all else torch.ones_like(value, dtype=torch.bool)
         assert torch.equal(value[kept], before[key][kept]) != learns, key
     if method is not None:
         assert list(method.masks) == ["frozen", "first", "idle", "head"][: 3 if name == "lottery" else 4]
         for layer, weight in method.weights.items():
             assert not weight[~method.masks[layer]].any()
-    if name in ("static", "set", "snfs", "rigl", "gmp"):
+    if name in ("static", "set", "snfs", "rigl", "gmp", "woodfisher", "acdc"):  # STR reaches what nobody sets
         n_weights = sum(mask.numel() for mask in method.masks.values())
         assert sum(int(mask.sum()) for mask in method.masks.values()) == round(0.3 * n_weights)
         assert int(model.second.weight.count_nonzero()) <= int(method.masks["first"].sum())

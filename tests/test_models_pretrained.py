@@ -15,7 +15,8 @@ from prunelab import paths
 from prunelab.models import build_model
 from prunelab.models.layers import Widths
 from prunelab.models.pretrained import RELEASES, Release, WeightsNotFoundError, find, read, renamed
-from prunelab.models.vit import VisionTransformer, load_backbone, misfit, without_head
+from prunelab.models.trunk import misfit, without_head
+from prunelab.models.vit import VisionTransformer, load_backbone
 
 KIND = {"num_layers": 4, "num_heads": 3, "hidden_dim": 96, "mlp_dim": 384}  # in torchvision's words, vit_micro4
 
@@ -44,7 +45,7 @@ def labelled():
 @pytest.fixture(scope="module")
 def backbone(labelled):
     """The same network's by our names, without a head."""
-    return without_head(renamed(labelled))
+    return without_head(renamed(labelled), "head")
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_releases_are_the_official_ones(name, url, sha256, model, n_parameters):
     assert (found.sha256, found.model) == (sha256, model)
     with torch.device("meta"):
         state = build_model(found.model, num_classes=found.num_classes or 1, image_size=224).state_dict()
-    state = state if found.num_classes else without_head(state)
+    state = state if found.num_classes else without_head(state, "head")
     assert sum(value.numel() for value in state.values()) == n_parameters
 
 

@@ -51,6 +51,7 @@ def recorded(work, captured):
     stepper = work.__self__
     kept = [*stepper.model.state_dict().values(), stepper.loss_sum]
     kept += [value for state in stepper.optimizer.state.values() for value in state.values()]
+    kept += [leaf for leaf in tree_leaves(stepper.method.state_dict()) if isinstance(leaf, torch.Tensor)]
     before, rng = copy.deepcopy(kept), torch.get_rng_state()
     with torch.enable_grad(), Recorder() as recorder:
         work()
@@ -144,7 +145,7 @@ def assert_equal(one, other):
     [(name, {}) for name in METHODS]
     + [(name, {"optimizer": "adam"}) for name in ("dense", "rigl", "set")]
     + [(name, {"optimizer": "adamw", "layer_decay": 0.65}) for name in ("dense", "static")]
-    + [(name, {"precision": p}) for name in ("dense", "rigl", "snfs") for p in ("bf16", "fp16")]
+    + [(name, {"precision": p}) for name in ("dense", "rigl", "snfs", "str") for p in ("bf16", "fp16")]
     + [("rigl", {"model_name": m}) for m in ("lenet_300_100", "mobilenet_v1", "wrn22_2")]  # the last has dropout
     + [("rigl", {"augment": False}), ("rigl", {"warmup_epochs": 0, "momentum": 0.0})]
     + [(name, {"model_name": "two_widths", "objective": o}) for name in ("dense", "snfs", "rigl") for o in OBJECTIVES]

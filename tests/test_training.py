@@ -11,7 +11,6 @@ from torch import nn
 from prunelab import training
 from prunelab.checkpoints import load_checkpoint
 from prunelab.methods import METHODS
-from prunelab.methods.dynamic import Dynamic
 from prunelab.models import build_model
 from prunelab.steps import OPTIMIZERS, build_optimizer, cross_entropy, set_learning_rate
 from prunelab.training import evaluate, mean_per_class, top_1, train
@@ -80,7 +79,6 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, changes, digits, 
         assert torch.equal(value, model.state_dict()[key]), key
     if method is not None:
         assert all(torch.equal(mask, whole_method.masks[layer]) for layer, mask in method.masks.items())
-    if isinstance(method, Dynamic):
         assert method.moves == whole_method.moves
 
 

@@ -3,26 +3,15 @@
 Source: Wu et al. 2018, arXiv:1805.01978, Sec. 3.4; `eval_knn.py` in facebookresearch/dino.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.data import LabelledImages
+from prunelab.features import features_of_sets
 
 N_NEIGHBOURS, TEMPERATURE = 20, 0.07
 _BATCH_SIZE = 256
-
-
-@torch.no_grad()
-def features_of(backbone: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Returns the features of all images in evaluation mode, (n, n_features), and their labels, (n,)."""
-    was_training = backbone.training
-    backbone.eval()
-    features, labels = zip(*((backbone.features(images).float(), labels) for images, labels in batches), strict=True)
-    backbone.train(was_training)
-    return torch.cat(features), torch.cat(labels)
 
 
 def knn_accuracy(
@@ -67,9 +56,5 @@ def knn_accuracy(
 
 def knn_test(backbone: nn.Module, dataset: LabelledImages) -> float:
     """Returns the accuracy of a backbone's features on the test images, whose neighbours are the training images."""
-    everything = torch.arange(dataset.n_train, device=dataset.device)
-    train, test = (
-        features_of(backbone, images.test_batches(batch_size=_BATCH_SIZE))
-        for images in (dataset.take(everything, held_out=everything), dataset)
-    )
+    train, test = features_of_sets(backbone, dataset)
     return knn_accuracy(*train, *test)

@@ -17,6 +17,9 @@ METHOD_STYLE: dict[str, dict[str, str]] = {
     "snfs": {"color": "#D55E00", "marker": ">", "label": "SNFS"},
     "rigl": {"color": "#0072B2", "marker": "o", "label": "RigL"},
     "gmp": {"color": "#6B3A00", "marker": "d", "label": "gradual pruning"},
+    "woodfisher": {"color": "#A0003C", "marker": "p", "label": "WoodFisher"},
+    "acdc": {"color": "#224433", "marker": "h", "label": "AC/DC"},
+    "str": {"color": "#440066", "marker": "*", "label": "STR"},
     "lottery": {"color": "#7830F0", "marker": "<", "label": "lottery ticket"},
 }
 DISTRIBUTION_STYLE: dict[str, dict[str, str]] = {

@@ -47,13 +47,15 @@ class GradualPruning(Static):
     def build(
         cls, model: nn.Module, options: Any, *, n_active: Callable[[], Mapping[str, int]], n_steps: int, **_: Any
     ) -> "GradualPruning":
-        return cls(
-            model,
-            n_active(),
-            begin_step=round(options.begin_pruning * n_steps),
-            end_step=round(options.stop_update * n_steps),
-            update_every=options.update_every,
-        )
+        return cls(model, n_active(), **cls.schedule(options, n_steps=n_steps))
+
+    @classmethod
+    def schedule(cls, options: Any, *, n_steps: int, **_: Any) -> dict[str, Any]:
+        return {
+            "begin_step": round(options.begin_pruning * n_steps),
+            "end_step": round(options.stop_update * n_steps),
+            "update_every": options.update_every,
+        }
 
     def __init__(
         self, model: nn.Module, n_active: Mapping[str, int], *, begin_step: int, end_step: int, update_every: int
@@ -89,27 +91,26 @@ class GradualPruning(Static):
         on_time = (step - self.begin_step) % self.update_every == 0
         return step == self.end_step or (self.begin_step <= step < self.end_step and on_time)
 
+    def count_at(self, step: int, *, size: int, n_active: int) -> int:
+        """Counts how many of `size` weights, `n_active` of which stay in the end, are active from `step` on."""
+        return scheduled_count(step, size=size, n_active=n_active, begin_step=self.begin_step, end_step=self.end_step)
+
+    def prune(self, step: int) -> None:
+        """Sets each layer's mask to what the schedule leaves at `step`."""
+        for name, weight in self.weights.items():
+            n_left = self.count_at(step, size=weight.numel(), n_active=self.n_active[name])
+            # -1 ranks pruned weights below active ones, which may be zero too.
+            self.set_mask(name, largest(weight.abs().masked_fill(~self.masks[name], -1.0), n_left))
+
     @torch.no_grad()
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         if not self.is_due(step):
             return
-        span = {"begin_step": self.begin_step, "end_step": self.end_step}
-        counts = {
-            name: scheduled_count(step, size=weight.numel(), n_active=self.n_active[name], **span)
-            for name, weight in self.weights.items()
-        }
+        self.prune(step)
         for name, weight in self.weights.items():
-            # -1 ranks pruned weights below active ones, which may be zero too.
-            self.set_mask(name, largest(weight.abs().masked_fill(~self.masks[name], -1.0), counts[name]))
             self._keep_only(self.masks[name], weight, optimizer)
         self.moves["step"].append(step)
-        self.moves["n_active"].append(list(counts.values()))
-
-    def active_counts_over_time(self) -> list[tuple[int, dict[str, int]]]:
-        return [
-            (step, dict(zip(self.weights, counts, strict=True)))
-            for step, counts in zip(self.moves["step"], self.moves["n_active"], strict=True)
-        ]
+        self.moves["n_active"].append([int(mask.sum()) for mask in self.masks.values()])
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"moves": self.moves}

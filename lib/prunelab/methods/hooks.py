@@ -18,16 +18,22 @@ class Hooks:
     Attributes:
         masks: Bool, True where a weight is active, by layer name; of layers that are not in it all are.
         n_dense_gradients: Batches so far that needed the gradients of inactive weights.
-        moves: What happened to the masks, and when; for the record.
+        n_extra_images: Images so far that were passed forward and backward besides those of the batches.
+        moves: What happened to the masks, and when, for the record; `n_active` in it are the active weights of each
+            masked layer from each `step` on.
     """
 
     masks: Mapping[str, Tensor] = MappingProxyType({})
     n_dense_gradients: int = 0
+    n_extra_images: int = 0
     moves: Mapping[str, list] = MappingProxyType({})
 
     def active_counts_over_time(self) -> list[tuple[int, dict[str, int]]]:
         """Lists from which step on how many weights of each layer were active, where that changed in training."""
-        return []
+        if "n_active" not in self.moves:
+            return []
+        steps, counts = self.moves["step"], self.moves["n_active"]
+        return [(step, dict(zip(self.masks, own, strict=True))) for step, own in zip(steps, counts, strict=True)]
 
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
         """Sees the dense gradients; True where it takes the place of the optimizer step."""

@@ -3,7 +3,7 @@
 Source: `scratch` in google-research/rigl; Evci et al. 2020, arXiv:1911.11134, Sec. 4 ("Static").
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,6 +73,12 @@ def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tenso
     return {name: torch.ones(weights[name].shape, dtype=torch.bool) for name in n_active}
 
 
+def momenta(parameter: nn.Parameter, optimizer: Optimizer) -> list[Tensor]:
+    """Lists what an optimizer gathers of a parameter's gradients, element by element; nothing before its first step."""
+    slots = optimizer.state[parameter].values()
+    return [slot for slot in slots if isinstance(slot, Tensor) and slot.shape == parameter.shape]
+
+
 class Dense(Hooks):
     """No mask at all: `build` gives no hooks.
 
@@ -86,7 +92,7 @@ class Dense(Hooks):
     matched: str | None = None
 
     @classmethod
-    def build(cls, model: nn.Module, options: Any, **_: Any) -> "Static | None":
+    def build(cls, model: nn.Module, options: Any, **_: Any) -> Hooks | None:
         """Builds the method around a model, as the options of a run say; see `Static.build`."""
         return None
 
@@ -123,6 +129,7 @@ class Static(Dense):
         n_epochs: int,
         n_steps: int,
         generator: Callable[[str], torch.Generator],
+        batches: Callable[..., Iterator[tuple[Tensor, Tensor]]],
         **own: Any,
     ) -> "Static":
         """Builds the method around a model, as the options of a run say.
@@ -135,6 +142,8 @@ class Static(Dense):
             n_epochs: Epochs of the whole training.
             n_steps: Its optimizer steps.
             generator: Gives the generator of a random stream, by its name.
+            batches: Called with a `batch_size`; gives training batches without end, and with a state, for a method that
+                needs images of its own.
             own: Keywords of the method that no option holds.
         """
         if masks is None:
@@ -198,9 +207,8 @@ class Static(Dense):
     def _keep_only(self, kept: Tensor, weight: nn.Parameter, optimizer: Optimizer) -> None:
         """Zeroes a weight and its momentum wherever `kept` is False."""
         weight.mul_(kept)
-        for slot in optimizer.state[weight].values():
-            if isinstance(slot, Tensor) and slot.shape == weight.shape:
-                slot.mul_(kept)
+        for slot in momenta(weight, optimizer):
+            slot.mul_(kept)
 
     def state_dict(self) -> dict:
         return {"masks": self.masks, "n_dense_gradients": self.n_dense_gradients}

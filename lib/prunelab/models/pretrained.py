@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunelab import files, paths
 from prunelab.models import build_model
-from prunelab.models.vit import misfit, without_head
+from prunelab.models.trunk import misfit, without_head
 
 IMAGE = {"in_channels": 3, "image_size": 224}  # that all were trained on
 
@@ -138,7 +138,7 @@ def read(name: str, path: Path | None = None, *, sha256: str | None = None) -> d
     state = renamed(_unpacked(path, content))
     with torch.device("meta"):
         own = build_model(release.model, num_classes=release.num_classes or 1, **IMAGE).state_dict()
-    if wrong := misfit(state, own if release.num_classes else without_head(own)):
+    if wrong := misfit(state, own if release.num_classes else without_head(own, "head")):
         raise ValueError(f"{path} does not hold the weights {name}: {wrong}")
     return state
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from prunelab.models.layers import Widths, scaled
+from prunelab.models.trunk import load_trunk
 
 EPSILON = 1e-6  # of layer normalisation
 INIT_STD = 0.02
@@ -182,30 +183,8 @@ class VisionTransformer(nn.Module):
         return self.head(self.features(images))
 
 
-def without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the entries of a state that are not the head's."""
-    return {name: value for name, value in state.items() if not name.startswith("head.")}
-
-
-def misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Says in which entries and shapes a state differs from the expected one; empty where it does not."""
-    both = expected.keys() & state.keys()
-    names = {
-        "lacks": expected.keys() - state.keys(),
-        "has, of no use here,": state.keys() - expected.keys(),
-        "has in another shape": {name for name in both if getattr(state[name], "shape", None) != expected[name].shape},
-    }
-    return "; ".join(
-        f"it {what} {', '.join(sorted(found)[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        for what, found in names.items()
-        if found
-    )
-
-
 def load_backbone(model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
-    """Gives a network all values of a trained one but those of its head, for images of any size.
-
-    Where positions are for images of another size, they are interpolated by `resize_positions`.
+    """Does what `load_trunk` does, with positions of images of another size interpolated by `resize_positions`.
 
     Args:
         model: Keeps its head.
@@ -213,10 +192,7 @@ def load_backbone(model: VisionTransformer, state: Mapping[str, Tensor]) -> None
     Raises:
         ValueError: The state is another network's; `model` is as it was.
     """
-    state = without_head(state)
     if "pos_embed" in state:
         side = math.isqrt(model.pos_embed.shape[1] - 1)
-        state["pos_embed"] = resize_positions(state["pos_embed"], side, side)
-    if wrong := misfit(state, without_head(model.state_dict())):
-        raise ValueError(f"the state is another network's: {wrong}")
-    model.load_state_dict(state, strict=False)
+        state = {**state, "pos_embed": resize_positions(state["pos_embed"], side, side)}
+    load_trunk(model, state)

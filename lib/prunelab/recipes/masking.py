@@ -11,7 +11,8 @@ from prunelab import cost
 from prunelab.data import LabelledImages
 from prunelab.methods import METHODS, lottery
 from prunelab.methods.dynamic import CustomGrowth
-from prunelab.methods.static import Static, active_counts
+from prunelab.methods.hooks import Hooks
+from prunelab.methods.static import active_counts
 from prunelab.recipes.common import Masks, generator_of, image_of, layers_of, network_of
 from prunelab.recipes.recipe import MaskingOptions, State
 
@@ -53,7 +54,7 @@ def build_method(
     n_epochs: int,
     seed: int,
     grow_score: GrowScore | None = None,
-) -> Static | None:
+) -> Hooks | None:
     """Builds the method of a run around its model; None where nothing is masked.
 
     Args:
@@ -78,6 +79,7 @@ def build_method(
         n_epochs=n_epochs,
         n_steps=n_epochs * (dataset.n_train // options.batch_size),
         generator=partial(generator_of, seed=seed),
+        batches=partial(dataset.train_batches, augment=options.augment, generator=generator_of("fisher", seed)),
         **own,
     )
 

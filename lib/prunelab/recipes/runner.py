@@ -120,7 +120,7 @@ def _account(
     training_macs = cost.training_macs(
         cost.total(dense, "macs"),
         setup.forward_macs() if setup.forward_macs else forward_macs,
-        n_samples=result.n_batches * options.batch_size,
+        n_samples=result.n_batches * options.batch_size + method.n_extra_images,
         n_dense_gradient_samples=method.n_dense_gradients * options.batch_size,
     )
     # Longer training is measured against the reference's training of ordinary length.

@@ -1,8 +1,8 @@
-"""Structures of networks: the one that is to be pruned, what pruning leaves of it, and networks built like that."""
+"""Structures of networks: the one to be pruned, what pruning leaves of it, and networks built like those."""
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,10 +13,12 @@ from prunelab.channels.surgery import shrink, without
 from prunelab.channels.trace import Trace, trace
 from prunelab.data import LabelledImages
 from prunelab.methods.magnitude import rescaled_init_
+from prunelab.methods.static import Static
 from prunelab.models import build_model
 from prunelab.models.layers import Select
+from prunelab.models.trunk import head_of, load_trunk
 from prunelab.recipes.common import Masks, generator_of, image_of, network_of
-from prunelab.recipes.recipe import PruningOptions, State
+from prunelab.recipes.recipe import PruningOptions, State, TrainingOptions
 
 
 @dataclass
@@ -108,9 +110,44 @@ def original_of(options: PruningOptions, dataset: LabelledImages, parents: Seque
 
 def _trained(options: PruningOptions, dataset: LabelledImages, parent: State) -> nn.Module:
     """Builds a parent's network, with its values and its classes: a design may come from other images."""
+    return _like(parent, options, dataset, nn.Module.load_state_dict, num_classes=parent.num_classes)
+
+
+def carried_over(options: TrainingOptions, dataset: LabelledImages, parent: State) -> tuple[nn.Module, Static | None]:
+    """Builds a parent's network for other images, to be trained on them: its values and masks, and a new head.
+
+    The head is dense, also where the parent's has a mask, and its values are those of torch's global generator.
+
+    Args:
+        options: Name the parent's network and its width.
+        dataset: Decides the classes, and the device.
+        parent: Dense, masked or without some of its channels.
+    Returns:
+        model: On the data set's device.
+        method: Holds the weights to the parent's masks; None where it has none.
+    Raises:
+        ValueError: The parent is another network, or has a mask that fits none of its layers.
+    Source: Iofinova et al. 2022, arXiv:2111.13445, full finetuning.
+    """
+    model = _like(parent, options, dataset, load_trunk)
+    model.to(dataset.device, memory_format=torch.channels_last)
+    head = head_of(model)
+    masks = {name: mask for name, mask in parent.masks.items() if name != head}
+    return model, Static(model, masks) if masks else None
+
+
+def _like(
+    parent: State,
+    options: TrainingOptions,
+    dataset: LabelledImages,
+    load: Callable[[nn.Module, Mapping[str, Tensor]], object],
+    *,
+    num_classes: int | None = None,
+) -> nn.Module:
+    """Builds a network like a parent's, on the CPU, and lets `load` put the parent's values into it."""
     try:
-        model = network_of(options, dataset, width=options.width, num_classes=parent.num_classes, **parent.lost)
-        model.load_state_dict(parent.model)
+        model = network_of(options, dataset, width=options.width, num_classes=num_classes, **parent.lost)
+        load(model, parent.model)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"the parent is no {options.model} of width {options.width:g}; give the run its model and width: {error}"

@@ -1,0 +1,50 @@
+"""Measures of how well networks transfer to other tasks, against a dense network that transfers to the same ones.
+
+Source: Iofinova et al. 2022, arXiv:2111.13445; as in `data/paper`, dense errors stand for the difficulty of tasks.
+"""
+
+from collections.abc import Mapping
+
+Accuracies = Mapping[str, float]  # of each task, by its name; shares
+
+
+def errors(accuracies: Accuracies) -> dict[str, float]:
+    """Returns the share of images classified wrongly, by task; those of a dense network are how difficult tasks are.
+
+    Raises:
+        ValueError: An accuracy that is no share.
+    """
+    for task, accuracy in accuracies.items():
+        if not 0 <= accuracy <= 1:
+            raise ValueError(f"the accuracy on {task!r} must be a share in [0, 1], got {accuracy}")
+    return {task: 1 - accuracy for task, accuracy in accuracies.items()}
+
+
+def relative_error_increases(accuracies: Accuracies, dense: Accuracies) -> dict[str, float]:
+    """Returns by how much larger the errors are than the dense network's, as shares of those, by task.
+
+    Below 0 where the network is better than the dense one.
+
+    Args:
+        accuracies: Of the network.
+        dense: Of the dense network, on the same tasks.
+    Raises:
+        ValueError: Other tasks, none, one that the dense network has no error on, or an accuracy that is no share.
+    """
+    if not dense or accuracies.keys() != dense.keys():
+        raise ValueError(
+            f"both networks need accuracies on the same tasks, one or more; got {', '.join(accuracies) or 'none'} and"
+            f" {', '.join(dense) or 'none'}"
+        )
+    own, of_dense = errors(accuracies), errors(dense)
+    if perfect := [task for task, error in of_dense.items() if error == 0]:
+        raise ValueError(
+            f"the dense network has no error on {', '.join(perfect)}, so none is relative to it; leave out"
+        )
+    return {task: (own[task] - error) / error for task, error in of_dense.items()}
+
+
+def relative_error_increase(accuracies: Accuracies, dense: Accuracies) -> float:
+    """Returns the mean of `relative_error_increases`, whose arguments and errors these are, over all tasks."""
+    increases = relative_error_increases(accuracies, dense)
+    return sum(increases.values()) / len(increases)
