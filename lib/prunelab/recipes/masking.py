@@ -119,19 +119,25 @@ STARTS = {
 def begin(options: MaskingOptions, model: nn.Module, parents: Sequence[State], *, seed: int) -> Masks | None:
     """Puts a parent's values into a run's model, and returns the masks to begin with; None leaves them to the method.
 
+    A method that chooses its own masks goes on from the solution of a dense parent.
+
     Args:
         options: All of the run's; `start` says what it takes.
         model: Freshly built; changed in place.
         parents: One, but of a fresh start none.
         seed: Of the random masks.
     Raises:
-        ValueError: A parent that was trained dense, or of another network.
+        ValueError: A parent of another network, or dense where masks are taken from it, masked where none are.
     """
     if options.start == "fresh":
         return None
     parent = parents[0]
     if values := STARTS[options.start]:
         lottery.load_values(model, getattr(parent, values))
+    if not METHODS[options.method].inherits:
+        if parent.masks:
+            raise ValueError(f"{options.method} chooses its own mask: it goes on from a dense parent, not a masked one")
+        return None
     if not parent.masks:
         raise ValueError("the parent has no mask to start from; use start='fresh' or a masked parent")
     trained = {name: parent.model[f"{name}.weight"] for name in parent.masks}

@@ -29,8 +29,11 @@ def check(options: RigLOptions, *, n_parents: int) -> None:
     wanted = 2 if options.path else int(options.start != "fresh")
     if n_parents != wanted:
         raise ValueError(f"start={options.start} path={options.path} needs {wanted} parents, got {n_parents}")
-    if options.start != "fresh" and not METHODS[options.method].inherits:
-        raise ValueError(f"{options.method} chooses its own mask and takes none from a parent; use start='fresh'")
+    if options.start not in ("fresh", "solution") and not METHODS[options.method].inherits:
+        raise ValueError(
+            f"{options.method} chooses its own mask and takes none from a parent; use start='fresh', or 'solution' for"
+            " the values of a dense one"
+        )
 
 
 def outline(options: RigLOptions, dataset: LabelledImages) -> Outline:
