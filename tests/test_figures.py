@@ -509,3 +509,17 @@ def test_moments_of_a_search_are_spread_from_the_first_to_the_last():
     with pytest.raises(ValueError, match="history has no snapshot to draw"):
         figures.retained_over_time([], ["a"], axes=axes)
     plt.close(fig)
+
+
+def test_boxes_of_a_scene_are_drawn_where_they_are_and_those_found_are_named(ax):
+    sides = ["left", "top", "right", "bottom"]
+    true = pd.DataFrame([("3", 1, 2, 5, 8)], columns=["class", *sides])
+    found = pd.DataFrame([("8", 1, 2, 4, 8, 0.5), ("3", 6, 0, 9, 3, 0.25)], columns=["class", *sides, "score"])
+    data = figures.scene_boxes(np.zeros((10, 12, 1), dtype=np.uint8), true, found, ax=ax)
+    assert data[["class", "kind"]].values.tolist() == [["3", "true"], ["8", "found"], ["3", "found"]]
+    drawn = [(*box.get_xy(), box.get_width(), box.get_height(), box.get_linestyle()) for box in ax.patches]
+    assert drawn == [(1, 2, 4, 6, "--"), (1, 2, 3, 6, "-"), (6, 0, 3, 3, "-")]
+    assert [text.get_text() for text in ax.texts] == ["8 0.50", "3 0.25"]
+    assert ax.get_xlim() == (0, 12) and ax.get_ylim() == (10, 0)
+    figures.scene_boxes(np.zeros((10, 12, 3), dtype=np.uint8), true, found.iloc[:0], ax=ax)  # where nothing is found
+    assert len(ax.patches) == 4

@@ -51,7 +51,7 @@ FLOORS = (
     {"masks", "models"},
     {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
     {"channels", "verdicts", "steps", "views", "features"},
-    {"training", "landscape", "figures", "dino", "neighbours"},
+    {"training", "landscape", "figures", "dino", "neighbours", "detection"},
     {"forecast", "probes"},
     {"recipes"},
     {"stores"},

@@ -6,6 +6,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunelab.data import LabelledImages
 from prunelab.models.trunk import head_of
@@ -48,6 +49,37 @@ def features_of(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> t
         hook.remove()
         model.train(was_training)
     return torch.cat(features), torch.cat(labels)
+
+
+@torch.no_grad()
+def map_layer(model: nn.Module, images: Tensor) -> tuple[str, Tensor]:
+    """Finds the feature maps that a network's head reads averaged over the image.
+
+    Args:
+        model: As for `features_of`.
+        images: Some, (n, c, h, h).
+    Returns:
+        layer: Name of the first layer that puts these maps out, perhaps before their ReLU.
+        maps: Of the images, (n, d, h', h'), after it.
+    Raises:
+        ValueError: There are no such maps, as in a network with a hidden layer after them, or a ViT.
+    """
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: outputs.update({name: output}))
+        for name, module in model.named_modules()
+    ]
+    try:
+        features, _ = features_of(model, [(images, images)])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, output in outputs.items():
+        if isinstance(output, Tensor) and output.dim() == 4:
+            means = F.relu(output).mean(dim=(2, 3))
+            if means.shape == features.shape and (means - features).norm() <= 1e-4 * features.norm():
+                return name, F.relu(output)
+    raise ValueError(f"the head of {type(model).__name__} reads no feature maps averaged over the image")
 
 
 def features_of_sets(model: nn.Module, dataset: LabelledImages) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ its mean. Where a diverged run has no value its mean has none either, and its ma
 """
 
 from prunelab.figures.axes import one_legend
+from prunelab.figures.boxes import scene_boxes
 from prunelab.figures.categories import heat_map, strips
 from prunelab.figures.forest import forest, settings
 from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
@@ -68,6 +69,7 @@ __all__ = [
     "retained_over_time",
     "save_animation",
     "save_figure",
+    "scene_boxes",
     "settings",
     "speed_curves",
     "strips",

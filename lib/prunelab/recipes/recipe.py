@@ -129,6 +129,7 @@ class Setup:
         n_epochs: Length of the training.
         ordinary_epochs: Length of the reference's training, whose MACs are the unit of `training_macs_ratio`.
         training: Arguments of `training.training` besides the options of the same name, and in place of them.
+        dataset: What is trained on, where the setup has made it of the run's images; None where it is those.
         method: Hooks of the training; None has none.
         state: Fields of `State` that training does not decide: what the network has lost, options that are others.
         forward_macs: Gives the MACs of a step's forward passes for one image, on average over the training; None where
@@ -143,6 +144,7 @@ class Setup:
     n_epochs: int
     ordinary_epochs: int
     training: Mapping[str, object] = field(default_factory=dict)
+    dataset: LabelledImages | None = None
     method: Hooks | None = None
     state: Mapping[str, object] = field(default_factory=dict)
     forward_macs: Callable[[], float] | None = None

@@ -66,6 +66,7 @@ def executing(
     setup = recipe.setup(options, dataset, parents, seed=run.seed, **own)
     if isinstance(setup, dict):
         return _UNTRAINED | setup | {"dataset": source_of(dataset)}
+    dataset = setup.dataset or dataset
     arguments = {name: getattr(options, name) for name in _TRAINING}
     arguments |= {"precision": best_precision(device, options.model), **setup.training}
     result = yield from training(
