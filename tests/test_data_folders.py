@@ -94,7 +94,7 @@ def test_val_stands_in_for_a_test_without_labels_as_tiny_imagenets_is(tmp_path):
     assert images.test_images[:, 0, 0, 0].tolist() == [50, 40] and images.class_names == ("cat", "dog")
     unsorted = {path.replace("val/cat/", "val/images/"): content for path, content in contents.items()}
     unsorted = {path.replace("val/dog/1", "val/images/2"): content for path, content in unsorted.items()}
-    with pytest.raises(ValueError, match=r"classes in its test set that are not in train/: images"):
+    with pytest.raises(ValueError, match=r"classes in its test set that have no image in train/: images"):
         folders.read(write_tree(tmp_path / "b", unsorted))
 
 
@@ -128,6 +128,25 @@ def test_one_coloured_image_makes_all_coloured(tmp_path, mode, channels):
     assert images.test_images[0].unique().tolist() == [255]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_images_for_print_become_coloured(tmp_path, kind):
+    inks = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # magenta and yellow, which make red
+    buffer = io.BytesIO()
+    inks.save(buffer, kind)
+    images = folders.read(write_tree(tmp_path, dict.fromkeys(("train/a/1.jpg", "test/a/1.jpg"), buffer.getvalue())))
+    assert images.train_images.shape == (1, 8, 8, 3)
+    assert (images.train_images.int() - torch.tensor([255, 0, 0])).abs().max() <= 2
+
+
+@pytest.mark.parametrize("transparency", [None, 0])
+def test_a_palettes_colours_are_read_and_not_its_indices(tmp_path, transparency):
+    indexed, buffer = Image.fromarray(np.array([[0, 1], [1, 2]], dtype=np.uint8), "P"), io.BytesIO()
+    indexed.putpalette([255, 0, 0, 0, 255, 0, 7, 8, 9])
+    indexed.save(buffer, "PNG", **({} if transparency is None else {"transparency": transparency}))
+    images = folders.read(write_tree(tmp_path, dict.fromkeys(("train/a/1.png", "test/a/1.png"), buffer.getvalue())))
+    assert images.train_images.tolist() == [[[[255, 0, 0], [0, 255, 0]], [[0, 255, 0], [7, 8, 9]]]]
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF"])
 def test_other_image_formats_are_read(tmp_path, kind):
     content = png(np.full((8, 8, 3), 128), kind=kind)
@@ -154,6 +173,13 @@ def test_oblong_images_need_an_image_size_and_keep_their_middle(tmp_path):
         folders.read(folder)
     images = folders.read(folder, image_size=1)
     assert images.train_images.flatten().tolist() == [38] and images.test_images.flatten().tolist() == [7]
+
+
+def test_images_of_a_single_pixel_are_images(tmp_path):
+    folder = write_tree(tmp_path, {"train/a/1.png": grey(7, size=1), "test/a/1.png": grey(8, size=1)})
+    assert folders.read(folder).train_images.tolist() == [[[[7]]]]
+    with pytest.raises(ValueError, match="image_size 2 would enlarge an image of 1x1 pixels"):
+        folders.read(folder, image_size=2)
 
 
 def test_no_image_is_enlarged(tmp_path):
@@ -372,7 +398,7 @@ def test_images_of_more_than_eight_bits_are_refused(tmp_path, dtype):
         ({"test/a/1.png": grey(1)}, "0 training and 1 test images"),
         ({"a/1.png": grey(1), "b/1.png": grey(1)}, "0 training and 0 test"),
         ({"training/a/1.png": grey(1), "testing/a/1.png": grey(1)}, "0 training and 0 test"),
-        (FILES | {"test/bird/1.png": grey(1)}, "in its test set that are not in train/: bird"),
+        (FILES | {"test/bird/1.png": grey(1)}, "in its test set that have no image in train/: bird"),
         (FILES | {"train/1.png": grey(1)}, "train/1.png lies in no class folder"),
         ({f"{top}/{path}": grey(1) for top in "ab" for path in FILES}, "several folders hold a train/.*: a/, b/"),
     ],
@@ -382,6 +408,21 @@ def test_other_layouts_are_explained(tmp_path, contents, message):
     with pytest.raises(ValueError, match=message) as caught:
         folders.read(write_source(tmp_path, "/", contents))
     assert str(tmp_path / "set") in str(caught.value)
+
+
+def test_a_folder_without_images_is_no_class_and_cannot_be_tested(tmp_path):
+    folder = write_tree(tmp_path, FILES | {"train/bird/notes.txt": b"none yet"})
+    (folder / "test" / "bird").mkdir()
+    for images in (folders.read(folder), folders.list_images(folder)):
+        assert images.class_names == ("cat", "dog") and images.train_labels.tolist() == [0, 0, 1]
+    write_tree(folder, {"test/bird/1.png": grey(1)})
+    with pytest.raises(ValueError, match="classes in its test set that have no image in train/: bird"):
+        folders.read(folder)
+
+
+def test_a_class_may_have_no_image_to_test_on(tmp_path):
+    images = folders.read(write_tree(tmp_path, {path: FILES[path] for path in FILES if path != "test/cat/1.png"}))
+    assert images.class_names == ("cat", "dog") and images.test_labels.tolist() == [1]
 
 
 def test_an_image_that_occurs_twice_in_an_archive_is_refused(tmp_path):

@@ -1,9 +1,11 @@
 """Photographs of any size: found where torchvision has them, or where their reader has put them; split; decoded."""
 
 import io
+import json
 import socket
 import urllib.error
 import urllib.request
+from math import inf
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torchvision
 from PIL import Image
 
 from prunelab import data, paths
-from prunelab.data import photos, registry
+from prunelab.data import downstream, photos, registry
 from prunelab.recipes import runner
 from prunelab.recipes.afr import AFR
 
@@ -57,12 +59,18 @@ def write_eurosat(root):
     return [image for image in ordered if image not in tested], [0] * 9 + [1] * 4, tested, [0, 0, 1], ("Crop", "River")
 
 
-def write_caltech101(root):
+def write_caltech101(root):  # its first two of each class are to train on
     above = "caltech101/101_ObjectCategories"
-    images = [f"{above}/{name}/image_{n:04}.jpg" for name in ("Faces", "ant") for n in range(1, 7)]
+    images = [f"{above}/{name}/image_{n:04}.jpg" for name in ("Faces", "ant") for n in range(1, 5)]
     write(root, images=[*images, f"{above}/BACKGROUND_Google/image_0001.jpg"])
-    tested = [f"{above}/Faces/image_0005.jpg", f"{above}/ant/image_0005.jpg"]
-    return [image for image in images if image not in tested], [0] * 5 + [1] * 5, tested, [0, 1], ("Faces", "ant")
+    return images[:2] + images[4:6], [0, 0, 1, 1], images[2:4] + images[6:], [0, 0, 1, 1], ("Faces", "ant")
+
+
+def write_caltech256(root):
+    above = "caltech256/256_ObjectCategories"
+    images = [f"{above}/{name}/{name[:3]}_{n:04}.jpg" for name in ("001.ak47", "002.flag") for n in range(1, 5)]
+    write(root, {f"{above}/002.flag/RENAME2": ""}, images=images)
+    return images[:2] + images[4:6], [0, 0, 1, 1], images[2:4] + images[6:], [0, 0, 1, 1], ("001.ak47", "002.flag")
 
 
 def write_pets(root):
@@ -86,11 +94,27 @@ def write_dtd(root):
     return images[:4], [0, 0, 1, 1], images[4:], [0, 1], ("dotted", "woven")
 
 
-def write_sun397(root):
-    images = [f"SUN397/a/{name}/sun_{letter}.jpg" for name in ("abbey", "attic/indoor") for letter in "abcdef"]
+def write_sun397(root):  # of each class two are to train on, one to test on, and one is left out
+    images = [f"SUN397/a/{name}/sun_{letter}.jpg" for name in ("abbey", "attic/indoor") for letter in "abcd"]
     write(root, {"SUN397/ClassName.txt": "/a/abbey\n/a/attic/indoor\n"}, images=images)
-    train = [image for image in images if not image.endswith("e.jpg")]
-    return train, [0] * 5 + [1] * 5, [images[4], images[10]], [0, 1], ("abbey", "attic/indoor")
+    return images[:2] + images[4:6], [0, 0, 1, 1], [images[2], images[6]], [0, 1], ("abbey", "attic/indoor")
+
+
+def write_flowers(root):
+    images = [f"flowers-102/jpg/image_{n:05}.jpg" for n in range(1, 6)]
+    write(root, images=images)
+    scipy.io.savemat(root / "flowers-102/imagelabels.mat", {"labels": [2, 1, 1, 2, 1]})
+    scipy.io.savemat(root / "flowers-102/setid.mat", {"trnid": [1, 3], "valid": [2, 5], "tstid": [4, 3]})
+    train = [images[n] for n in (0, 1, 2, 4)]
+    return train, [1, 0, 0, 0], [images[2], images[3]], [0, 1], tuple(torchvision.datasets.Flowers102.classes)
+
+
+def write_food101(root):
+    lists = {"train": {"pizza": ["pizza/2", "pizza/1"], "apple_pie": ["apple_pie/7"]}, "test": {"pizza": ["pizza/3"]}}
+    lists["test"]["apple_pie"] = ["apple_pie/8"]
+    images = [f"food-101/images/{name}.jpg" for name in ("apple_pie/7", "pizza/1", "pizza/2", "apple_pie/8", "pizza/3")]
+    write(root, {f"food-101/meta/{split}.json": json.dumps(found) for split, found in lists.items()}, images=images)
+    return images[:3], [0, 1, 1], images[3:], [0, 1], ("apple_pie", "pizza")
 
 
 def write_aircraft(root):
@@ -116,12 +140,16 @@ def write_cars(root):
 LAYOUTS = {
     "eurosat": write_eurosat,
     "caltech101": write_caltech101,
+    "caltech256": write_caltech256,
     "pets": write_pets,
     "dtd": write_dtd,
     "sun397": write_sun397,
     "aircraft": write_aircraft,
     "cars": write_cars,
+    "flowers": write_flowers,
+    "food101": write_food101,
 }
+FIRST = {"caltech101": (2, inf), "caltech256": (2, inf), "sun397": (2, 1)}  # of each class of the small ones
 
 
 @pytest.fixture(params=photos.PHOTOS)
@@ -129,8 +157,11 @@ def laid_out(request, monkeypatch):
     """A set's name, and what is in the small one that lies where torchvision would have put it."""
     name = request.param
     expected = LAYOUTS[name](paths.CACHE / "torchvision" / name)
-    n_images = len(expected[0]) + len(expected[2])
-    monkeypatch.setitem(photos.PHOTOS, name, photos.PHOTOS[name]._replace(n_images=n_images))
+    n_images = len(expected[0]) + len(expected[2]) + (2 if name == "sun397" else 0)
+    small = {"n_images": n_images, "first": FIRST.get(name)}
+    monkeypatch.setitem(photos.PHOTOS, name, photos.PHOTOS[name]._replace(**small))
+    files = {kind: (file, None) for kind, (file, _) in torchvision.datasets.Flowers102._file_dict.items()}
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_file_dict", files)  # without the true ones' MD5
     return name, expected
 
 
@@ -168,11 +199,11 @@ def test_a_folder_of_ones_own_comes_first(offline, monkeypatch, name):
 
 
 def test_a_set_of_which_an_image_is_missing_is_not_used(laid_out):
-    name, (train_files, _, test_files, _, _) = laid_out
+    name, (train_files, *_) = laid_out
     root = paths.CACHE / "torchvision" / name
     (root / train_files[-1]).unlink()
-    n_images = len(train_files) + len(test_files)
-    with pytest.raises(data.DatasetNotFoundError, match=rf"{n_images - 1} images instead of {n_images}") as caught:
+    n_images = photos.PHOTOS[name].n_images
+    with pytest.raises(data.DatasetNotFoundError, match=rf"ValueError: \d+ images instead of {n_images}\)") as caught:
         data.load(name)
     assert str(root) in str(caught.value)
 
@@ -193,7 +224,7 @@ def test_network_is_pruned_for_photographs_and_trained_on_them(offline):
 def test_what_is_nowhere_says_where_to_put_it(offline, name, get):
     with pytest.raises(data.DatasetNotFoundError) as caught:
         get(name)
-    said, (kind, _, _, obstacle) = str(caught.value), photos.PHOTOS[name]
+    said, kind, obstacle = str(caught.value), photos.PHOTOS[name].kind, photos.PHOTOS[name].obstacle
     for part in (
         f"no folder {offline / name}:",
         "train/ and val/",
@@ -215,8 +246,33 @@ def test_what_is_dead_or_large_is_never_asked_for(monkeypatch, name):
     assert asked == []
 
 
-def test_paper_profile_of_afr_names_only_images_that_the_registry_loads_or_the_manual_explains():
-    names = {AFR.options_of(run).dataset for run in AFR.plan("paper")}
+@pytest.mark.parametrize(
+    "name, n_classes, first, n_train, n_test",
+    [  # As Salman et al. 2020 (arXiv:2007.08489) count them; SUN397 as its authors' ten partitions have it.
+        ("caltech101", 101, (30, inf), 3_030, 5_647),
+        ("caltech256", 257, (60, inf), 15_420, 15_187),
+        ("sun397", 397, (50, 50), 19_850, 19_850),
+    ],
+)
+def test_sets_without_splits_have_as_many_images_to_train_and_test_on_as_is_usual(
+    name, n_classes, first, n_train, n_test
+):
+    found = photos.PHOTOS[name]
+    assert found.first == first and n_train == n_classes * first[0]
+    assert n_test == min(found.n_images - n_train, n_classes * first[1])
+
+
+def test_birdsnap_is_a_folder_of_ones_own_and_the_error_says_so(offline):
+    with pytest.raises(data.DatasetNotFoundError, match=r"no folder .*birdsnap: .* torchvision has no download of it"):
+        data.require("birdsnap")
+    images = [f"{split}/{name}/{n}.jpg" for split in ("train", "test") for name in ("Gull", "Wren") for n in range(2)]
+    write(offline / "birdsnap", images=images)
+    dataset = data.load("birdsnap", image_size=16)
+    assert (dataset.n_train, dataset.n_test, dataset.class_names) == (4, 4, ("Gull", "Wren"))
+
+
+def test_papers_take_only_images_that_the_registry_loads_or_the_manual_explains():
+    names = {AFR.options_of(run).dataset for run in AFR.plan("paper")} | {*downstream.TASKS, *registry.ENLARGED}
     manual = (paths.ROOT / "data" / "README.md").read_text()
     assert photos.PHOTOS.keys() < names <= {*registry.STREAMED, *registry.TORCHVISION, "tiny-imagenet-200"}
     assert [name for name in sorted(names) if f"`{name}`" not in manual] == []

@@ -125,6 +125,15 @@ def test_impossible_sizes_are_refused(image_size):
         data.load("digits", image_size=image_size)
 
 
+@pytest.mark.parametrize("name", ["zoo", "birdsnap"])
+def test_a_single_class_is_refused(home, name):
+    write_folder(home / name, classes=("ant",))
+    with pytest.raises(
+        ValueError, match=rf"{name} has images of a single class, ant, so .*; it needs two or more folders"
+    ):
+        data.load(name, image_size=4)
+
+
 def test_embedded_images_are_not_enlarged():
     with pytest.raises(ValueError, match="image_size 9 would enlarge an image of 8x8"):
         data.load("digits", image_size=9)

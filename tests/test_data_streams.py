@@ -116,11 +116,36 @@ def test_the_test_set_comes_whole_in_order_and_as_torchvision_transforms_it(fold
     assert torch.equal(labels, dataset.test_labels)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
 def test_images_of_other_modes_become_coloured(folder, mode):
-    save(folder / "val" / "n01" / "0.png", np.full((20, 20, 3), 255), mode)
+    (folder / "val" / "n01" / "0.png").unlink()
+    kind = "tif" if mode == "CMYK" else "png"  # which has none
+    save(folder / "val" / "n01" / f"0.{kind}", np.full((20, 20, 3), 255), mode)
     images, _ = next(stream().test_batches(batch_size=1))
     assert torch.allclose(images[0, :, 0, 0], (1 - torch.tensor(streams.MEAN)) / torch.tensor(streams.STD))
+
+
+def test_images_of_a_single_pixel_are_enlarged_and_long_ones_cut(folder):
+    for split, number in (("train", "1.JPEG"), ("val", "1.JPEG")):
+        save(folder / split / "n01" / number, np.full((1, 1, 3), 200))
+        save(folder / split / "n02" / number, np.full((1, 1000, 3), 200))
+    for images, labels in (next(stream().test_batches(batch_size=6)), next(batches_of(stream(), batch_size=15))):
+        assert images.shape[2:] == (16, 16) and sorted(set(labels.tolist())) == [0, 1, 2]
+
+
+def test_an_image_that_would_fill_the_memory_is_named(folder, monkeypatch):
+    # Its shorter side becomes 256/224 of 16 pixels, and its longer one 100 times as many: 33,437 pixels in all.
+    save(folder / "val" / "n02" / "1.JPEG", np.zeros((3, 300, 3)))
+    monkeypatch.setattr(folders, "MAX_PIXELS", 33_440)
+    assert len(list(stream().test_batches(batch_size=2))) == 3
+    monkeypatch.setattr(folders, "MAX_PIXELS", 33_430)
+    with pytest.raises(
+        ValueError, match=r"n02.1\.JPEG cannot be used as an image: with its 300x3 pixels it is too long"
+    ):
+        list(stream().test_batches(batch_size=2))
+    monkeypatch.setattr(folders, "MAX_PIXELS", 899)
+    with pytest.raises(ValueError, match=r"n01.0\.png cannot be used as an image: more than 899 pixels"):
+        list(stream().test_batches(batch_size=2))
 
 
 @pytest.mark.parametrize("width, height", [(500, 375), (40, 500), (500, 40), (1, 1), (224, 224)])
@@ -154,9 +179,9 @@ def test_images_come_with_their_own_labels(folder):
 def test_half_of_the_training_images_are_mirrored(folder):
     n_mirrored = 0
     save(folder / "train" / "n01" / "0.png", np.tile(np.arange(0, 240, 2)[None, :, None], (90, 1, 3)))  # light grows
-    pixels = np.empty((16, 16, 3), dtype=np.uint8)
+    dataset, pixels = stream(), np.empty((16, 16, 3), dtype=np.uint8)
     for seed in range(200):
-        streams._decode_into(pixels, folder / "train" / "n01" / "0.png", seed)
+        streams._decode_into(pixels, dataset, "train/n01/0.png", seed)
         n_mirrored += pixels[0, 0, 0] > pixels[0, -1, 0]
     assert 75 < n_mirrored < 125
 
@@ -282,7 +307,7 @@ def test_an_image_that_has_gone_is_named(folder):
 
 def test_a_class_that_is_only_tested_is_named(folder):
     (folder / "val" / "n02").rename(folder / "val" / "n99")
-    with pytest.raises(ValueError, match="not in train/: n99"):
+    with pytest.raises(ValueError, match="have no image in train/: n99"):
         stream()
 
 
@@ -376,3 +401,56 @@ def test_captured_steps_give_what_steps_as_they_are_give(folder):
         return found, evaluate(model, stream(device="cuda"))
 
     torch.testing.assert_close(losses(3), losses(-1), rtol=1e-4, atol=1e-4)
+
+
+# Small images, held and enlarged
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """CIFAR-10 in small: of two classes six images to train on and three to test, each lighter from left to right."""
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    draw, slope = np.random.default_rng(0), np.linspace(0, 155, 32).round()[:, None]
+    for split, n_images in (("train", 6), ("test", 3)):
+        for class_name, number in itertools.product(("cat", "dog"), range(n_images)):
+            pixels = draw.integers(100, size=(32, 32, 3)) + slope
+            save(tmp_path / "cifar10" / split / class_name / f"{number}.png", pixels)
+    return tmp_path / "cifar10"
+
+
+def test_small_images_are_enlarged_as_if_they_were_photographs(cifar):
+    small, large = data.load("cifar10"), data.load("cifar10:enlarged")
+    assert (large.image_size, large.n_train, large.n_test, large.name) == (224, 12, 6, "cifar10:enlarged")
+    assert (large.source, large.sha256, large.class_names) == (small.source, small.sha256, small.class_names)
+    assert torch.equal(large.train_labels, small.train_labels) and large.device == torch.device("cpu")
+    # What a folder of the same images would give, had it been put where photographs lie.
+    cifar.rename(cifar.with_name("birdsnap"))
+    folder = data.load("birdsnap")
+    for each in (lambda images: images.test_batches(batch_size=4), lambda images: taken(batches_of(images), 5)):
+        assert same(list(each(large)), list(each(folder)))
+
+
+def test_small_images_can_be_held_out_and_go_on_bit_for_bit(cifar):
+    dataset = data.load("cifar10:enlarged", image_size=48, n_train=4, n_validation=6)
+    images, labels = next(dataset.test_batches(batch_size=6))
+    assert images.shape == (6, 3, 48, 48) and labels.tolist() == [0, 0, 0, 1, 1, 1]
+    batches = batches_of(dataset, batch_size=2)
+    state = [batches.state_dict() for _ in range(3) if taken(batches, 1)][-1]
+    again = batches_of(dataset, batch_size=2)
+    again.load_state_dict(state)
+    assert same(taken(batches, 4), taken(again, 4))
+
+
+@pytest.mark.parametrize("name", ["cifar10:enlarged", "cifar100:enlarged"])
+def test_what_is_enlarged_is_required_by_its_own_name(cifar, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(data.registry, "_entry", lambda *arguments: asked.append(arguments))
+    data.require(name)
+    assert asked == ([] if name == "cifar10:enlarged" else [("cifar100", None)])
+
+
+@pytest.mark.parametrize("name", ["mnist10k:enlarged", "digits:enlarged", "cifar10:large"])
+def test_no_other_name_is_enlarged(cifar, name):
+    with pytest.raises(ValueError, match="unknown"):
+        data.load(name)

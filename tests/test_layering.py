@@ -65,7 +65,7 @@ FLOORS = (
 RECIPES = (
     {"recipe"},
     {"common", "rigl.plan", "dmcp.plan", "rethinking.plan", "afr.plan"},
-    {"structures", "masking", "runner"},
+    {"structures", "masking", "runner", "released"},
     {"prunings", "dmcp.supernets", "afr.looks"},
     {"rigl.setup", "dmcp.setup", "rethinking.setup", "afr.setup"},
     {"rigl", "dmcp", "rethinking", "afr"},

@@ -114,6 +114,9 @@ def test_names_of_ours_stay_as_they_are():
             "vit_s16",
             21_665_664,
         ),
+        ("resnet50_imagenet", "/models/resnet50-0676ba61.pth", "0676ba61", "resnet50", 25_557_032),
+        ("resnet34_imagenet", "/models/resnet34-b627a593.pth", "b627a593", "resnet34", 21_797_672),
+        ("resnet18_imagenet", "/models/resnet18-f37072fd.pth", "f37072fd", "resnet18", 11_689_512),
     ],
 )
 def test_releases_are_the_official_ones(name, url, sha256, model, n_parameters):
@@ -121,9 +124,22 @@ def test_releases_are_the_official_ones(name, url, sha256, model, n_parameters):
     assert found.url.startswith("https://") and found.url.endswith(url)
     assert (found.sha256, found.model) == (sha256, model)
     with torch.device("meta"):
-        state = build_model(found.model, num_classes=found.num_classes or 1, image_size=224).state_dict()
+        model = build_model(found.model, num_classes=found.num_classes or 1, image_size=224)
+    state = dict(model.named_parameters())
     state = state if found.num_classes else without_head(state, "head")
     assert sum(value.numel() for value in state.values()) == n_parameters
+
+
+@pytest.mark.parametrize("has_counts", [True, False])
+def test_a_resnet_of_torchvision_is_read_with_or_without_counts_of_batches(home, monkeypatch, has_counts):
+    theirs = torchvision.models.resnet18(num_classes=3)
+    state = {name: value for name, value in theirs.state_dict().items() if has_counts or "num_batches" not in name}
+    monkeypatch.setitem(RELEASES, "tiny", Release("resnet18", "https://example.org/r/r18.pth", num_classes=3))
+    (home / "r18.pth").write_bytes(saved(state))
+    ours = build_model("resnet18", num_classes=3, image_size=224)
+    ours.load_state_dict(read("tiny"))
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
 def test_weights_beside_the_archives_are_read(home, monkeypatch, labelled):
@@ -169,7 +185,7 @@ def test_what_is_nowhere_is_downloaded_once(home, monkeypatch, labelled):
 @pytest.mark.parametrize(
     "error", [urllib.error.URLError("no network"), TimeoutError("timed out"), RuntimeError("invalid hash value")]
 )
-@pytest.mark.parametrize("name", ["vit_b16_imagenet", "vit_b16_dino", "vit_s16_dino"])
+@pytest.mark.parametrize("name", ["vit_b16_imagenet", "vit_b16_dino", "vit_s16_dino", "resnet50_imagenet"])
 def test_a_failed_download_says_what_to_do(home, monkeypatch, name, error):
     def fail(*arguments):
         raise error

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunelab import claims, cost, data, engine, recipes, records, training
+from prunelab.data.registry import STREAMED
 from prunelab.models import build_model
 from prunelab.recipes import AFR, DMCP, PROFILES, RETHINKING, RIGL, Recipe, runner
 from prunelab.recipes.afr import setup as afr_setup
@@ -127,8 +128,8 @@ def test_options_of_every_planned_run_go_together(recipe, profile):
 
 
 # Height and width of the images as they are published; none can be enlarged.
-SIZES = {"digits": 8, "mnist": 28, "mnist10k": 28, "fashion_mnist": 28, "imagenet": 224, "tiny-imagenet-200": 64}
-SIZES |= dict.fromkeys(("eurosat", "caltech101", "pets", "dtd", "cars", "sun397", "aircraft"), 224)  # folders
+SIZES = {"digits": 8, "mnist": 28, "mnist10k": 28, "fashion_mnist": 28, "tiny-imagenet-200": 64}
+SIZES |= dict.fromkeys(STREAMED, 224)
 
 
 def size_of(options):

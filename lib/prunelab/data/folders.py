@@ -143,8 +143,8 @@ def _listing(source: Path, paths: Iterable[str]) -> Listing:
         )
     train_classes, test_classes = ([places[path][2] for path in paths] for paths in (train, test))
     class_names = tuple(sorted(set(train_classes)))
-    if unknown := set(test_classes) - set(class_names):
-        raise ValueError(f"{source}: classes in its test set that are not in train/: {', '.join(sorted(unknown)[:5])}")
+    if unknown := sorted(set(test_classes) - set(class_names)):
+        raise ValueError(f"{source}: classes in its test set that have no image in train/: {', '.join(unknown[:5])}")
     train_labels, test_labels = (
         torch.from_numpy(np.searchsorted(class_names, classes)) for classes in (train_classes, test_classes)
     )

@@ -28,7 +28,9 @@ TORCHVISION = {
     "mnist10k": "MNIST",
     "omniglot-small": "Omniglot",
 }
-STREAMED = ("imagenet", *photos.PHOTOS)  # too large for a device, or of many sizes, some of which must be enlarged
+ENLARGED = {f"{name}:enlarged": name for name in ("cifar10", "cifar100")}  # for networks that take photographs
+# Too large for a device, or of many sizes, some of which must be enlarged.
+STREAMED = ("imagenet", "birdsnap", *photos.PHOTOS, *ENLARGED)
 _STREAMED_SIZE = 224
 _OMNIGLOT_SMALL = re.compile(  # alphabet, character, drawer
     r"images_background/(Balinese|Early_Aramaic|Greek|Japanese_\(katakana\)|Korean|Latin|Sanskrit|Tagalog)"
@@ -53,7 +55,8 @@ def load(
 ) -> LabelledImages:
     """Loads a data set onto a device: decoded before, from an archive or folder, or downloaded.
 
-    What is in `STREAMED` stays in its folder instead, and its images are decoded, resized and cut as they are used.
+    What is in `STREAMED` stays in its folder instead, and its images are decoded, resized and cut as they are used;
+    those of `ENLARGED` are held and the rest done alike.
 
     Args:
         name: "digits"; "glyphs", or "glyphs:greek", "glyphs:cyrillic:40" for another family and number of
@@ -61,14 +64,15 @@ def load(
             `tasks`, such as "tiny-imagenet-200-32px:insects", for those of its classes; a key of `TORCHVISION`; or one
             of `STREAMED`.
         image_size: Side of the images, shrunk by area averaging; from images that are not square, the largest
-            square is cut first. None leaves them as they are. Where streamed, side of the crops, 224 for None.
+            square is cut first. None leaves them as they are. Where streamed, side of the crops, 224 for None: what is
+            smaller is enlarged.
         n_train: A class-balanced part of the training images, always the same; None takes them all.
         n_validation: Other training images, in place of the test images: to tune on; None keeps the test images.
         in_colour: Whether grey images get three equal channels, so that one network takes both kinds; they are still
             not flipped.
         device: Where the images go.
     Raises:
-        ValueError: Unknown name or task, impossible size or number, or a source that cannot be used.
+        ValueError: Unknown name or task, impossible size or number, or a source that cannot be used or has one class.
         DatasetNotFoundError: Neither on this machine nor within reach.
     """
     if image_size is not None and image_size < 1:
@@ -81,6 +85,11 @@ def load(
         if in_colour:
             images = images.map(lambda grey: grey.expand(-1, -1, -1, 3).contiguous())
         dataset = Dataset(name, **vars(images), flip=flip, source=source, sha256=sha256)
+    if dataset.num_classes < 2:
+        raise ValueError(
+            f"{name} has images of a single class, {dataset.class_names[0]}, so there is nothing to tell apart; "
+            "it needs two or more folders of images in train/"
+        )
     if n_train is not None or n_validation is not None:
         dataset = split(dataset, n_train=n_train, n_validation=n_validation)
     return dataset.to(device)
@@ -93,6 +102,7 @@ def require(name: str, *, image_size: int | None = None) -> None:
         ValueError: Impossible name of glyphs, an unknown task, or a folder of another layout.
         DatasetNotFoundError: Neither on this machine nor within reach.
     """
+    name = ENLARGED.get(name, name)
     if name in STREAMED:
         _listed(name)
     elif name in TORCHVISION and not _find_source(name):
@@ -107,6 +117,9 @@ def require(name: str, *, image_size: int | None = None) -> None:
 def _streamed(name: str, image_size: int) -> LabelledImages:
     from prunelab.data import streams  # and with it torchvision, which takes a second to import
 
+    if name in ENLARGED:
+        images, source, sha256 = _entry(ENLARGED[name], None)
+        return streams.enlarge(images, name=name, source=source, sha256=sha256, image_size=image_size)
     folder, listing, source = _listed(name)
     return streams.open_listing(folder, listing, name=name, source=source, image_size=image_size)
 
@@ -121,8 +134,8 @@ def _listed(name: str) -> tuple[Path, folders.Listing, str]:
         "(or test/) there, with one folder of images per class; an archive must be unpacked. "
     )
     if name not in photos.PHOTOS:
-        raise DatasetNotFoundError(f"{said}The profile 'smoke' needs no download")
-    kind, *_, obstacle = photos.PHOTOS[name]
+        raise DatasetNotFoundError(f"{said}torchvision has no download of it; the profile 'smoke' needs none")
+    kind, obstacle = photos.PHOTOS[name].kind, photos.PHOTOS[name].obstacle
     try:
         with cache.building(paths.CACHE / f"{name}.lock"), files.download_timeout():
             return root, photos.list_images(name, root), f"torchvision {kind}"

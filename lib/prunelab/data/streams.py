@@ -2,8 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from prunelab import files
 from prunelab.data import folders
 from prunelab.data.batches import LabelledImages, TrainBatches
+from prunelab.data.dataset import Images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as everybody has them
 RESIZED = 256 / 224  # shorter side of a test image before its centre is cut out, in sides of the crop
@@ -66,6 +69,10 @@ class StreamedDataset(folders.Listing, LabelledImages):
         """Yields the test images in order, uint8, in parts of `batch_size`."""
         return _decoded(self, self.test_files, torch.arange(self.n_test)[:, None].split(batch_size))
 
+    def opened(self, path: str) -> AbstractContextManager[Image.Image]:
+        """Opens one of the images by its path in the folder."""
+        return folders.opened(self.folder / path)
+
     def take(self, kept: Tensor, *, held_out: Tensor | None = None) -> "StreamedDataset":
         """Returns the data set with those of its training images, int64, and others in place of its test images."""
         tested = {}
@@ -87,6 +94,39 @@ def open_listing(folder: Path, listing: folders.Listing, *, name: str, source: s
         image_size=image_size,
         sha256=files.sha256("\n".join(lines).encode()),
         n_threads=torch.get_num_threads(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class EnlargedDataset(StreamedDataset):
+    """Small images that are held, and cut, enlarged and mirrored as they are used, as if they were photographs.
+
+    Args:
+        pixels: uint8 (h, w, 3), by path; there is no folder.
+    """
+
+    pixels: Mapping[str, np.ndarray]
+
+    def opened(self, path: str) -> AbstractContextManager[Image.Image]:
+        return Image.fromarray(self.pixels[path])
+
+
+def enlarge(images: Images, *, name: str, source: str, sha256: str, image_size: int) -> EnlargedDataset:
+    """Makes a data set of coloured images that are smaller than its crops; the arguments are its own."""
+    train, test = (
+        {f"{split}/{number}": image for number, image in enumerate(part.numpy())}
+        for split, part in (("train", images.train_images), ("test", images.test_images))
+    )
+    listing = folders.Listing([*train], images.train_labels, [*test], images.test_labels, images.class_names)
+    return EnlargedDataset(
+        **vars(listing),
+        name=name,
+        folder=Path(source),
+        source=source,
+        image_size=image_size,
+        sha256=sha256,
+        n_threads=torch.get_num_threads(),
+        pixels=train | test,
     )
 
 
@@ -133,7 +173,7 @@ def _decoded(dataset: StreamedDataset, paths: Sequence[str], parts: Iterable[Ten
         for part in parts:
             images = torch.empty(len(part), size, size, 3, dtype=torch.uint8, pin_memory=is_pinned)
             work = [
-                pool.submit(_decode_into, image, dataset.folder / paths[i], *seed)
+                pool.submit(_decode_into, image, dataset, paths[i], *seed)
                 for image, (i, *seed) in zip(images.numpy(), part.tolist(), strict=True)
             ]
             ahead.append((images, work))
@@ -151,14 +191,16 @@ def _finished(images: Tensor, work: list) -> Tensor:
     return images
 
 
-def _decode_into(pixels: np.ndarray, path: Path, seed: int | None = None) -> None:
+def _decode_into(pixels: np.ndarray, dataset: StreamedDataset, path: str, seed: int | None = None) -> None:
     """Fills uint8 (h, h, 3) with a random crop of the image there, or without a seed with its centre."""
     size = len(pixels)
     try:
-        with folders.opened(path) as file:
+        with dataset.opened(path) as file:
             image = file.convert("RGB")
+        if max(image.size) / min(image.size) * (RESIZED * size) ** 2 > folders.MAX_PIXELS:
+            raise ValueError(f"with its {image.width}x{image.height} pixels it is too long to be resized")
     except Exception as error:  # decoders meet damaged files with errors of many kinds
-        raise ValueError(f"{path} cannot be used as an image: {error}") from error
+        raise ValueError(f"{dataset.folder / path} cannot be used as an image: {error}") from error
     if seed is None:
         image = F.center_crop(F.resize(image, [round(RESIZED * size)]), [size, size])
     else:

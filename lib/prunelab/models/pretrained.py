@@ -1,7 +1,7 @@
-"""Released weights of Vision Transformers, as states of ours.
+"""Released weights of dense networks, as states of ours.
 
-Source: torchvision, ViT-B/16 trained on ImageNet-1k with its labels; `hubconf.py` in the code of Caron et al. 2021,
-arXiv:2104.14294, ViT-B/16 and ViT-S/16 trained on the same images without (DINO).
+Source: torchvision, ViT-B/16 and ResNets trained on ImageNet-1k with its labels; `hubconf.py` in the code of Caron et
+al. 2021, arXiv:2104.14294, ViT-B/16 and ViT-S/16 trained on the same images without (DINO).
 """
 
 import io
@@ -62,6 +62,10 @@ RELEASES = {
     "vit_b16_imagenet": Release("vit_b16", "ViT_B_16_Weights.IMAGENET1K_V1", num_classes=1000),
     "vit_b16_dino": Release("vit_b16", f"{_DINO}/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"),
     "vit_s16_dino": Release("vit_s16", f"{_DINO}/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"),
+    **{
+        f"resnet{depth}_imagenet": Release(f"resnet{depth}", f"ResNet{depth}_Weights.IMAGENET1K_V1", num_classes=1000)
+        for depth in (50, 34, 18)
+    },
 }
 # What layers are called in torchvision and here; none of the former occurs in a name of timm's or DINO's.
 _NAMES = {
@@ -131,13 +135,10 @@ def read(name: str, path: Path | None = None, *, sha256: str | None = None) -> d
     """
     release = _release(name)
     path = find(name) if path is None else Path(path)
-    content = path.read_bytes()
-    expected, found = release.sha256 if sha256 is None else sha256, files.sha256(content)
-    if not found.startswith(expected.lower()):
-        raise ValueError(f"{path} is not the file expected: its SHA-256 begins {found[:16]}, not {expected[:16]}")
-    state = renamed(_unpacked(path, content))
+    state = renamed(unpacked(path, sha256=release.sha256 if sha256 is None else sha256))
     with torch.device("meta"):
         own = build_model(release.model, num_classes=release.num_classes or 1, **IMAGE).state_dict()
+    state = with_counts(state, own)
     if wrong := misfit(state, own if release.num_classes else without_head(own, "head")):
         raise ValueError(f"{path} does not hold the weights {name}: {wrong}")
     return state
@@ -154,16 +155,32 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {ours(name): value for name, value in state.items()}
 
 
-def _release(name: str) -> Release:
-    if name not in RELEASES:
-        raise ValueError(f"unknown weights {name!r}; there are {', '.join(RELEASES)}")
-    return RELEASES[name]
+def with_counts(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state with the counts of batch normalisation, which old files have not and no value depends on.
+
+    Args:
+        state: By our names of layers.
+        own: Of our network; its values are not read.
+    """
+    counts = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")}
+    return {name: torch.zeros_like(value, device="cpu") for name, value in counts.items()} | dict(state)
 
 
-def _unpacked(path: Path, content: bytes) -> dict[str, Tensor]:
-    """Returns what torch.save wrote: a zip file, unless it is old; torch.load does not compare its checksums."""
+def unpacked(path: Path, *, sha256: str = "") -> dict[str, Tensor]:
+    """Returns what torch.save wrote, onto the CPU: a state, or a dict that holds one beside plain values.
+
+    Args:
+        path: Of the file.
+        sha256: Of the file, or its first digits; empty compares none.
+    Raises:
+        ValueError: The file is another one, damaged, holds objects that would run code, or something that is no dict.
+        FileNotFoundError: There is nothing at `path`.
+    """
+    content = path.read_bytes()
+    if not (found := files.sha256(content)).startswith(sha256.lower()):
+        raise ValueError(f"{path} is not the file expected: its SHA-256 begins {found[:16]}, not {sha256[:16]}")
     damaged = None
-    try:
+    try:  # a zip file, unless it is old; torch.load does not compare its checksums
         if zipfile.is_zipfile(io.BytesIO(content)):
             damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
         state = None if damaged else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -174,3 +191,9 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state of a network, but a {type(state).__name__}")
     return {str(name): value for name, value in state.items()}
+
+
+def _release(name: str) -> Release:
+    if name not in RELEASES:
+        raise ValueError(f"unknown weights {name!r}; there are {', '.join(RELEASES)}")
+    return RELEASES[name]
