@@ -186,11 +186,19 @@ def _listed(cells: Iterable[Cell]) -> Cell:
 
 
 def levels(claim: Claim) -> dict[str, list[Cell]]:
-    """Returns the cells at each combination of listed values, such as "density=0.1"; at "" where none is listed."""
+    """Returns the cells at each combination of listed values, such as "density=0.1"; at "" where none is listed.
+
+    A cell that has a value of its own in a listed column keeps it.
+    """
     combinations = (zip(claim.listed, values, strict=True) for values in product(*claim.listed.values()))
     chosen = [{column: (value,) for column, value in combination} for combination in combinations]
     cells = claim.better + claim.worse
-    return {_text(at): [cell | {column: at[column] for column in cell.keys() & at} for cell in cells] for at in chosen}
+    return {
+        _text(at): [
+            {column: at[column] if len(values) > 1 else values for column, values in cell.items()} for cell in cells
+        ]
+        for at in chosen
+    }
 
 
 def compared(claim: Claim, planned: pd.DataFrame) -> pd.DataFrame:

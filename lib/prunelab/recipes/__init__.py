@@ -9,11 +9,12 @@ from prunelab.recipes.dmcp import DMCP
 from prunelab.recipes.recipe import Recipe
 from prunelab.recipes.rethinking import RETHINKING
 from prunelab.recipes.rigl import RIGL
+from prunelab.recipes.transfer import TRANSFER
 from prunelab.runs import PROFILES
 
 __all__ = ["PROFILES", "RECIPES", "Recipe", "for_notebook", "get"]
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RIGL, DMCP, RETHINKING, AFR)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RIGL, DMCP, RETHINKING, TRANSFER, AFR)}
 
 
 def get(name: str) -> Recipe:

@@ -102,14 +102,22 @@ def original_of(options: PruningOptions, dataset: LabelledImages, parents: Seque
     Raises:
         ValueError: The first parent is another network.
     """
-    model = _trained(options, dataset, parents[0]) if parents else network_of(options, dataset, width=options.width)
+    model = same_network(options, dataset, parents[0]) if parents else network_of(options, dataset, width=options.width)
     traced = trace(model, **image_of(dataset))
     model.to(dataset.device, memory_format=torch.channels_last)
     return Original(options, dataset, model, traced, parents, seed)
 
 
-def _trained(options: PruningOptions, dataset: LabelledImages, parent: State) -> nn.Module:
-    """Builds a parent's network, with its values and its classes: a design may come from other images."""
+def same_network(options: TrainingOptions, dataset: LabelledImages, parent: State) -> nn.Module:
+    """Builds a parent's network on the CPU, with its values and its classes, which other images may not have.
+
+    Args:
+        options: Name the parent's network and its width.
+        dataset: Decides the channels and the size of images.
+        parent: Dense, masked or without some of its channels.
+    Raises:
+        ValueError: The parent is another network.
+    """
     return _like(parent, options, dataset, nn.Module.load_state_dict, num_classes=parent.num_classes)
 
 
