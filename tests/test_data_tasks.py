@@ -12,7 +12,8 @@ from prunelab.data import folders, tasks
 from prunelab.data.dataset import Images
 
 ARCHIVE = ARCHIVES / "tiny-imagenet-200-32px.tar.xz"
-SMALL = {"insects": {"n3": "fly", "n1": "bee"}, "food": {"n4": "pizza"}}
+SMALL = {"insects": {"n3": "fly", "n1": "bee"}, "food": {"n4": "pizza", "n5": "pretzel"}}
+NAMES = ("n0", "n1", "n2", "n3", "n4", "n5")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def home(tmp_path, monkeypatch):
 def small(home, monkeypatch):
     """Two tasks, and a folder with their classes and two more."""
     monkeypatch.setattr(tasks, "TASKS", SMALL)
-    return write_folder(home / "tiny", classes=("n0", "n1", "n2", "n3", "n4"))
+    return write_folder(home / "tiny", classes=NAMES)
 
 
 def images_of(labels, names):
@@ -38,10 +39,10 @@ def images_of(labels, names):
 
 def test_classes_are_numbered_anew_and_images_stay_in_order(monkeypatch):
     monkeypatch.setattr(tasks, "TASKS", SMALL)
-    images = images_of([4, 3, 2, 1, 0, 3, 1], ("n0", "n1", "n2", "n3", "n4"))
+    images = images_of([4, 3, 2, 1, 0, 3, 1], NAMES)
     for task, kept, labels, names in (
         ("insects", [1, 3, 5, 6], [1, 0, 1, 0], ("n1", "n3")),
-        ("food", [0], [0], ("n4",)),
+        ("food", [0], [0], ("n4", "n5")),
         ("pretraining", [2, 4], [1, 0], ("n0", "n2")),
     ):
         part = tasks.cut(images, task, source="here")
@@ -94,14 +95,14 @@ def test_one_decoding_serves_all_tasks_of_a_size(small, monkeypatch):
         whole, *parts = (
             data.load(f"tiny{task}", image_size=image_size) for task in ("", ":insects", ":food", ":pretraining")
         )
-        assert [part.num_classes for part in parts] == [2, 1, 2] and whole.num_classes == 5
+        assert [part.num_classes for part in parts] == [2, 2, 2] and whole.num_classes == 6
         assert {part.image_size for part in parts} == {image_size or 4}
         assert sum(part.n_train for part in parts) == whole.n_train
-        assert torch.equal(parts[1].test_images, whole.test_images[whole.test_labels == 4])
+        assert torch.equal(parts[1].test_images, whole.test_images[whole.test_labels >= 4])
         for part in parts:
             assert (part.source, part.sha256, part.flip) == (whole.source, whole.sha256, whole.flip)
     assert decoded == [None, 2]
-    assert data.load("tiny:food", n_train=3, device="cpu").n_train == 3 and data.load("tiny:food").name == "tiny:food"
+    assert data.load("tiny:food", n_train=4, device="cpu").n_train == 4 and data.load("tiny:food").name == "tiny:food"
 
 
 def test_a_task_is_cached_until_its_classes_or_its_source_change(small, monkeypatch):
@@ -110,12 +111,12 @@ def test_a_task_is_cached_until_its_classes_or_its_source_change(small, monkeypa
         patched.setattr(tasks, "cut", None)
         forbid_decoding(patched)
         assert same(data.load("tiny:insects"), first)
-    monkeypatch.setitem(SMALL, "insects", {"n0": "ant"})
+    monkeypatch.setitem(SMALL, "insects", {"n0": "ant", "n1": "bee"})
     with monkeypatch.context() as patched:
         forbid_decoding(patched)
-        assert data.load("tiny:insects").class_names == ("n0",)
-    write_folder(small, value=1, classes=("n0", "n1", "n2", "n3", "n4"))
-    assert torch.equal(data.load("tiny:insects").train_images, data.load("tiny").train_images[:6])
+        assert data.load("tiny:insects").class_names == ("n0", "n1")
+    write_folder(small, value=1, classes=NAMES)
+    assert torch.equal(data.load("tiny:insects").train_images, data.load("tiny").train_images[:12])
     assert data.load("tiny:insects").train_images.min() == 1
 
 
@@ -125,10 +126,10 @@ def test_an_unknown_task_names_those_there_are(small):
             use("tiny:cats")
 
 
-@pytest.mark.parametrize("task, n_named", [("insects", 2), ("pretraining", 3)])
+@pytest.mark.parametrize("task, n_named", [("insects", 2), ("pretraining", 4)])
 def test_classes_that_are_missing_are_named(home, monkeypatch, task, n_named):
     monkeypatch.setattr(tasks, "TASKS", SMALL)
-    write_folder(home / "zoo", classes=("n0", "n1", "n4"))
+    write_folder(home / "zoo", classes=("n0", "n1", "n4", "n5"))
     message = rf"zoo has no classes for the task '{task}', .* 1 of {n_named} are missing, such as n3"
     with pytest.raises(ValueError, match=message):
         data.load(f"zoo:{task}")
