@@ -6,8 +6,8 @@ It is at its end of life, takes NumPy below 2 and Python below 3.12, and is neve
     uv pip install --python .deepsparse deepsparse==1.8.0
 
 at the root of the repository, or elsewhere, with the environment variable PRUNELAB_DEEPSPARSE set to that folder.
-Networks go there as ONNX files, which takes `prunelab[onnx]` here; images and outputs go as files too. The engine is told
-not to report to its makers, which it would by default.
+Networks go there as ONNX files, which takes `prunelab[onnx]` here; images and outputs go as files too. The engine is
+told not to report to its makers, which it would by default.
 """
 
 import json

@@ -9,6 +9,7 @@ Differs: They time the whole training of a probe through DeepSparse, augmented, 
 
 import copy
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -92,7 +93,9 @@ class SparseConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight.detach().flatten(1).to_sparse_csr(), conv.bias
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            self.weight, self.bias = conv.weight.detach().flatten(1).to_sparse_csr(), conv.bias
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
