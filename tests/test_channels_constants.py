@@ -104,6 +104,32 @@ def test_layer_that_is_used_twice_keeps_what_it_needs_once():
     assert same_outputs(model, smaller, in_channels=1, image_size=4)
 
 
+class Again(nn.Module):
+    """Uses its first layer once more after its second."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = (nn.Conv2d(2, 2, 1) for _ in range(3))
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(self.two(torch.relu(self.one(x))))
+        return self.fc(self.one(x).mean(dim=(2, 3)))
+
+
+def test_what_a_later_layer_needs_of_one_that_is_used_again_stays():
+    torch.manual_seed(0)
+    model = Again().eval()
+    for layer, weight in (("one", [[1, 0], [0, 1]]), ("two", [[0, 1], [1, 0]])):
+        module = model.get_submodule(layer)
+        module.weight.data = torch.tensor(weight, dtype=torch.float32)[:, :, None, None]
+    model.fc.weight.data[:, 1] = 0.0  # reads 0 of `one`, which reads 0 of `two`, which reads 1 of `one`
+    smaller = without_constants(model, in_channels=2, image_size=4)
+    assert smaller.one.out_channels == 2
+    assert same_outputs(model, smaller, in_channels=2, image_size=4)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -109,7 +109,7 @@ def _needed(traced: Trace, inputs: dict[str, Tensor]) -> set[int]:
         if layer.is_grouped:
             needed.update(traced.channels([*layer.reads, *layer.writes]))
     n_before = 0
-    while n_before < len(needed):  # a residual stream is read before it is written
+    while n_before < len(needed):  # once, but for layers that are used again
         n_before = len(needed)
         for name, layer in reversed(traced.layers.items()):
             reads, writes = traced.channels(layer.reads), traced.channels(layer.writes)
