@@ -40,11 +40,11 @@ def test_every_way_gives_the_features_that_probes_are_trained_on(name, way, dens
 @pytest.mark.parametrize(
     "shape, options, size",
     [
-        ((4, 3, 3), {"padding": 1}, (6, 6)),
+        ((4, 3, 3), {"padding": 1}, (6, 6)),  # 36 positions: three images at a time
         ((4, 3, 3), {"padding": 1, "stride": 2, "bias": False}, (7, 6)),
         ((2, 5, 1), {"stride": 2}, (5, 4)),
         ((3, 2, (1, 3)), {"padding": (0, 1), "stride": (2, 1)}, (4, 9)),
-        ((3, 1, 7), {"padding": 3, "stride": 2}, (32, 32)),  # 256 positions: two images at a time
+        ((3, 1, 7), {"padding": 3, "stride": 2}, (32, 32)),
     ],
 )
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])

@@ -24,7 +24,7 @@ from prunelab.models.trunk import head_of
 from prunelab.turns import exhaust, until_done
 
 Run = Callable[[Tensor], tuple[Tensor, float]]  # from images to features and seconds
-N_COLUMNS = 512  # of patches at a time, so that they stay in the cache
+N_COLUMNS = 128  # of patches at a time, so that they stay in the cache
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
