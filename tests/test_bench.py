@@ -5,8 +5,9 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from prunelab import latency, recipes, workers
-from prunelab.bench import channels, plans, scores, steps, widths
+from prunelab import bench, latency, recipes, workers
+from prunelab.bench import channels, plans, scores, steps, transfer, widths
+from prunelab.methods.woodfisher import WoodFisher
 
 GLYPHS = {"dataset": "glyphs", "n_train": 128}
 SCORED = GLYPHS | {"n_train": 512}
@@ -260,3 +261,72 @@ def test_error_of_the_polar_factor_is_its_largest_in_millionths_of_the_largest_e
 def test_memory_of_scores_and_time_of_polar_factors_are_measured():
     assert 1 < scores.memory_ratio(SCORED) < 1.5
     assert 0 < scores.polar_ratios(n_rounds=1)[0] < 10
+
+
+def test_probes_one_after_another_are_divided_by_all_together(monkeypatch):
+    asked = []
+
+    def train_probes(features, labels, *, generators, **options):
+        asked.append((tuple(features.shape), len(generators), options["n_epochs"]))
+
+    def in_turn(sides, *, n_rounds, n_warm_up):
+        for side in sides.values():
+            side(0)
+        return {"together": [2.0, 4.0], "alone": [6.0, 8.0], "ordinary": [8.0, 40.0]}
+
+    monkeypatch.setattr(transfer, "train_probes", train_probes)
+    monkeypatch.setattr(latency, "in_turn", in_turn)
+    assert transfer.probe_ratios(n_epochs=1, n_rounds=2) == {"alone": [3.0, 2.0], "ordinary": [4.0, 10.0]}
+    assert asked == [((2000, 96), n, 1) for n in (8, *[1] * 8)]
+
+
+def test_woodfisher_prunes_a_resnet20_once_after_as_many_gradients(monkeypatch):
+    pruned = []
+
+    def inverse_fisher(self):
+        pruned.append((self.n_gradients, sum(weight.numel() for weight in self.weights.values())))
+        return real(self)
+
+    real = WoodFisher.inverse_fisher
+    monkeypatch.setattr(WoodFisher, "inverse_fisher", inverse_fisher)
+    assert transfer.woodfisher_seconds(GLYPHS, n_gradients=2) > 0
+    n_weights = 9 * (16 + 6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64) + 640  # of one grey channel
+    assert pruned == [(2, n_weights)]
+
+
+def test_sparse_network_has_its_density_and_dead_filters():
+    options = {"name": "resnet8", "width": 1.5, "image_size": 16}
+    backbone = transfer.sparse_backbone(options, density=0.1, dead_share=0.5)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            active = module.weight.detach() != 0
+            assert int(active.sum()) == round(0.1 * active.numel())
+            n_dead = len(active) - int(active.flatten(1).any(dim=1).sum())
+            assert n_dead >= len(active) / 2
+
+
+def test_ways_are_compared_with_dense_round_by_round(monkeypatch):
+    given, spent = [], {"dense": [2.0, 4.0], "removed": [1.0, 1.0], "csr": [3.0, 8.0]}
+
+    def way(name):
+        def begin(backbone, sample):
+            given.append((name, tuple(sample.shape)))
+            return lambda images: (given.append((name, len(images))), spent[name].pop(0))
+
+        return begin
+
+    monkeypatch.setattr(transfer, "WAYS", {name: way(name) for name in spent})
+    found = transfer.way_ratios("ResNet-8, 16 px", ["removed", "csr"], density=0.1, n_rounds=2)
+    assert found == {"removed": [0.5, 0.25], "csr": [1.5, 2.0]}
+    batch = (250, 3, 16, 16)
+    assert given == [(name, each) for each in (batch, 2000, 2000) for name in ("dense", "removed", "csr")]
+
+
+@pytest.mark.slow
+def test_transfer_is_measured_quickly_and_without_the_engine_not_by_it(monkeypatch):
+    monkeypatch.setattr(bench.deepsparse, "unavailable", lambda: "absent")
+    monkeypatch.setitem(transfer.NETWORKS, "ResNet-8, 16 px", ({"name": "resnet8", "image_size": 16}, 20, 10))
+    rows = list(bench.measure("transfer", quick=True))
+    assert [row["unit"] for row in rows] == ["x", "x", "s", *["x"] * 6] and all(row["median"] > 0 for row in rows)
+    assert rows[3]["claim"] == "ResNet-8, 16 px, density 0.2, half of the filters dead: removed over dense, time"
+    assert rows[4]["claim"] == "ResNet-8, 16 px, density 0.2, at random: csr over dense, time"

@@ -223,7 +223,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
     def written():
         return json.loads((paths.RECORDS / "bench.json").read_text())
 
-    assert list(written()) == ["engine", "steps", "channels", "widths", "scores", "notebooks", "curves"]
+    assert list(written()) == ["engine", "steps", "channels", "widths", "scores", "transfer", "notebooks", "curves"]
     assert written()["engine"]["claims"] == [fast, slow] and written()["curves"]["curves"] == curves
     assert {"processor", "cores", "torch", "commit"} <= written()["channels"]["provenance"].keys()
     assert (paths.FIGURES / "bench" / "cpu" / "curves.csv").read_text().splitlines()[:2] == ["curve,x,y", "a,1,2.0"]
@@ -234,7 +234,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
 
 def test_bench_names_the_groups_there_are(capsys):
     assert cli.main(["bench", "channel"]) == 2
-    groups = "engine, steps, channels, widths, scores, notebooks and curves"
+    groups = "engine, steps, channels, widths, scores, transfer, notebooks and curves"
     assert f"unknown group 'channel' of measurements; there are {groups}" in capsys.readouterr().err
 
 

@@ -47,11 +47,11 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 # From the ground up: a room, a file or a folder, imports from its own folder and from lower floors only.
 FLOORS = (
     {"paths", "runs", "schedules", "density", "turns", "precision", "latency", "perceptron", "diagrams"}
-    | {"moderated", "progress", "interrupts", "alt_text", "files", "transfer", "fisher"},
+    | {"moderated", "progress", "interrupts", "alt_text", "files", "transfer", "fisher", "deepsparse_script"},
     {"masks", "models"},
     {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
-    {"channels", "verdicts", "steps", "views", "features"},
-    {"training", "landscape", "figures", "dino", "neighbours", "detection"},
+    {"channels", "verdicts", "steps", "views", "features", "deepsparse"},
+    {"training", "landscape", "figures", "dino", "neighbours", "detection", "sparse_inference"},
     {"forecast", "probes"},
     {"recipes"},
     {"stores"},
@@ -132,10 +132,15 @@ def test_what_trains_never_loads_what_executes_notebooks():
     assert loads(["batch"], "nbformat") and not loads(["engine", "workers", "bench"], "nbformat")
 
 
+def test_deepsparse_is_imported_by_nothing_but_the_script_for_its_own_environment():
+    assert [path.stem for path in FILES if "deepsparse" in imports(path)] == ["deepsparse_script"]
+    assert "deepsparse_script" not in {name.split(".")[-1] for path in FILES for name in imports(path)}
+
+
 def test_nothing_unpickles_and_nothing_prints_but_notebooks_and_the_command_line():
     for path in FILES:
         text = path.read_text()
         assert "weights_only=False" not in text and "pickle.load" not in text, path
         calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
-        assert not prints or path.stem in ("cli", "commands", "notebook", "ordinary"), path
+        assert not prints or path.stem in ("cli", "commands", "notebook", "ordinary", "deepsparse_script"), path

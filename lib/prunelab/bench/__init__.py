@@ -5,7 +5,8 @@ reported is the median round, with the lowest and the highest. Wall clock counts
 and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
 
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
-their number does, `scores` what scoring weights does, `plans` what takes the engine or a notebook.
+their number does, `scores` what scoring weights does, `transfer` what probes on sparse networks take, `plans` what
+takes the engine or a notebook.
 """
 
 import json
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from prunelab import data, paths, records, workers
-from prunelab.bench import channels, plans, scores, steps, widths
+from prunelab import data, deepsparse, paths, records, workers
+from prunelab.bench import channels, plans, scores, steps, transfer, widths
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -141,6 +142,26 @@ def _scores(quick: bool) -> Iterator[dict]:
     yield row("polar factor of 512 x 768: largest error, of its largest entry", "none", [error], unit="ppm")
 
 
+def _transfer(quick: bool) -> Iterator[dict]:
+    images, n_rounds = _images(quick=quick), 2 if quick else 9
+    gains = transfer.probe_ratios(n_epochs=1 if quick else 20, n_rounds=n_rounds)
+    label = "8 probes of 96 features: one after another"
+    yield row(f"{label} by an ordinary loop over all together", ">= 4", gains["ordinary"])
+    yield row(f"{label} by our code over all together", "none", gains["alone"])
+    spent = _rounds(quick, lambda: transfer.woodfisher_seconds(images, n_gradients=64 if quick else 1000))
+    yield row("WoodFisher on ResNet-20, 1,000 gradients", "<= 60", spent, unit="s")
+    engine = [] if deepsparse.unavailable() else ["deepsparse"]
+    for network, density in [(name, density) for name in transfer.NETWORKS for density in (0.2, 0.1, 0.05)]:
+        if quick and network != next(iter(transfer.NETWORKS)):
+            continue
+        options = {"density": density, "n_rounds": n_rounds}
+        ratios = transfer.way_ratios(network, ["removed"], dead_share=0.5, **options)
+        ratios |= transfer.way_ratios(network, ["csr", *engine], **options)
+        for way, own in ratios.items():
+            masks = "half of the filters dead" if way == "removed" else "at random"
+            yield row(f"{network}, density {density}, {masks}: {way} over dense, time", "none", own)
+
+
 def _notebooks(quick: bool) -> Iterator[dict]:
     if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
         yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
@@ -155,6 +176,7 @@ GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "channels": _channels,
     "widths": _widths,
     "scores": _scores,
+    "transfer": _transfer,
     "notebooks": _notebooks,
 }
 
