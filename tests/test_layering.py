@@ -65,10 +65,10 @@ FLOORS = (
 RECIPES = (
     {"recipe"},
     {"common", "rigl.plan", "dmcp.plan", "rethinking.plan", "afr.plan"},
-    {"structures", "masking", "runner", "released"},
-    {"prunings", "dmcp.supernets", "afr.looks"},
-    {"rigl.setup", "dmcp.setup", "rethinking.setup", "afr.setup"},
-    {"rigl", "dmcp", "rethinking", "afr"},
+    {"structures", "masking", "runner", "released", "transfer.plan"},
+    {"prunings", "dmcp.supernets", "afr.looks", "transfer.looks"},
+    {"rigl.setup", "dmcp.setup", "rethinking.setup", "transfer.setup", "afr.setup"},
+    {"rigl", "dmcp", "rethinking", "transfer", "afr"},
 )
 
 

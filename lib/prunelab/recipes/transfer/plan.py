@@ -63,7 +63,7 @@ class TransferOptions(TrainingOptions):
 #   masked: What the networks that train under masks from the start share besides.
 #   densities: Of the judged networks; of those that are drawn beside them.
 #   progressive: How a trained network is pruned step by step.
-#   threshold_decays: Of STR, by the density that each was found to leave, on images held out of training.
+#   thresholds: Of STR, by the density that each was found to leave, on images held out of training.
 #   rounds: Densities of the rounds of a lottery.
 #   penalty: Of slimming, on the factors of batch normalisation.
 #   fine_tuning: Of what structured pruning leaves.
@@ -72,10 +72,11 @@ class TransferOptions(TrainingOptions):
 #   probe, full: How classifiers on features are trained, and whole networks.
 #   detect: What detectors are trained on, and how.
 #   n_passes: Copies of the training images in the augmented variant of classifiers.
-#   tasks: General ones first, as many as `n_general`.
+#   tasks: General ones first.
 #   few: Of the tasks, those of networks that are drawn and not judged, where these are trained whole.
 #   more: Methods beside the judged ones, once each.
 #   networks: Other networks, on which a few methods are compared at the first density.
+#   released: Dense networks that others have trained, keys of `pretrained.RELEASES`.
 _ADAM = {"optimizer": "adam", "learning_rate": 0.01, "schedule": "cosine"}
 _ON_NETWORKS = ("gmp", "acdc", "rigl")
 _LIKE_RIGL = {name: getattr(RigLOptions(), name) for name in ("batch_size", "optimizer", "schedule", "weight_decay")}
@@ -86,7 +87,7 @@ SMOKE = SimpleNamespace(
     masked={"update_every": 20},
     densities=((0.1,), (0.2,)),
     progressive={"begin_pruning": 0.1, "fisher_gradients": 50, "update_every": 20},
-    threshold_decays={0.1: 1e-2, 0.2: 5e-3},
+    thresholds={0.1: {"threshold_decay": 1e-2}, 0.2: {"threshold_decay": 5e-3}},
     rounds=(1.0, 0.3, 0.1),
     penalty=0.01,
     fine_tuning={"fine_tune_epochs": 2, "fine_tune_rate": 0.02},
@@ -94,13 +95,13 @@ SMOKE = SimpleNamespace(
     n_held_out=500,
     probe={"n_epochs": 10, "learning_rate": 0.1},
     n_passes=2,
-    detect={"dataset": "digits", "n_scenes": 100, "n_epochs": 2, "batch_size": 25} | _ADAM,
+    detect=({"dataset": "digits", "n_scenes": 100, "n_epochs": 2, "batch_size": 25} | _ADAM,),
     full={"n_epochs": 3, "learning_rate": 0.02, "eval_every": 3},
     tasks=({"dataset": "digits", "n_train": 500}, {"dataset": "glyphs:greek", "n_train": 500}),
-    n_general=1,
     few=slice(1),
     more=("lottery", "l1"),
     networks=({"model": "resnet8", "width": 0.25},),
+    released=(),
 )
 _TINY = "tiny-imagenet-200-32px"
 _GENERAL = ({"dataset": "cifar10"}, {"dataset": f"{_TINY}:mixed"})
@@ -117,7 +118,12 @@ SMALL = SimpleNamespace(
     masked={},
     densities=((0.1,), (0.2, 0.05, 0.02)),
     progressive={"begin_pruning": 0.05, "stop_update": 0.6, "fisher_gradients": 500, "update_every": 150},
-    threshold_decays={0.2: 2.1e-3, 0.1: 3.8e-3, 0.05: 5.8e-3, 0.02: 9.5e-3},
+    thresholds={
+        0.2: {"threshold_decay": 2.1e-3},
+        0.1: {"threshold_decay": 3.8e-3},
+        0.05: {"threshold_decay": 5.8e-3},
+        0.02: {"threshold_decay": 9.5e-3},
+    },
     rounds=(1.0, 0.5, 0.22, 0.1),
     penalty=1e-3,
     fine_tuning={"fine_tune_epochs": 15, "fine_tune_rate": 0.01},
@@ -125,10 +131,11 @@ SMALL = SimpleNamespace(
     n_held_out=6_550,
     probe={"n_epochs": 60, "learning_rate": 0.1},
     n_passes=10,
-    detect={"dataset": "glyphs:greek", "in_colour": True, "n_scenes": 1_500, "n_epochs": 12, "batch_size": 25} | _ADAM,
+    detect=(
+        {"dataset": "glyphs:greek", "in_colour": True, "n_scenes": 1_500, "n_epochs": 12, "batch_size": 25} | _ADAM,
+    ),
     full={"n_epochs": 15, "learning_rate": 0.02, "eval_every": 15},
     tasks=tuple(task | {"n_train": 2_000} for task in (*_GENERAL, *_SPECIALISED)),
-    n_general=len(_GENERAL),
     few=slice(4),
     more=_MORE,
     networks=(
@@ -136,37 +143,64 @@ SMALL = SimpleNamespace(
         {"model": "resnet20", "width": 0.75},
         {"model": "mobilenet_v1", "width": 0.25},
     ),
+    released=(),
 )
 # Sized to half an hour of one data-centre GPU.
 FULL = SimpleNamespace(
+    **vars(SMALL)
+    | {
+        "base": {},
+        "upstream": SMALL.upstream | {"model": "resnet20", "width": 2.0, "n_train": 60_000, "n_epochs": 20},
+        "densities": ((0.1, 0.2), (0.05, 0.02)),
+        "progressive": {"begin_pruning": 0.05, "stop_update": 0.6, "update_every": 450},
+        "thresholds": {
+            at: {"threshold_decay": decay} for at, decay in ((0.2, 1e-3), (0.1, 2e-3), (0.05, 3e-3), (0.02, 5e-3))
+        },
+        "penalty": 1e-4,
+        "n_held_out": 5_240,
+        "full": {"n_epochs": 20, "learning_rate": 0.02, "eval_every": 20},
+        "tasks": tuple(task | {"n_train": 3_000} for task in (*_GENERAL, *_SPECIALISED)),
+        "networks": (
+            *({"model": model, "width": 1.0} for model in ("resnet20", "resnet56")),
+            {"model": "mobilenet_v1", "width": 0.5},
+        ),
+    }
+)
+# Networks as in the code of their methods' authors, tasks as in the paper's; STR's thresholds leave 90.2 %.
+_STR: Some = {"threshold_start": -3200.0, "threshold_decay": 2.251757813e-5, "weight_decay": 2.251757813e-5}
+PAPER = SimpleNamespace(
     seeds=(0, 1, 2),
     base={},
-    upstream={"model": "resnet20", "width": 2.0, "dataset": f"{_TINY}:pretraining", "n_train": 60_000}
-    | {"n_epochs": 20, "eval_every": 5},
+    upstream={"model": "resnet50", "width": 1.0, "dataset": "imagenet", "n_train": None, "n_epochs": 100}
+    | {
+        "batch_size": 256,
+        "learning_rate": 0.256,
+        "momentum": 0.875,
+        "weight_decay": 3.05e-5,
+        "warmup_epochs": 5,
+        "eval_every": 10,
+    },
     masked={},
-    densities=((0.1, 0.2), (0.05, 0.02)),
-    progressive={"begin_pruning": 0.05, "stop_update": 0.6, "update_every": 450},
-    threshold_decays={0.2: 1.1e-3, 0.1: 2e-3, 0.05: 3e-3, 0.02: 5e-3},
-    rounds=(1.0, 0.5, 0.22, 0.1),
-    penalty=1e-4,
-    fine_tuning={"fine_tune_epochs": 20, "fine_tune_rate": 0.01},
-    channels=0.25,
-    n_held_out=5_240,
-    probe={"n_epochs": 60, "learning_rate": 0.1},
-    n_passes=10,
-    detect={"dataset": "glyphs:greek", "in_colour": True, "n_scenes": 1_500, "n_epochs": 12, "batch_size": 25} | _ADAM,
-    full={"n_epochs": 20, "learning_rate": 0.02, "eval_every": 20},
-    tasks=tuple(task | {"n_train": 3_000} for task in (*_GENERAL, *_SPECIALISED)),
-    n_general=len(_GENERAL),
-    few=slice(4),
-    more=_MORE,
-    networks=(
-        {"model": "resnet20", "width": 1.0},
-        {"model": "resnet56", "width": 1.0},
-        {"model": "mobilenet_v1", "width": 0.5},
+    densities=((0.1,), ()),
+    progressive={"begin_pruning": 0.01, "stop_update": 0.4, "learning_rate": 0.005, "update_every": 25_000},
+    thresholds={0.1: _STR},
+    n_held_out=None,
+    probe={"learning_rate": 0.01},
+    n_passes=0,
+    detect=(),
+    full={"eval_every": 10},
+    tasks=(
+        *({"dataset": name, "learning_rate": 0.01} for name in ("aircraft", "cars")),
+        *({"dataset": f"{name}:enlarged"} for name in ("cifar10", "cifar100")),
+        *({"dataset": name} for name in ("birdsnap", "caltech101", "caltech256", "dtd", "flowers", "food101")),
+        *({"dataset": name} for name in ("pets", "sun397")),
     ),
+    few=slice(0),
+    more=(),
+    networks=(),
+    released=("resnet50_imagenet",),
 )
-PROFILES = {"smoke": SMOKE, "small": SMALL, "full": FULL}
+PROFILES = {"smoke": SMOKE, "small": SMALL, "full": FULL, "paper": PAPER}
 
 
 def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
@@ -182,7 +216,8 @@ def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
         for own in (found, drawn)
     )
     others = [run for run in of_drawn if run not in of_judged]
-    return {"upstream": list(of_judged)} | found | {"upstream_others": others} | drawn
+    every = {"upstream": list(of_judged)} | found | {"upstream_others": others} | drawn
+    return {name: runs for name, runs in every.items() if runs}
 
 
 def _judged(size: SimpleNamespace, networks: "_Networks") -> dict[str, list[Run]]:
@@ -215,7 +250,9 @@ def _drawn(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
     augmented = size.probe | {"n_passes": size.n_passes}
     return found | {
         "augmented": networks.carried(chosen, few, training="probe", **augmented),
-        "detection": networks.carried(chosen, [{}], training="detect", **size.detect),
+        "detection": networks.carried(chosen, size.detect, training="detect"),
+        "linear_released": networks.released(size.tasks, training="probe", **size.probe),
+        "full_released": networks.released(size.tasks, training="full", **size.full),
     }
 
 
@@ -230,7 +267,12 @@ class _Networks:
     def carried(self, chosen: Iterable[tuple[str, float]], tasks: Iterable[Some], **options: Option) -> list[Run]:
         """Runs of networks, by method and density, on tasks."""
         tasks = list(tasks)
-        return [self._run(*each, **task | options) for each in chosen for task in tasks]
+        return [self._run(*each, **options | task) for each in chosen for task in tasks]
+
+    def released(self, tasks: Iterable[Some], **options: Option) -> list[Run]:
+        """Runs of networks that others have trained."""
+        every = [self.network | options | task | {"checkpoint": name} for name in self.size.released for task in tasks]
+        return [make_run("transfer", TransferOptions, seed=self.seed, **own) for own in every]
 
     def inspected(self, chosen: Iterable[tuple[str, float]]) -> list[Run]:
         """Runs that look at networks, and test them on images held out of their training."""
@@ -260,7 +302,7 @@ class _Networks:
                 own = {"start": "ticket"} if rounds else {}
                 rounds.append(self._masked(*rounds[-1:], **method | own, density=left, rewind_epochs=1.0))
             return rounds[-1]
-        own = {"threshold_decay": size.threshold_decays[density]} if upstream == "str" else {}
+        own = size.thresholds[density] if upstream == "str" else {}
         return self._masked(**method | size.masked | own, density=density)
 
     def _masked(self, *parents: Run, **options: Option) -> Run:

@@ -1,7 +1,5 @@
 """Transfer: what a run is made of. A trained network is probed, trained whole on a task, or looked at."""
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,20 +7,19 @@ import torch
 from torch import nn
 
 from prunelab import cost, detection
-from prunelab.channels.dead import channel_table
 from prunelab.data import LabelledImages
 from prunelab.data.downstream import metric_of
 from prunelab.data.scenes import scenes_of
 from prunelab.density import check_density
-from prunelab.features import augmented_features, features_of_sets
 from prunelab.methods.static import Static
-from prunelab.probes import METRICS, train_probes
+from prunelab.probes import METRICS
 from prunelab.recipes.common import generator_of, image_of
 from prunelab.recipes.recipe import Outline, Setup, State, check_choices
 from prunelab.recipes.released import state_of_checkpoint
-from prunelab.recipes.structures import carried_over, same_network
+from prunelab.recipes.structures import carried_over
+from prunelab.recipes.transfer.looks import inspect, probe
 from prunelab.recipes.transfer.plan import TRAININGS, UPSTREAM, TransferOptions
-from prunelab.training import Result, evaluate
+from prunelab.training import Result
 
 _SCENE_SIDE = 32  # in pixels
 _N_TEST_SCENES, _N_SHOWN = 200, 4
@@ -74,14 +71,14 @@ def setup(options: TransferOptions, dataset: LabelledImages, parents: Sequence[S
         _check_parent(options, parent)
     torch.manual_seed(seed)  # of the new head
     if options.training == "inspect":
-        return _inspected(options, dataset, parent)
+        return inspect(options, dataset, parent)
     if options.training == "detect":
         return _detecting(options, dataset, parent, seed=seed)
     if options.upstream == "lottery":  # a ticket for transfer: the last mask, on the values early in training
         parent = replace(parent, model=parent.start)
     model, method = carried_over(options, dataset, parent)
     if options.training == "probe":
-        return _probed(options, dataset, model, seed=seed)
+        return probe(options, dataset, model, seed=seed)
     own = {"model": model, "method": method, "training": {"metric": METRICS[metric_of(options.dataset)]}}
     return _setup(options, dataset, parent, **own)
 
@@ -93,29 +90,6 @@ def _check_parent(options: TransferOptions, parent: State) -> None:
     wanted = UPSTREAM[options.upstream] | ({} if options.upstream == "dense" else {"density": options.density})
     if wrong := {name: parent.options.get(name) for name, value in wanted.items() if parent.options.get(name) != value}:
         raise ValueError(f"upstream={options.upstream} needs a parent with {wanted}, this one has {wrong}")
-
-
-def _probed(options: TransferOptions, dataset: LabelledImages, model: nn.Module, *, seed: int) -> dict:
-    """Trains classifiers on the features of a frozen network, and tells how accurate they are on average."""
-    started = time.monotonic()
-    train, test = features_of_sets(model, dataset)
-    if options.n_passes:
-        drawn = generator_of("augmented", seed)
-        train = augmented_features(model, dataset, n_passes=options.n_passes, generator=drawn)
-    probes = train_probes(
-        *train,
-        num_classes=dataset.num_classes,
-        generators=[generator_of(f"probe {number}", seed) for number in range(options.n_probes)],
-        learning_rates=[options.learning_rate] * options.n_probes,
-        **{name: getattr(options, name) for name in ("n_epochs", "batch_size", "momentum", "weight_decay", "schedule")},
-    )
-    accuracies = probes.accuracies(*test)[metric_of(options.dataset)]
-    mean = None if None in accuracies else statistics.mean(accuracies)
-    return {
-        "metrics": {"test_accuracy": mean, "n_features": train[0].shape[-1]},
-        "curves": {"probe": list(range(options.n_probes)), "test_accuracy": accuracies},
-        "seconds": time.monotonic() - started,
-    }
 
 
 def _detecting(options: TransferOptions, dataset: LabelledImages, parent: State, *, seed: int) -> Setup:
@@ -158,21 +132,3 @@ def _setup(
         state=parent.lost,
         **own,
     )
-
-
-def _inspected(options: TransferOptions, dataset: LabelledImages, parent: State) -> dict:
-    """Tests a network as it is, with its own head, on images held out of its training; counts dead channels."""
-    started = time.monotonic()
-    model = same_network(options, dataset, parent).to(dataset.device, memory_format=torch.channels_last)
-    _, accuracy = evaluate(model, dataset)
-    channels = channel_table(model, {name: mask.cpu() for name, mask in parent.masks.items()}, **image_of(dataset))
-    shares = {
-        f"dead_{kind}": cost.total(channels, f"n_dead_{kind}") / cost.total(channels, f"n_{kind}")
-        for kind in ("filters", "inputs")
-    }
-    return {
-        "metrics": {"validation_accuracy": accuracy} | shares,
-        "channels": channels,
-        "curves": {},
-        "seconds": time.monotonic() - started,
-    }
