@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from prunelab import cost, detection
 from prunelab.data import LabelledImages
@@ -13,7 +12,7 @@ from prunelab.data.scenes import scenes_of
 from prunelab.density import check_density
 from prunelab.methods.static import Static
 from prunelab.probes import METRICS
-from prunelab.recipes.common import generator_of, image_of
+from prunelab.recipes.common import generator_of, image_of, layers_of
 from prunelab.recipes.recipe import Outline, Setup, State, check_choices
 from prunelab.recipes.released import state_of_checkpoint
 from prunelab.recipes.structures import carried_over
@@ -79,8 +78,15 @@ def setup(options: TransferOptions, dataset: LabelledImages, parents: Sequence[S
     model, method = carried_over(options, dataset, parent)
     if options.training == "probe":
         return probe(options, dataset, model, seed=seed)
-    own = {"model": model, "method": method, "training": {"metric": METRICS[metric_of(options.dataset)]}}
-    return _setup(options, dataset, parent, **own)
+    return Setup(
+        model,
+        reference=layers_of(options, dataset, options.width),
+        n_epochs=options.n_epochs,
+        ordinary_epochs=options.n_epochs,
+        training={"metric": METRICS[metric_of(options.dataset)]},
+        method=method,
+        state=parent.lost,
+    )
 
 
 def _check_parent(options: TransferOptions, parent: State) -> None:
@@ -108,27 +114,13 @@ def _detecting(options: TransferOptions, dataset: LabelledImages, parent: State,
         }
         return {"metrics": {"mean_average_precision": detection.mean_average_precision(found, true)}, "boxes": shown}
 
-    return _setup(
-        options,
-        scenes,
-        parent,
-        model=detector,
-        method=Static(detector, detection.masks_of(method.masks)) if method else None,
-        training={"objective": detection.objective, "augment": False},
-        dataset=scenes,
-        finish=fields,
-    )
-
-
-def _setup(
-    options: TransferOptions, images: LabelledImages, parent: State, *, model: nn.Module, **own: object
-) -> Setup:
-    """What all trainings share."""
     return Setup(
-        model,
-        reference=cost.layer_table(model, **image_of(images)),
+        detector,
+        reference=cost.layer_table(detector, **image_of(scenes)),
         n_epochs=options.n_epochs,
         ordinary_epochs=options.n_epochs,
-        state=parent.lost,
-        **own,
+        training={"objective": detection.objective, "augment": False},
+        dataset=scenes,
+        method=Static(detector, detection.masks_of(method.masks)) if method else None,
+        finish=fields,
     )
