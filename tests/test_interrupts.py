@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -28,7 +29,14 @@ def test_stopped_command_says_one_line_and_its_workers_nothing(tmp_path, command
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT / "lib"), "PRUNELAB_DATA": str(tmp_path)}
     arguments = [sys.executable, "-m", "prunelab.cli", *command.split(), "--device", "cpu", "--jobs", "2"]
     with (tmp_path / "stderr").open("w+") as stderr:
-        process = subprocess.Popen(arguments, stderr=stderr, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            arguments,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,
+            # Tests that a shell runs in the background ignore Ctrl-C, and so would what they start.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
         end = time.monotonic() + 60
         while not any(path.stat().st_size for path in tmp_path.glob(begun)):
             assert time.monotonic() < end and process.poll() is None
