@@ -1,5 +1,7 @@
 """How claims are written: what can be read, and which runs a comparison is about."""
 
+from itertools import chain
+
 import pandas as pd
 import pytest
 
@@ -63,6 +65,12 @@ def test_runs_are_found_by_seed_at_each_listed_value():
         [1, "rigl 0.05 1", "set 0.05 1", "density=0.05"],
         [0, "rigl 0.05 0", "set 0.05 0", "density=0.05"],
     ]
+
+
+def test_a_cell_with_a_value_of_its_own_keeps_it_where_another_lists_several():
+    read = claim(better="method=rigl density=0.2|0.1", worse="method=dense density=1", where="")
+    at = {name: [*chain(*(cell["density"] for cell in cells))] for name, cells in claims.levels(read).items()}
+    assert at == {"density=0.2": ["0.2", "1"], "density=0.1": ["0.1", "1"]}
 
 
 @pytest.mark.parametrize(
