@@ -69,7 +69,7 @@ class TransferOptions(TrainingOptions):
 #   fine_tuning: Of what structured pruning leaves.
 #   channels: Share of the channels inside of blocks that it leaves.
 #   n_held_out: Training images of upstream that no run trains on, a second test set.
-#   probe, full: How classifiers on features are trained, and whole networks.
+#   probe, full: How classifiers on features are trained, and whole networks; rates are chosen on held-out images.
 #   detect: What detectors are trained on, and how.
 #   n_passes: Copies of the training images in the augmented variant of classifiers.
 #   tasks: General ones first.
@@ -129,12 +129,12 @@ SMALL = SimpleNamespace(
     fine_tuning={"fine_tune_epochs": 15, "fine_tune_rate": 0.01},
     channels=0.25,
     n_held_out=6_550,
-    probe={"n_epochs": 60, "learning_rate": 0.1},
+    probe={"n_epochs": 60, "learning_rate": 0.01},
     n_passes=10,
     detect=(
         {"dataset": "glyphs:greek", "in_colour": True, "n_scenes": 1_500, "n_epochs": 12, "batch_size": 25} | _ADAM,
     ),
-    full={"n_epochs": 15, "learning_rate": 0.02, "eval_every": 15},
+    full={"n_epochs": 15, "learning_rate": 0.05, "eval_every": 15},
     tasks=tuple(task | {"n_train": 2_000} for task in (*_GENERAL, *_SPECIALISED)),
     few=slice(4),
     more=_MORE,
@@ -158,7 +158,7 @@ FULL = SimpleNamespace(
         },
         "penalty": 1e-4,
         "n_held_out": 5_240,
-        "full": {"n_epochs": 20, "learning_rate": 0.02, "eval_every": 20},
+        "full": {"n_epochs": 20, "learning_rate": 0.05, "eval_every": 20},
         "tasks": tuple(task | {"n_train": 3_000} for task in (*_GENERAL, *_SPECIALISED)),
         "networks": (
             *({"model": model, "width": 1.0} for model in ("resnet20", "resnet56")),
