@@ -7,10 +7,11 @@ from prunelab import cost, data, paths
 from prunelab.methods import METHODS
 from prunelab.methods.gradual import scheduled_count
 from prunelab.methods.static import active_counts
-from prunelab.models import MODELS, TORCHVISION_MODELS
+from prunelab.models import MODELS, TORCHVISION_MODELS, build_model
 from prunelab.recipes import RIGL, runner
 from prunelab.recipes.common import network_of
 from prunelab.recipes.masking import STARTS, width_of
+from prunelab.recipes.recipe import State
 from prunelab.recipes.rigl import setup
 from prunelab.recipes.rigl.plan import RigLOptions
 from prunelab.runs import Run
@@ -511,3 +512,18 @@ def test_own_criterion_without_rigl_and_training_of_no_epoch_are_refused():
         execute(method="set", grow_score=lambda weight, gradient: gradient.abs())
     with pytest.raises(ValueError, match=r"2 epochs times 0\.1 leave no training"):
         execute(train_multiplier=0.1)
+
+
+@pytest.mark.parametrize("name", ["gmp", "woodfisher", "acdc"])
+def test_method_that_chooses_its_own_mask_goes_on_from_a_dense_solution_only(name):
+    images = data.load("digits", n_train=128)
+    options = {"model": "resnet8", "width": 0.25, "dataset": "digits", "n_train": 128, "batch_size": 64}
+    own = RIGL.options_of(RIGL.run(seed=3, method=name, start="solution", parents=(RIGL.run(seed=0),), **options))
+    model = build_model("resnet8", num_classes=10, in_channels=1, image_size=8, width=0.25)
+    parent = State(model.state_dict(), 10, {}, 0.0)
+    begun = RIGL.setup(own, images, [parent], seed=3)
+    assert all(torch.equal(value, parent.model[key]) for key, value in begun.model.state_dict().items())
+    assert all(mask.all() for mask in begun.method.masks.values())
+    parent.masks = {"conv": model.conv.weight > 0}
+    with pytest.raises(ValueError, match=f"{name} chooses its own mask: it goes on from a dense parent, not a masked"):
+        RIGL.setup(own, images, [parent], seed=3)
