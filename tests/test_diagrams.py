@@ -51,3 +51,24 @@ def test_kept_weights_have_a_frame_and_all_have_their_score(axes):
     ]
     assert [[text.get_text() for text in ax.texts] for ax in axes[:2]] == [["0.50", "0.25"], ["0.00", "3.00"]]
     assert [[frame.get_x() for frame in ax.patches] for ax in axes[:2]] == [[-0.46], [0.54]]
+
+
+def test_pruned_weights_are_coloured_in_all_three_panels(axes):
+    data = diagrams.pruning_costs([1.0, 0.5], [0.1, 0.4], [0.0, 0.7], [True, False], axes=axes)
+    assert data.values.tolist() == [[1.0, 0.1, 0.0, True], [0.5, 0.4, 0.7, False]]
+    heights = [[bar.get_height() for bar in ax.patches[:2]] for ax in axes]
+    assert heights == [[1.0, 0.5], [0.1, 0.4], [0.0, 0.7]]
+    wanted = [plt.matplotlib.colors.to_rgba(color) for color in (diagrams.DROPPED, diagrams.KEPT)]
+    assert all([bar.get_facecolor() for bar in ax.patches[:2]] == wanted for ax in axes)
+
+
+def test_a_frozen_body_is_grey_and_heads_always_learn(axes):
+    data = diagrams.transfers({"frozen": (False, "new"), "free": (True, "new")}, axes=axes[:2])
+    learning = data.groupby(["panel", "layer"])["learns"].agg(["all", "any"])
+    assert not learning.loc["frozen"].loc[:2, "any"].any() and learning.loc["frozen"].loc[3, "all"]
+    assert learning.loc["free", "all"].all()
+    colors = [{line.get_color() for line in ax.lines if len(line.get_xdata())} for ax in axes[:2]]
+    assert colors[1] == {diagrams.KEPT, diagrams.GROWN} and diagrams.INACTIVE in colors[0]
+    heads = data[data["layer"] == 3].groupby("panel").size()
+    assert heads.tolist() == [15, 15]  # five units to three classes, dense
+    assert not data.duplicated().any()

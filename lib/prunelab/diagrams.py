@@ -1,6 +1,7 @@
 """Drawings that explain a method on a few numbers; `figures` draws records."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -197,3 +198,77 @@ def kept_largest(
         ax.set(title=name, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     return pd.DataFrame(rows)
+
+
+def pruning_costs(
+    weights: Sequence[float],
+    costs: Sequence[float],
+    moved: Sequence[float],
+    pruned: Sequence[bool],
+    *,
+    axes: Sequence[Axes],
+) -> pd.DataFrame:
+    """Draws weights, what the loss would rise without each, and the weights after those of least cost are gone.
+
+    Args:
+        weights: Before.
+        costs: Of each weight.
+        moved: The weights after the pruning, 0 where pruned.
+        pruned: Which go.
+        axes: Three, side by side.
+    Returns:
+        One row a weight: `weight`, `cost`, `moved`, `pruned`.
+    """
+    data = pd.DataFrame({"weight": weights, "cost": costs, "moved": moved, "pruned": pruned})
+    colors = np.where(data["pruned"], DROPPED, KEPT)
+    titles = ("weights $w$", "what the loss rises without each", "the weights after the pruning")
+    for ax, column, title in zip(axes, ("weight", "cost", "moved"), titles, strict=True):
+        ax.bar_label(ax.bar(data.index, data[column], color=colors, width=0.7), fmt="%.3g", fontsize=9)
+        ax.set_title(title, fontsize=10)
+        ax.set(yticks=[], xticks=data.index, xticklabels=[f"$w_{number}$" for number in data.index])
+        ax.margins(y=0.15)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    for name, color in {"stays": KEPT, "goes": DROPPED}.items():
+        axes[1].bar(0, 0, color=color, label=name)
+    axes[1].legend(frameon=False, fontsize=8.5)
+    return data
+
+
+def transfers(panels: Mapping[str, tuple[bool, str]], *, axes: Sequence[Axes]) -> pd.DataFrame:
+    """Draws a network with few connections and its head: what of it learns is coloured, what is frozen is grey.
+
+    Args:
+        panels: By title, whether the connections learn, and the name of the head, which always does.
+        axes: One for each panel.
+    Returns:
+        One row a connection of a panel: `panel`, `layer`, `start`, `end`, `learns`.
+    """
+    n_layers, n_units, n_classes = 3, 5, 3
+    # Some of all connections, in a fixed pattern without order.
+    body = [
+        (layer, unit, (2 * unit + layer + step) % n_units)
+        for layer, unit, step in product(range(n_layers), range(n_units), (0, 2))
+        if (unit + layer + step) % 3
+    ]
+    head = [(n_layers, unit, output) for unit in range(n_units) for output in range(n_classes)]
+    rows = []
+    for ax, (title, (learns, name)) in zip(axes, panels.items(), strict=True):
+        for layer, start, end in body + head:
+            is_head = layer == n_layers
+            color = GROWN if is_head else KEPT if learns else INACTIVE
+            ends = (start, end + (n_units - n_classes) / 2 * is_head)
+            ax.plot((layer, layer + 1), ends, color=color, linewidth=1.6, zorder=1)
+            rows.append((title, layer, start, end, learns or is_head))
+        for layer in range(n_layers + 1):
+            ax.scatter([layer] * n_units, range(n_units), s=70, color="white", edgecolor="#555555", zorder=2)
+        ax.scatter([n_layers + 1] * n_classes, np.arange(n_classes) + 1, s=70, color="white", edgecolor=GROWN, zorder=2)
+        ax.text(n_layers + 1, n_units - 0.6, name, ha="center", color=GROWN, fontsize=9)
+        ax.set(xticks=[], yticks=[], xlim=(-0.4, n_layers + 1.7), ylim=(-0.5, n_units))
+        ax.set_title(title, fontsize=10)
+        ax.spines[:].set_visible(False)
+    named = {"learns": KEPT, "frozen": INACTIVE, "learns, every connection": GROWN}
+    handles = [axes[0].plot([], [], color=color, label=label, linewidth=2)[0] for label, color in named.items()]
+    axes[len(panels) // 2].legend(
+        handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0.02)
+    )
+    return pd.DataFrame(rows, columns=["panel", "layer", "start", "end", "learns"])
