@@ -523,3 +523,58 @@ def test_boxes_of_a_scene_are_drawn_where_they_are_and_those_found_are_named(ax)
     assert ax.get_xlim() == (0, 12) and ax.get_ylim() == (10, 0)
     figures.scene_boxes(np.zeros((10, 12, 3), dtype=np.uint8), true, found.iloc[:0], ax=ax)  # where nothing is found
     assert len(ax.patches) == 4
+
+
+def beside(*leads):
+    """Two tasks of errors 0.5 and 0.25, and by how much each of two seeds of RigL and GMP is ahead of dense."""
+    keys = [("rigl", "cifar10"), ("rigl", "glyphs:greek"), ("gmp", "cifar10"), ("gmp", "glyphs:greek")]
+    rows = [
+        {"upstream": upstream, "dataset": task, "seed": seed, "lead": lead, "difficulty": at, "increase": -lead / at}
+        for (upstream, task), lead in zip(keys, leads, strict=True)
+        for seed, at in ((0, 0.5 if task == "cifar10" else 0.25), (1, 0.5 if task == "cifar10" else 0.25))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_leads_stand_in_a_row_for_each_task(ax):
+    rows = beside(0.1, 0.2, -0.1, 0.0)
+    rows.loc[0, "lead"] = 0.3  # one seed of RigL on CIFAR-10; the other has 0.1
+    data = figures.leads_by_task(rows, ax=ax)
+    assert data["mean"].tolist() == pytest.approx([0.2] * 4 + [-0.1] * 2 + [0.0] * 2)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["CIFAR-10", "Greek letters"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first task is on top
+    means = {line.get_label(): line.get_xdata().tolist() for line in ax.lines if line.get_markersize() == 7}
+    assert means.pop("RigL") == pytest.approx([0.2] * 4)
+    assert means == {"gradual pruning": [-0.1, -0.1, 0.0, 0.0]}
+
+
+def test_trends_have_the_slope_of_least_squares(ax):
+    data = figures.error_trends(beside(-0.1, 0.0, 0.05, 0.05), ax=ax)
+    # RigL: 0 at 0.25, 0.2 at 0.5; gradual pruning: -0.2 at 0.25, -0.1 at 0.5.
+    assert dict(zip(data["upstream"], data["slope"], strict=True)) == pytest.approx({"rigl": 0.8, "gmp": 0.4})
+    lines = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2]
+    ends = sorted([value for value in line.get_ydata()] for line in lines if line.get_color() != "#000000")
+    assert ends == [pytest.approx([-0.2, -0.1]), pytest.approx([0.0, 0.2])]
+
+
+def test_a_method_on_one_task_has_no_trend(ax):
+    data = figures.error_trends(beside(0.1, 0.2, -0.1, 0.0).query("dataset == 'cifar10'"), ax=ax)
+    assert data["slope"].isna().all()
+
+
+def test_a_turn_joins_both_transfers_of_each_method(ax):
+    means = pd.DataFrame({"linear": {"rigl": 0.01, "gmp": -0.02}, "full": {"rigl": -0.01, "gmp": 0.0}})
+    data = figures.turn(means, ax=ax)
+    assert data.values.tolist() == [["rigl", 0.01, -0.01], ["gmp", -0.02, 0.0]]
+    assert sorted(line.get_ydata().tolist() for line in ax.lines[:2]) == [[-0.02, 0.0], [0.01, -0.01]]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["linear", "full"]
+
+
+def test_agreement_draws_every_run_and_the_line_of_equals(ax):
+    runs = pd.DataFrame(
+        {"upstream": ["rigl", "gmp"], "upstream_accuracy": [0.2, 0.3], "validation_accuracy": [0.25, 0.1]}
+    )
+    data = figures.agreement(runs, "upstream_accuracy", "validation_accuracy", ax=ax)
+    assert data.equals(runs)
+    assert list(ax.lines[-1].get_xdata()) == list(ax.lines[-1].get_ydata()) == [0.1, 0.3]
+    assert ax.get_xlabel() == "upstream test accuracy" and ax.get_ylabel() == "accuracy on held-out images"

@@ -1,8 +1,9 @@
 """Measures of transfer, by hand."""
 
+import pandas as pd
 import pytest
 
-from prunelab.transfer import errors, relative_error_increase, relative_error_increases
+from prunelab.transfer import against_dense, errors, relative_error_increase, relative_error_increases
 
 DENSE = {"cars": 0.5, "pets": 0.9, "dtd": 0.75}
 
@@ -39,3 +40,31 @@ def test_dense_network_has_no_increase_over_itself():
 def test_what_cannot_be_compared_is_refused(own, dense, message):
     with pytest.raises(ValueError, match=message):
         relative_error_increase(own, dense)
+
+
+def frame(rows):
+    return pd.DataFrame(rows, columns=["upstream", "dataset", "seed", "test_accuracy"])
+
+
+def test_networks_stand_beside_the_dense_one_of_their_seed_and_task():
+    rows = [("dense", "cars", 0, 0.5), ("gmp", "cars", 0, 0.4), ("dense", "cars", 1, 0.75), ("gmp", "cars", 1, 0.8)]
+    beside = against_dense(frame(rows))
+    assert beside["upstream"].tolist() == ["gmp", "gmp"] and beside["seed"].tolist() == [0, 1]
+    assert beside["lead"].tolist() == pytest.approx([-0.1, 0.05])
+    assert beside["difficulty"].tolist() == pytest.approx([0.5, 0.25])
+    assert beside["increase"].tolist() == pytest.approx([0.2, -0.2])
+
+
+def test_increases_of_a_table_are_those_of_accuracies_by_task():
+    own = {"cars": 0.4, "pets": 0.9, "dtd": 0.8}
+    rows = [(name, task, 0, at[task]) for name, at in (("dense", DENSE), ("gmp", own)) for task in DENSE]
+    beside = against_dense(frame(rows)).set_index("dataset")["increase"]
+    assert beside.to_dict() == pytest.approx(relative_error_increases(own, DENSE))
+
+
+@pytest.mark.parametrize(
+    "rows", [[("gmp", "cars", 0, 0.4)], [("dense", "cars", 0, 0.4)] * 2 + [("gmp", "cars", 0, 0.4)]]
+)
+def test_a_network_without_one_dense_network_is_refused(rows):
+    with pytest.raises(ValueError, match="each network needs one dense network with the same seed, dataset"):
+        against_dense(frame(rows))

@@ -3,7 +3,9 @@
 Source: Iofinova et al. 2022, arXiv:2111.13445; as in `data/paper`, dense errors stand for the difficulty of tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 
 Accuracies = Mapping[str, float]  # of each task, by its name; shares
 
@@ -48,3 +50,26 @@ def relative_error_increase(accuracies: Accuracies, dense: Accuracies) -> float:
     """Returns the mean of `relative_error_increases`, whose arguments and errors these are, over all tasks."""
     increases = relative_error_increases(accuracies, dense)
     return sum(increases.values()) / len(increases)
+
+
+def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> pd.DataFrame:
+    """Sets the accuracies of networks beside those of the dense network on the same tasks.
+
+    Args:
+        frame: One row a network and task: `upstream`, `dataset`, `test_accuracy` and the columns `within`.
+        within: What a network shares with the dense one that it is compared with.
+    Returns:
+        The rows of all but the dense networks with `lead`, by how much the accuracy is larger than the dense one's;
+        `difficulty`, the dense error; and `increase`, as in `relative_error_increases`.
+    Raises:
+        ValueError: A network without a dense one, or several dense ones for one.
+    """
+    keys, is_dense = [*within, "dataset"], frame["upstream"] == "dense"
+    dense = frame[is_dense].set_index(keys)["test_accuracy"].astype(float)
+    rows = frame[~is_dense]
+    wanted = pd.MultiIndex.from_frame(rows[keys])
+    if not dense.index.is_unique or not wanted.isin(dense.index).all():
+        raise ValueError(f"each network needs one dense network with the same {', '.join(keys)}")
+    accuracy, of_dense = rows["test_accuracy"].astype(float), dense.reindex(wanted).to_numpy()
+    lead, difficulty = accuracy - of_dense, 1 - of_dense
+    return rows.assign(lead=lead, difficulty=difficulty, increase=-lead / difficulty)

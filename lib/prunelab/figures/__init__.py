@@ -34,9 +34,11 @@ from prunelab.figures.style import (
     SCORE_STYLE,
     START_STYLE,
     TRAINING_STYLE,
+    UPSTREAM_STYLE,
     name,
     percent,
 )
+from prunelab.figures.transfers import agreement, error_trends, leads_by_task, turn
 from prunelab.figures.widths import retained, retained_over_time, width_shares
 
 __all__ = [
@@ -49,11 +51,15 @@ __all__ = [
     "SIZE",
     "START_STYLE",
     "TRAINING_STYLE",
+    "UPSTREAM_STYLE",
+    "agreement",
     "curves",
+    "error_trends",
     "forest",
     "heat_map",
     "kernel_patterns",
     "layer_densities",
+    "leads_by_task",
     "loss_paths",
     "mask_survival",
     "measured_densities",
@@ -73,5 +79,6 @@ __all__ = [
     "settings",
     "speed_curves",
     "strips",
+    "turn",
     "width_shares",
 ]

@@ -77,6 +77,18 @@ SCORE_STYLE: dict[str, dict[str, str]] = {
     "refer": {"color": "#009E73", "marker": "^", "label": "ReFer"},
     "afr": {"color": "#0072B2", "marker": "o", "label": "AFR"},
 }
+UPSTREAM_STYLE: dict[str, dict[str, str]] = {
+    "dense": {"color": "#000000", "marker": "P", "label": "dense"},
+    "gmp": {"color": "#6B3A00", "marker": "d", "label": "gradual pruning"},
+    "woodfisher": {"color": "#D55E00", "marker": "p", "label": "WoodFisher"},
+    "acdc": {"color": "#009E73", "marker": "^", "label": "AC/DC"},
+    "str": {"color": "#CC79A7", "marker": "D", "label": "STR"},
+    "rigl": {"color": "#0072B2", "marker": "o", "label": "RigL"},
+    "rigl_5x": {"color": "#56B4E9", "marker": "X", "label": "RigL, 5 times as long"},
+    "lottery": {"color": "#7830F0", "marker": "<", "label": "ticket for transfer"},
+    "l1": {"color": "#8C8C8C", "marker": "s", "label": "L1 norm of filters"},
+    "slimming": {"color": "#E69F00", "marker": "v", "label": "Network Slimming"},
+}
 PATH_STYLE: dict[str, dict[str, str]] = {
     "line": {"color": "#000000", "marker": "o", "label": "straight line"},
     "quadratic_sparse": {"color": "#E69F00", "marker": "v", "label": "quadratic curve, sparse"},
@@ -134,6 +146,7 @@ STYLES = {
     "pruning": PRUNING_STYLE,
     "design": DESIGN_STYLE,
     "score": SCORE_STYLE,
+    "upstream": UPSTREAM_STYLE,
 }
 _LABELS = {
     "train_loss": "training loss",
@@ -149,6 +162,10 @@ _LABELS = {
     "mixture": "share of SNIP in AFR",
     "n_scored": "images that scores are taken from",
     "n_rounds": "rounds of scoring",
+    "dead_filters": "filters without a weight",
+    "dead_inputs": "dead input channels",
+    "upstream_accuracy": "upstream test accuracy",
+    "validation_accuracy": "accuracy on held-out images",
     "position": "position on the path",
     "setting": "",
     "update_every": "steps between updates",
@@ -215,7 +232,7 @@ def name(value: object) -> str:
 
 def is_share(metric: str) -> bool:
     """Tells whether a metric is written in percent."""
-    return metric.endswith(("accuracy", "density", "ratio", "survival"))
+    return metric.startswith("dead_") or metric.endswith(("accuracy", "density", "ratio", "survival", "precision"))
 
 
 def percent(share: float, _position: int | None = None) -> str:
