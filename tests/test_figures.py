@@ -539,7 +539,7 @@ def beside(*leads):
 def test_leads_stand_in_a_row_for_each_task(ax):
     rows = beside(0.1, 0.2, -0.1, 0.0)
     rows.loc[0, "lead"] = 0.3  # one seed of RigL on CIFAR-10; the other has 0.1
-    data = figures.leads_by_task(rows, ax=ax)
+    data = figures.leads(rows, ax=ax)
     assert data["mean"].tolist() == pytest.approx([0.2] * 4 + [-0.1] * 2 + [0.0] * 2)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["CIFAR-10", "Greek letters"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first task is on top
@@ -570,11 +570,35 @@ def test_a_turn_joins_both_transfers_of_each_method(ax):
     assert [text.get_text() for text in ax.get_xticklabels()] == ["linear", "full"]
 
 
-def test_agreement_draws_every_run_and_the_line_of_equals(ax):
-    runs = pd.DataFrame(
-        {"upstream": ["rigl", "gmp"], "upstream_accuracy": [0.2, 0.3], "validation_accuracy": [0.25, 0.1]}
-    )
-    data = figures.agreement(runs, "upstream_accuracy", "validation_accuracy", ax=ax)
+def test_leads_may_stand_in_rows_of_networks(ax):
+    rows = beside(0.1, 0.2, -0.1, 0.0).assign(network=["small"] * 4 + ["large"] * 4)
+    data = figures.leads(rows, ax=ax, by="network")
+    assert list(data) == ["upstream", "network", "lead", "mean"]
+    assert data["mean"].tolist() == pytest.approx([0.15] * 4 + [-0.05] * 4)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["small", "large"]
+
+
+@pytest.mark.parametrize("are_alike", [True, False])
+def test_a_scatter_draws_every_run_and_perhaps_the_line_of_equals(ax, are_alike):
+    x, y = "upstream_accuracy", "validation_accuracy"
+    runs = pd.DataFrame({"upstream": ["rigl", "gmp"], x: [0.2, 0.3], y: [0.25, 0.1]})
+    data = figures.scatter(runs, x, y, ax=ax, are_alike=are_alike)
     assert data.equals(runs)
-    assert list(ax.lines[-1].get_xdata()) == list(ax.lines[-1].get_ydata()) == [0.1, 0.3]
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
+    assert drawn == [([0.3], [0.1]), ([0.2], [0.25])] + [([0.1, 0.3], [0.1, 0.3])] * are_alike
     assert ax.get_xlabel() == "upstream test accuracy" and ax.get_ylabel() == "accuracy on held-out images"
+
+
+def test_dead_filters_are_summed_over_records_and_the_output_layer_is_left_out(ax):
+    def record(*dead):
+        rows = zip(("conv", "block", "fc"), (*dead, 0), (4, 8, 0), strict=True)
+        return {"channels": [{"layer": name, "n_dead_filters": n, "n_filters": of} for name, n, of in rows]}
+
+    data = figures.dead_by_layer({"acdc": [record(1, 4), record(2, 0)], "gmp": [record(0, 8)]}, ax=ax)
+    assert data.values.tolist() == [
+        ["gmp", "conv", 0.0],
+        ["gmp", "block", 1.0],
+        ["acdc", "conv", 0.375],
+        ["acdc", "block", 0.25],
+    ]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.0, 1.0], [0.375, 0.25]]

@@ -70,8 +70,8 @@ def judge(recipe: Recipe, profile: str, *, of: Iterable[Claim] | None = None) ->
     experiments = recipe.experiments(profile)
     ids = {name: [run.id for run in runs] for name, runs in experiments.items()}
     frame = records.frame(records.load(recipe.notebook), ids)
-    planned = records.planned(experiments, {recipe.name: recipe.defaults})
-    return verdicts.table(frame, planned=planned, profile=profile, of=of)
+    planned = records.planned(experiments, {name: each.defaults for name, each in recipes.RECIPES.items()})
+    return verdicts.table(frame, planned=planned, profile=profile, recipe=recipe.name, of=of)
 
 
 def _tally(judged: pd.DataFrame) -> str:

@@ -86,9 +86,10 @@ def table(
     *,
     planned: pd.DataFrame | None = None,
     profile: str | None = None,
+    recipe: str | None = None,
     of: Iterable[Claim] | None = None,
 ) -> pd.DataFrame:
-    """Judges the claims about the recipes in a plan, one row a part.
+    """Judges the claims about the recipes in a plan, or about one of them, one row a part.
 
     A part that pools listed values and cannot be judged, while one of these can, has a row for each of them too; one
     that is to be seen in other settings has a row for each of these, whose verdict is `BESIDE`.
@@ -99,6 +100,7 @@ def table(
         planned: `records.planned` of the same profile; None where `frame` has all that is planned. Where it is empty,
             all claims are listed.
         profile: That profile; a claim is not judged on a smaller one than its own. None judges what there is.
+        recipe: Whose claims; needed where a plan lists the parents of its runs, which are another recipe's.
         of: The claims; those of `claims.load` unless given.
     Returns:
         `claim`, `part`, `at` (the listed value or other setting, "" for the part as a whole), `statement`, `metric`;
@@ -117,8 +119,9 @@ def table(
     if profile not in (None, *PROFILES):
         raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
     planned = frame if planned is None else planned
-    if "recipe" in planned:
-        known = [claim for claim in known if claim.recipe in set(planned["recipe"])]
+    if recipe or "recipe" in planned:
+        recipes = {recipe} if recipe else set(planned["recipe"])
+        known = [claim for claim in known if claim.recipe in recipes]
     rows = [row for claim in known for row in _rows(claim, frame, planned, profile)]
     judged = _judged(rows)
     return judged[judged["claim"].isin(chosen)].reset_index(drop=True)

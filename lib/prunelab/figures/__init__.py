@@ -37,8 +37,9 @@ from prunelab.figures.style import (
     UPSTREAM_STYLE,
     name,
     percent,
+    styles,
 )
-from prunelab.figures.transfers import agreement, error_trends, leads_by_task, turn
+from prunelab.figures.transfers import dead_by_layer, error_trends, leads, scatter, turn
 from prunelab.figures.widths import retained, retained_over_time, width_shares
 
 __all__ = [
@@ -52,14 +53,14 @@ __all__ = [
     "START_STYLE",
     "TRAINING_STYLE",
     "UPSTREAM_STYLE",
-    "agreement",
     "curves",
+    "dead_by_layer",
     "error_trends",
     "forest",
     "heat_map",
     "kernel_patterns",
     "layer_densities",
-    "leads_by_task",
+    "leads",
     "loss_paths",
     "mask_survival",
     "measured_densities",
@@ -75,10 +76,12 @@ __all__ = [
     "retained_over_time",
     "save_animation",
     "save_figure",
+    "scatter",
     "scene_boxes",
     "settings",
     "speed_curves",
     "strips",
+    "styles",
     "turn",
     "width_shares",
 ]

@@ -166,6 +166,8 @@ _LABELS = {
     "dead_inputs": "dead input channels",
     "upstream_accuracy": "upstream test accuracy",
     "validation_accuracy": "accuracy on held-out images",
+    "gained": "full transfer's gain over linear, beside dense",
+    "augmented_accuracy": "with features of augmented images",
     "position": "position on the path",
     "setting": "",
     "update_every": "steps between updates",

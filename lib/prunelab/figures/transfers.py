@@ -1,30 +1,33 @@
 """How networks do on other tasks beside a dense one: by task, by difficulty, and by the kind of transfer."""
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from prunelab.figures.axes import finish, ticks
-from prunelab.figures.style import label, name, percent, styles
+from prunelab.figures.style import name, percent, styles
 
 _TRANSFERS = ("linear", "full")
 _SHIFT = 0.13  # between methods in a row
 
 
-def leads_by_task(beside: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
+def leads(beside: pd.DataFrame, *, ax: Axes, by: str = "dataset") -> pd.DataFrame:
     """Draws by how many points each method is ahead of the dense network, one row a task, the first on top.
 
     Args:
         beside: `transfer.against_dense`; a small marker is a row, a large one the mean of a method and task.
+        by: The column whose values are the rows, in place of tasks.
     Returns:
-        One row a small marker: `upstream`, `dataset`, `lead`, `mean`.
+        One row a small marker: `upstream`, `by`, `lead`, `mean`.
     """
-    tasks = list(dict.fromkeys(beside["dataset"]))
-    data = beside.assign(mean=beside.groupby(["upstream", "dataset"])["lead"].transform("mean"))
+    tasks = list(dict.fromkeys(beside[by]))
+    data = beside.assign(mean=beside.groupby(["upstream", by])["lead"].transform("mean"))
     known = styles("upstream", data["upstream"])
     for number, (method, style) in enumerate(known.items()):
         own = data[data["upstream"] == method]
-        rows = own["dataset"].map(tasks.index) + _SHIFT * (number - (len(known) - 1) / 2)
+        rows = own[by].map(tasks.index) + _SHIFT * (number - (len(known) - 1) / 2)
         look = {"marker": style["marker"], "color": style["color"], "linestyle": ""}
         ax.plot(own["lead"], rows, markersize=3.5, alpha=0.4, **look)
         ax.plot(own["mean"], rows, markersize=7, label=style["label"], **look)
@@ -33,7 +36,7 @@ def leads_by_task(beside: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     ticks(ax.yaxis, range(len(tasks)), [name(task) for task in tasks])
     ax.set(xlabel="points over the dense network", ylim=(len(tasks) - 0.4, -0.6))
     ax.xaxis.set_major_formatter(_points)
-    return data[["upstream", "dataset", "lead", "mean"]].reset_index(drop=True)
+    return data[["upstream", by, "lead", "mean"]].reset_index(drop=True)
 
 
 def error_trends(beside: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
@@ -85,11 +88,12 @@ def turn(means: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     return means.rename_axis("upstream").reset_index()
 
 
-def agreement(runs: pd.DataFrame, x: str, y: str, *, ax: Axes) -> pd.DataFrame:
-    """Draws one share against another, a marker a run, with the line on which both are equal.
+def scatter(runs: pd.DataFrame, x: str, y: str, *, ax: Axes, are_alike: bool = False) -> pd.DataFrame:
+    """Draws one share against another, a marker a run, in the colour of its method.
 
     Args:
         runs: `upstream` and both columns.
+        are_alike: Whether both measure the same; draws the line on which they are equal.
     Returns:
         These three.
     """
@@ -97,12 +101,32 @@ def agreement(runs: pd.DataFrame, x: str, y: str, *, ax: Axes) -> pd.DataFrame:
     for method, style in styles("upstream", data["upstream"]).items():
         own = data[data["upstream"] == method]
         ax.plot(own[x], own[y], linestyle="", markersize=6, alpha=0.8, **style)
-    ends = [data[[x, y]].min().min(), data[[x, y]].max().max()]
-    ax.plot(ends, ends, color="#999999", linewidth=0.8, zorder=0)
+    if are_alike:
+        ends = [data[[x, y]].min().min(), data[[x, y]].max().max()]
+        ax.plot(ends, ends, color="#999999", linewidth=0.8, zorder=0)
     finish(ax, x=x, y=y)
-    ax.set_xlabel(label(x))
     ax.xaxis.set_major_formatter(percent)
     return data
+
+
+def dead_by_layer(inspected: Mapping[str, Iterable[dict]], *, ax: Axes) -> pd.DataFrame:
+    """Draws the share of filters that have no weight, layer by layer, first layer first.
+
+    Args:
+        inspected: By method, records with `channels`; those of a method are summed up.
+    Returns:
+        One row a point: `upstream`, `layer`, `dead_filters`.
+    """
+    rows = []
+    for method, style in styles("upstream", inspected).items():
+        channels = pd.concat(pd.DataFrame(record["channels"]) for record in inspected[method])
+        counts = channels.groupby("layer", sort=False)[["n_dead_filters", "n_filters"]].sum().query("n_filters > 0")
+        shares = counts["n_dead_filters"] / counts["n_filters"]
+        ax.plot(range(len(shares)), shares, linewidth=1.2, markersize=5, **style)
+        rows.append(shares.rename("dead_filters").reset_index().assign(upstream=method))
+    finish(ax, y="dead_filters")
+    ax.set_xlabel("convolution, first to last")
+    return pd.concat(rows, ignore_index=True)[["upstream", "layer", "dead_filters"]]
 
 
 def _points(share: float, _position: int | None = None) -> str:
