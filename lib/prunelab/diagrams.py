@@ -272,3 +272,34 @@ def transfers(panels: Mapping[str, tuple[bool, str]], *, axes: Sequence[Axes]) -
         handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0.02)
     )
     return pd.DataFrame(rows, columns=["panel", "layer", "start", "end", "learns"])
+
+
+def weight_paths(
+    paths: Sequence[Sequence[float]],
+    names: Sequence[str],
+    *,
+    ax: Axes,
+    spans: Sequence[tuple[int, int]] = (),
+    band: Sequence[float] | None = None,
+) -> pd.DataFrame:
+    """Draws the values of a few weights over the steps of training.
+
+    Args:
+        paths: Of each step, the value of each weight after it.
+        names: Of the weights.
+        ax: Axes.
+        spans: Steps, first and last, that are shaded.
+        band: Of each step, how far from zero to shade.
+    Returns:
+        One row a step: `step`, and a column for each weight by its name.
+    """
+    data = pd.DataFrame(np.asarray(paths, float), columns=list(names))
+    data.insert(0, "step", np.arange(1, len(data) + 1))
+    for name, color in zip(names, (KEPT, DROPPED, GROWN, "#CC79A7"), strict=True):
+        ax.plot(data["step"], data[name], color=color, label=name)
+    for first, last in spans:
+        ax.axvspan(first - 0.5, last + 0.5, color="#DDDDDD", zorder=0)
+    if band is not None:
+        ax.fill_between(data["step"], -np.asarray(band), band, color="#DDDDDD", zorder=0)
+    ax.set(xlabel="step", xlim=(0.5, len(data) + 0.5))
+    return data
