@@ -374,6 +374,13 @@ def test_cell_that_matches_two_runs_of_a_seed_is_refused():
         judge(claim(), twice)
 
 
+def test_of_a_plan_with_parents_of_another_recipe_only_the_claims_about_one_are_judged():
+    planned = TWO_METHODS.assign(recipe=["rigl"] * 3 + ["transfer"] * 3)
+    claims_of = [claim(recipe="rigl", part="a"), claim(recipe="transfer", part="b")]
+    assert verdicts.table(TWO_METHODS, planned=planned, of=claims_of)["part"].tolist() == ["a", "b"]
+    assert verdicts.table(TWO_METHODS, planned=planned, recipe="transfer", of=claims_of)["part"].tolist() == ["b"]
+
+
 PLANNED = frame(
     {(method, density): [math.nan] * 3 for method in ("rigl", "set") for density in (0.1, 0.05)}, recipe="rigl"
 ).drop(columns=["test_accuracy", "status"])
