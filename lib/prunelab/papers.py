@@ -12,8 +12,9 @@ COLUMNS = (
     "model", "dataset", "method", "sparsity", "target", "metric", "value",
     "std", "n", "unit", "source_id", "source", "confidence", "note",
 )  # fmt: skip
-_ACCURACIES = ("top1", "test_acc")
+_ACCURACIES = ("top1", "test_acc", "val_acc")
 _OUR_NAMES = {"pruning": "gmp", "fine_tuned": "fine_tune"}
+_OUR_NAMES |= {"ac/dc": "acdc", "rigl erk 1x": "rigl", "rigl erk 5x": "rigl_5x", "lth_t": "lottery"}
 _OUR_NAMES |= {"dmcp": "expected", "metapruning": "evolved", "autoslim": "greedy"}
 _UNITS = {"G": 1e9, "M": 1e6}  # of multiply-accumulates
 _RULES = ("claims", "first_rules", "questions")  # which stand beside the numbers

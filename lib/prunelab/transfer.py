@@ -65,11 +65,12 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
         ValueError: A network without a dense one, or several dense ones for one.
     """
     keys, is_dense = [*within, "dataset"], frame["upstream"] == "dense"
-    dense = frame[is_dense].set_index(keys)["test_accuracy"].astype(float)
-    rows = frame[~is_dense]
-    wanted = pd.MultiIndex.from_frame(rows[keys])
-    if not dense.index.is_unique or not wanted.isin(dense.index).all():
+    dense = frame.loc[is_dense, [*keys, "test_accuracy"]].rename(columns={"test_accuracy": "dense_accuracy"})
+    rows = frame[~is_dense].merge(dense, on=keys, how="left", indicator="of")
+    if dense.duplicated(keys).any() or (rows["of"] != "both").any():
         raise ValueError(f"each network needs one dense network with the same {', '.join(keys)}")
-    accuracy, of_dense = rows["test_accuracy"].astype(float), dense.reindex(wanted).to_numpy()
+    accuracy, of_dense = (rows[name].astype(float) for name in ("test_accuracy", "dense_accuracy"))
     lead, difficulty = accuracy - of_dense, 1 - of_dense
-    return rows.assign(lead=lead, difficulty=difficulty, increase=-lead / difficulty)
+    return rows.drop(columns=["of", "dense_accuracy"]).assign(
+        lead=lead, difficulty=difficulty, increase=-lead / difficulty
+    )

@@ -7,10 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from prunelab.figures.axes import finish, ticks
-from prunelab.figures.style import name, percent, styles
+from prunelab.figures.style import UPSTREAM_STYLE, name, percent, styles
 
 _TRANSFERS = ("linear", "full")
 _SHIFT = 0.13  # between methods in a row
+_LINE = 0.055  # height of a line of text, as a share of the axes'
 
 
 def leads(beside: pd.DataFrame, *, ax: Axes, by: str = "dataset") -> pd.DataFrame:
@@ -79,8 +80,13 @@ def turn(means: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     for method, style in styles("upstream", means.index).items():
         own = means.loc[method, list(_TRANSFERS)]
         ax.plot((0, 1), own, marker=style["marker"], color=style["color"], linewidth=1.8)
-        ax.annotate(style["label"], (1, own["full"]), (9, 0), textcoords="offset points", va="center", fontsize=8.5)
     ax.axhline(0, color="#000000", linewidth=0.8)
+    low, high = ax.get_ylim()
+    height = low
+    for method, end in means["full"].sort_values().items():  # no name over another
+        height = max(height + _LINE * (high - low), end)
+        style = UPSTREAM_STYLE[method]
+        ax.text(1.07, height, style["label"], va="center", fontsize=8.5, color=style["color"])
     finish(ax)
     ticks(ax.xaxis, (0, 1), _TRANSFERS)
     ax.set(xlim=(-0.15, 1.7), ylabel="points over the dense network")
