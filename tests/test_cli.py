@@ -90,6 +90,22 @@ def test_plan_without_the_images_still_counts_the_runs(capsys, monkeypatch):
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", *["unknown"] * 2, "0", "2", "unknown"]
 
 
+def test_each_run_of_a_plan_is_forecast_by_its_own_recipe(capsys, monkeypatch):
+    toy, other, asked = Toy(), Toy(notebook="02_other"), []
+
+    def without_images(recipe, run):
+        asked.append((recipe, run))
+        if len(asked) == 2:
+            raise FileNotFoundError("put cifar10.tar.xz into data")
+
+    mixed = [Run("other"), Run("toy")]
+    monkeypatch.setattr(toy, "plan", lambda profile, *, seeds: mixed, raising=False)
+    monkeypatch.setattr(recipes, "RECIPES", {"toy": toy, "other": other})
+    monkeypatch.setattr(runner, "forecast", without_images)
+    assert cli.main(["plan", "01_toy", "--profile", "smoke"]) == 0
+    assert [run for _, run in asked] == mixed and asked[0][0] is other and asked[1][0] is toy
+
+
 def test_plan_tells_the_options_of_a_notebook_and_plans_nothing(capsys, monkeypatch):
     monkeypatch.setattr(recipes, "RECIPES", {"rigl": recipes.RIGL})
     monkeypatch.setattr(engine, "with_parents", lambda plan: pytest.fail("planned"))

@@ -1,7 +1,7 @@
 """Figures: they draw what they are given, unchanged, and write files that are the same every time."""
 
 import xml.etree.ElementTree as ElementTree
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib
 
@@ -20,6 +20,7 @@ from prunelab.methods import METHODS
 from prunelab.recipes.dmcp.plan import DESIGNS
 from prunelab.recipes.prunings import PRUNINGS
 from prunelab.recipes.rethinking.plan import TRAININGS
+from prunelab.recipes.transfer.plan import FULL, SMALL, SMOKE, UPSTREAM
 from prunelab.scores import SCORES
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
@@ -75,6 +76,7 @@ def test_every_method_has_a_style_and_every_style_a_method():
     ours = {design.partition("_")[0] for design in DESIGNS} - {"smallest", "largest"}
     assert figures.DESIGN_STYLE.keys() == ours | {"latency", "dense"}
     assert figures.SCORE_STYLE.keys() == SCORES.keys() | {"dense"}
+    assert figures.UPSTREAM_STYLE.keys() == UPSTREAM.keys()
 
 
 ALL_STYLES = [
@@ -85,6 +87,7 @@ ALL_STYLES = [
     figures.TRAINING_STYLE,
     figures.DESIGN_STYLE,
     figures.SCORE_STYLE,
+    figures.UPSTREAM_STYLE,
 ]
 
 
@@ -108,6 +111,31 @@ def luminance(color):
 def test_lines_stand_out_from_white(styles):
     for style in styles.values():
         assert luminance(style["color"]) < 0.7
+
+
+# Machado et al. 2009, doi:10.1109/TVCG.2009.113: linear RGB as it is seen, without red, and without green.
+SIGHTS = [
+    np.eye(3),
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+]
+XYZ = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+
+
+def lab(color, sight):
+    """A colour as CIE 1976 L*a*b* has it, where distances are about as they look; white is 100, 0, 0."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    share = XYZ @ np.clip(np.array(sight) @ linear, 0, 1) / XYZ.sum(axis=1)
+    x, y, z = np.where(share > 0.008856, np.cbrt(share), 7.787 * share + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("styles, least", [*((styles, 8) for styles in ALL_STYLES[:-1]), (figures.UPSTREAM_STYLE, 20)])
+def test_colour_blind_readers_can_tell_colors_apart(styles, least):
+    assert lab("white", SIGHTS[0]) == pytest.approx([100, 0, 0], abs=0.01)
+    for one, other in combinations((style["color"] for style in styles.values()), 2):
+        assert min(np.linalg.norm(lab(one, sight) - lab(other, sight)) for sight in SIGHTS) > least, (one, other)
 
 
 def test_every_run_and_every_mean_is_drawn_unchanged(ax):
@@ -149,6 +177,55 @@ def test_reference_is_a_level_at_its_mean(ax):
     level = [line for line in ax.lines if line.get_label() == "dense (n=3)"]
     assert level[0].get_ydata() == pytest.approx([0.901, 0.901])
     assert data.loc[data["kind"] == "reference", "test_accuracy"].tolist() == [0.90, 0.901, 0.902]
+
+
+TRAINED = FRAME.replace({"method": {"static": "woodfisher"}})
+CARRIED = TRAINED.rename(columns={"method": "upstream"})
+
+
+def test_carried_networks_look_as_their_method_does(ax):
+    looks = []
+    for frame, by in ((TRAINED, "method"), (CARRIED, "upstream")):
+        ax.clear()
+        data = figures.metric_vs_sparsity(frame, ax=ax, by=by, reference="dense")
+        assert data[by].value_counts().to_dict() == {"woodfisher": 12, "rigl": 12, "dense": 3}
+        assert set(legend(ax)) == {"WoodFisher (n=3)", "RigL (n=3)", "dense (n=3)"}
+        named = [line for line in ax.lines if line.get_label() in legend(ax)]
+        looks.append({line.get_label(): (line.get_color(), line.get_marker()) for line in named})
+    assert looks[0] == looks[1] and len(set(looks[0].values())) == 3
+
+
+def test_columns_of_carried_networks_have_their_styles(ax):
+    rows = [(name, seed, 0.1) for name in UPSTREAM for seed in (0, 1)]
+    frame = pd.DataFrame(rows, columns=["upstream", "seed", "dead_filters"]).assign(status="finished")
+    figures.strips(frame, "upstream", "dead_filters", ax=ax)
+    drawn = {(line.get_color(), line.get_marker()) for line in ax.lines}
+    assert drawn == {(style["color"], style["marker"]) for style in figures.UPSTREAM_STYLE.values()}
+    names = [" ".join(text.split()) for text in labels(ax.xaxis)]
+    assert names[6:] == ["LTH-T (n=2)", "RigL (5×) (n=2)", "L1 norm (n=2)", "Network Slimming (n=2)"]
+
+
+@pytest.mark.parametrize(
+    "metric, words",
+    [
+        ("dead_filters", "filters without a weight"),
+        ("dead_inputs", "dead input channels"),
+        ("validation_accuracy", "accuracy on held-out images"),
+        ("mean_average_precision", "mean average precision"),
+    ],
+)
+def test_shares_that_transfers_record_are_in_words_and_percent(ax, metric, words):
+    carried = CARRIED.rename(columns={"test_accuracy": metric})
+    figures.metric_vs_sparsity(carried, metric, ax=ax, by="upstream", reference="dense")
+    assert ax.get_ylabel() == words and ax.yaxis.get_major_formatter()(0.5) == "50 %"
+
+
+@pytest.mark.parametrize("profile", [SMOKE, SMALL, FULL])
+def test_every_task_has_a_name_of_its_own(profile):
+    tasks = [task["dataset"] for task in profile.tasks]
+    names = [figures.name(task) for task in tasks]
+    assert len(set(names)) == len(names)
+    assert all(name != task or task == "digits" for name, task in zip(names, tasks, strict=True))
 
 
 def test_legend_counts_the_seeds_there_are(ax):

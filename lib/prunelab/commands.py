@@ -40,7 +40,7 @@ def _plan(options: argparse.Namespace) -> None:
     device = workers.resolve_device(options.device)
     jobs = options.jobs or workers.default_jobs(device)
     n_workers, slots = workers.share_out(jobs, device)
-    plans = [(recipe, profile, plan, _workloads(recipe, plan)) for recipe, profile, plan in _plans(options)]
+    plans = [(recipe, profile, plan, _workloads(plan)) for recipe, profile, plan in _plans(options)]
     known = {workload for *_, workloads in plans for workload in workloads.values()}
     if known:
         print(f"measuring this machine for about {forecast.SECONDS:.0f} seconds", file=sys.stderr)
@@ -87,14 +87,15 @@ def _help_options(chosen: Iterable[Recipe]) -> None:
             print("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def _workloads(recipe: Recipe, plan: list[Run]) -> dict[str, Workload]:
+def _workloads(plan: list[Run]) -> dict[str, Workload]:
     """Returns what each run is for a machine, by id; none where the images are missing that decide it."""
-    alike = {frozenset(run.options.items()): run for run in plan}  # runs that differ in their seed cost the same
+    kinds = {run: (run.recipe, frozenset(run.options.items())) for run in plan}  # which cost the same at any seed
+    alike = {kind: run for run, kind in kinds.items()}
     try:
-        costs = {options: runner.forecast(recipe, run) for options, run in alike.items()}
+        costs = {kind: runner.forecast(recipes.get(run.recipe), run) for kind, run in alike.items()}
     except OSError:
         return {}
-    return {run.id: costs[frozenset(run.options.items())] for run in plan}
+    return {run.id: costs[kind] for run, kind in kinds.items()}
 
 
 def _run(options: argparse.Namespace) -> None:

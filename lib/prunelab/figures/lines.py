@@ -18,7 +18,7 @@ from prunelab.figures.axes import (
     ticks,
     with_means,
 )
-from prunelab.figures.style import METHOD_STYLE, STYLES, percent, styles, written
+from prunelab.figures.style import STYLES, percent, styles, written
 
 
 def metric_vs_sparsity(
@@ -35,7 +35,8 @@ def metric_vs_sparsity(
         frame: `records.frame`, with one run a seed for each value of `by` and density.
         metric: Its column.
         by: The column that tells the lines apart.
-        reference: A method drawn as a level: its mean, and the range of its seeds.
+        reference: A method, upstream where lines are told apart by that, drawn as a level: its mean, and the range of
+            its seeds.
     Returns:
         One row a marker: `kind` (run or reference), `by`, `density`, `seed`, `status`, the metric, `mean`.
     Raises:
@@ -198,10 +199,11 @@ def speed_curves(curves: Iterable[dict], *, axes: Sequence[Axes]) -> pd.DataFram
 def _draw_lines_and_level(
     frame: pd.DataFrame, x: str, metric: str, *, ax: Axes, by: str, reference: str | None
 ) -> pd.DataFrame:
-    is_level = frame["method"] == reference
+    column = "upstream" if by == "upstream" else "method"
+    is_level = frame[column] == reference
     data = _draw_lines(frame[~is_level], x, metric, ax=ax, by=by, point=x).assign(kind="run")
     if is_level.any():
-        data = pd.concat([data, _draw_level(frame[is_level], metric, ax=ax).assign(kind="reference")])
+        data = pd.concat([data, _draw_level(frame[is_level], column, metric, ax=ax).assign(kind="reference")])
     return data[["kind", by, x, "seed", "status", metric, "mean"]].reset_index(drop=True)
 
 
@@ -219,9 +221,9 @@ def _draw_lines(frame: pd.DataFrame, x: str, metric: str, *, ax: Axes, by: str, 
     return runs
 
 
-def _draw_level(frame: pd.DataFrame, metric: str, *, ax: Axes) -> pd.DataFrame:
-    runs = with_means(frame, metric, points=["method"])
-    style = METHOD_STYLE[runs["method"].iloc[0]]
+def _draw_level(frame: pd.DataFrame, column: str, metric: str, *, ax: Axes) -> pd.DataFrame:
+    runs = with_means(frame, metric, points=[column])
+    style = STYLES[column][runs[column].iloc[0]]
     named = f"{style['label']} (n={len(runs)})"
     ax.axhspan(runs[metric].min(), runs[metric].max(), color=style["color"], alpha=0.12, linewidth=0)
     ax.axhline(runs["mean"].iloc[0], color=style["color"], linestyle="--", linewidth=1.5, label=named)

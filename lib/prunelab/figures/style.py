@@ -17,8 +17,8 @@ METHOD_STYLE: dict[str, dict[str, str]] = {
     "snfs": {"color": "#D55E00", "marker": ">", "label": "SNFS"},
     "rigl": {"color": "#0072B2", "marker": "o", "label": "RigL"},
     "gmp": {"color": "#6B3A00", "marker": "d", "label": "gradual pruning"},
-    "woodfisher": {"color": "#A0003C", "marker": "p", "label": "WoodFisher"},
-    "acdc": {"color": "#224433", "marker": "h", "label": "AC/DC"},
+    "woodfisher": {"color": "#C8004B", "marker": "p", "label": "WoodFisher"},
+    "acdc": {"color": "#44CC77", "marker": "h", "label": "AC/DC"},
     "str": {"color": "#440066", "marker": "*", "label": "STR"},
     "lottery": {"color": "#7830F0", "marker": "<", "label": "lottery ticket"},
 }
@@ -77,17 +77,12 @@ SCORE_STYLE: dict[str, dict[str, str]] = {
     "refer": {"color": "#009E73", "marker": "^", "label": "ReFer"},
     "afr": {"color": "#0072B2", "marker": "o", "label": "AFR"},
 }
-UPSTREAM_STYLE: dict[str, dict[str, str]] = {
-    "dense": {"color": "#000000", "marker": "P", "label": "dense"},
-    "gmp": {"color": "#6B3A00", "marker": "d", "label": "gradual pruning"},
-    "woodfisher": {"color": "#D55E00", "marker": "p", "label": "WoodFisher"},
-    "acdc": {"color": "#009E73", "marker": "^", "label": "AC/DC"},
-    "str": {"color": "#CC79A7", "marker": "D", "label": "STR"},
-    "rigl": {"color": "#0072B2", "marker": "o", "label": "RigL"},
-    "rigl_5x": {"color": "#56B4E9", "marker": "X", "label": "RigL, 5 times as long"},
-    "lottery": {"color": "#7830F0", "marker": "<", "label": "ticket for transfer"},
-    "l1": {"color": "#8C8C8C", "marker": "s", "label": "L1 norm of filters"},
-    "slimming": {"color": "#E69F00", "marker": "v", "label": "Network Slimming"},
+UPSTREAM_STYLE: dict[str, dict[str, str]] = {  # as the methods themselves, but L1, whose blue is RigL's
+    **{name: METHOD_STYLE[name] for name in ("dense", "gmp", "woodfisher", "acdc", "str", "rigl")},
+    "rigl_5x": {"color": "#56B4E9", "marker": "X", "label": "RigL (5×)"},
+    "lottery": METHOD_STYLE["lottery"] | {"label": "LTH-T"},
+    "l1": PRUNING_STYLE["l1"] | {"color": "#8C8C8C", "marker": "s"},
+    "slimming": PRUNING_STYLE["slimming"],
 }
 PATH_STYLE: dict[str, dict[str, str]] = {
     "line": {"color": "#000000", "marker": "o", "label": "straight line"},
