@@ -92,6 +92,17 @@ PATH_STYLE: dict[str, dict[str, str]] = {
 }
 NAMES = {
     "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "aircraft": "Aircraft",
+    "birds": "Birdsnap",
+    "caltech101": "Caltech-101",
+    "caltech256": "Caltech-256",
+    "cars": "Cars",
+    "dtd": "DTD",
+    "flowers": "Flowers",
+    "food101": "Food-101",
+    "pets": "Pets",
+    "SUN": "SUN397",
     "mnist10k": "MNIST",
     "omniglot-small": "Omniglot",
     "tiny-imagenet-200-32px": "Tiny-ImageNet",
