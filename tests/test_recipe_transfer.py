@@ -1,21 +1,27 @@
 """The recipe of 04_sparse_transfer: what is carried over is the parent, and what is recorded of it is true."""
 
 import functools
+import itertools
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
-from prunelab import data
+from prunelab import data, paths, recipes
 from prunelab.features import features_of_sets
-from prunelab.models import build_model
+from prunelab.masks import prunable_weights
+from prunelab.models import build_model, pretrained
 from prunelab.models.trunk import head_of, load_trunk
 from prunelab.recipes import PROFILES, runner
 from prunelab.recipes.rethinking import RETHINKING
 from prunelab.recipes.rigl import RIGL
 from prunelab.recipes.transfer import TRANSFER, setup
-from prunelab.recipes.transfer.plan import UPSTREAM
+from prunelab.recipes.transfer.plan import TRAININGS, UPSTREAM
+from prunelab.runs import Run
 from prunelab.training import evaluate
 
 NETWORK = {"model": "resnet8", "width": 0.25, "image_size": 8, "in_colour": True}
@@ -119,6 +125,123 @@ def test_network_without_some_channels_is_carried_over():
     record = execute(state, upstream="l1", density=0.5, training="full")
     assert record["metrics"]["n_stored_weights"] < 0.7 * record["metrics"]["n_reference_weights"]
     assert record["state"].widths == state.widths
+
+
+def shortened(run, **few):
+    """Executes a planned run, and its parents before it, all with other values of the options that they have."""
+    recipe = recipes.get(run.recipe)
+    own = {name: value for name, value in few.items() if name in recipe.defaults}
+    parents = [shortened(parent, **few)["state"] for parent in run.parents]
+    return runner.execute(
+        recipe, Run(run.recipe, {**run.options, **own}, 1, run.parents), device="cpu", parents=parents
+    )
+
+
+@functools.cache
+def planned(upstream):
+    """A network and the density that it was to have, made as in `small`, but smaller and in a few steps."""
+    few = {"fine_tune_epochs": 1, "fisher_gradients": 20, "update_every": 2, "stop_update": 1.0}
+    runs = [run for run in TRANSFER.plan("small") if run.recipe == "transfer"]
+    run = next(run for run in runs if TRANSFER.options_of(run).upstream == upstream)
+    state = shortened(run.parents[0], **NETWORK | {"width": 0.5} | UPSTREAM_IMAGES | few)["state"]
+    return state, TRANSFER.options_of(run).density
+
+
+MEASURED = {
+    "probe": "test_accuracy",
+    "full": "test_accuracy",
+    "detect": "mean_average_precision",
+    "inspect": "validation_accuracy",
+}
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("upstream", UPSTREAM)
+def test_network_of_every_kind_is_carried_over_in_every_way(upstream, training):
+    state, density = planned(upstream)
+    images = {**UPSTREAM_IMAGES, "n_validation": 48} if training == "inspect" else TASK
+    few = {"training": training, "n_epochs": 1, "n_scenes": 50, "n_probes": 2, "width": 0.5}
+    record = execute(state, upstream=upstream, density=density, **images | few)
+    assert record["status"] == "finished" and 0 <= record["metrics"][MEASURED[training]] <= 1
+    assert bool(state.masks) == (upstream not in ("dense", "l1", "slimming"))
+    if record["state"]:
+        masks = {layer.removeprefix("backbone."): mask for layer, mask in record["state"].masks.items()}
+        assert masks.keys() == state.masks.keys() - {"fc"}
+        assert all(torch.equal(mask, state.masks[layer]) for layer, mask in masks.items())
+        own = {name.removeprefix("backbone."): value for name, value in record["state"].model.items()}
+        assert not any(own[f"{layer}.weight"][~mask].any() for layer, mask in masks.items())
+
+
+def test_two_hundred_probes_look_at_each_image_once():
+    state, images, seen = parent(), data.load("digits", n_train=200), []
+    kind = type(network(state))
+    counts = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(len(inputs[0])) if isinstance(module, kind) else None
+    )
+    try:
+        record = execute(state, training="probe", n_probes=200, n_epochs=1)
+    finally:
+        counts.remove()
+    assert sum(seen) == images.n_train + images.n_test
+    assert record["curves"]["probe"] == list(range(200))
+    accuracies = record["curves"]["test_accuracy"]
+    assert len(accuracies) == 200 and len(set(accuracies)) > 20 and all(0 <= own <= 1 for own in accuracies)
+
+
+def write_folders(folder, *names):
+    """Folders of eight photographs of noise, of two classes, half of them to test on."""
+    generator = np.random.default_rng(0)
+    for name, part, label, number in itertools.product(names, ("train", "test"), "ab", "12"):
+        path = folder / name / part / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (230, 250, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.mark.slow
+def test_runs_of_the_paper_are_executed_on_folders_and_files_that_were_made_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    write_folders(tmp_path, "imagenet", "pets", "dtd")
+    torch.manual_seed(0)
+    few = {
+        "n_epochs": 1,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "warmup_epochs": 0,
+        "update_every": 1,
+        "stop_update": 1.0,
+    }
+    narrow = few | {"width": 1 / 16}
+    experiments = TRANSFER.experiments("paper", seeds=[0])
+
+    def run_of(experiment, **options):
+        return next(run for run in experiments[experiment] if options.items() <= run.options.items())
+
+    probed = shortened(run_of("linear", dataset="pets", upstream="rigl"), **narrow)
+    assert len(probed["curves"]["test_accuracy"]) == 5 and probed["metrics"]["n_features"] == 2048 // 16
+    trained = shortened(run_of("full", dataset="dtd", upstream="gmp"), **narrow)
+    assert trained["status"] == "finished" and trained["dataset"]["name"] == "dtd"
+    assert trained["metrics"]["measured_density"] == pytest.approx(0.1, abs=0.02)
+    inspected = shortened(run_of("inspected", upstream="rigl"), **narrow)
+    assert inspected["metrics"]["dead_filters"] < 1 and inspected["dataset"]["name"] == "imagenet"
+
+    # A sparse network of others, and a dense one of torchvision.
+    sparse = build_model("resnet50", num_classes=7, image_size=224, width=1 / 16)
+    for weight in prunable_weights(sparse).values():
+        weight.data *= torch.rand_like(weight) < 0.5
+    torch.save(sparse.state_dict(), tmp_path / "sparse.pt")
+    torch.save(build_model("resnet50", num_classes=1000, image_size=224).state_dict(), tmp_path / "dense.pth")
+    released = pretrained.Release("resnet50", "https://example.com/dense.pth", num_classes=1000)
+    monkeypatch.setitem(pretrained.RELEASES, "resnet50_imagenet", released)
+    for experiment in ("linear_released", "full_released"):
+        run = run_of(experiment, dataset="pets")
+        assert shortened(run, **few)["metrics"]["test_accuracy"] >= 0
+        record = shortened(run, **narrow, checkpoint="sparse.pt")
+        assert record["metrics"]["test_accuracy"] >= 0
+    for layer, mask in record["state"].masks.items():
+        assert torch.equal(mask, sparse.get_submodule(layer).weight != 0)
+        assert not record["state"].model[f"{layer}.weight"][~mask].any()
+    assert record["state"].masks.keys() == prunable_weights(sparse).keys() - {"fc"}
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from torch import nn
 from prunelab import claims, cost, data, engine, recipes, records, training
 from prunelab.data.registry import STREAMED
 from prunelab.models import build_model
-from prunelab.recipes import AFR, DMCP, PROFILES, RETHINKING, RIGL, Recipe, runner
+from prunelab.recipes import AFR, DMCP, PROFILES, RETHINKING, RIGL, TRANSFER, Recipe, runner
 from prunelab.recipes.afr import setup as afr_setup
 from prunelab.recipes.common import image_of
 from prunelab.recipes.dmcp import setup as dmcp_setup
 from prunelab.recipes.dmcp.plan import SAMPLED
-from prunelab.recipes.recipe import Outline, Setup, TrainingOptions
+from prunelab.recipes.recipe import Outline, Setup, State, TrainingOptions
+from prunelab.recipes.transfer import setup as transfer_setup
 from prunelab.runs import Run, describe, make_run, option
 
 RECIPES = recipes.RECIPES.values()
@@ -39,6 +40,11 @@ def first_seed(recipe, profile):
     return engine.with_parents(recipe.plan(profile, seeds=[0]))
 
 
+def options_of(run):
+    """All of a run's, which in a plan may be of another recipe: a parent that is drawn too."""
+    return recipes.get(run.recipe).options_of(run)
+
+
 def ids(runs):
     return [run.id for run in runs]
 
@@ -56,6 +62,9 @@ PLANS = {
     ("rethinking", "smoke"): (79, "e60e49031e3b0131"),
     ("rethinking", "small"): (630, "12fe8dec781eb2b3"),
     ("rethinking", "full"): (483, "1cc8d1686d2a2f0a"),
+    ("transfer", "smoke"): (103, "c00d37f6352dd14a"),
+    ("transfer", "small"): (855, "5a1783fda3e0bd57"),
+    ("transfer", "full"): (1080, "66be048db67c35e1"),
     ("afr", "smoke"): (76, "76d27b6c054a03be"),
     ("afr", "small"): (526, "6c80da6f68c8a302"),
     ("afr", "full"): (526, "4d47b57fe19f296c"),
@@ -74,7 +83,8 @@ def test_id_of_every_shipped_record_follows_from_its_options(recipe):
 
     def run_of(record):
         ids = record["parent"] if isinstance(record["parent"], list) else [record["parent"]] if record["parent"] else []
-        changed = {name: value for name, value in record["options"].items() if value != recipe.defaults[name]}
+        defaults = recipes.get(record["recipe"]).defaults
+        changed = {name: value for name, value in record["options"].items() if value != defaults[name]}
         return Run(record["recipe"], changed, record["seed"], tuple(run_of(shipped[parent]) for parent in ids))
 
     assert len(shipped) > 100
@@ -87,7 +97,7 @@ def test_shipped_records_are_of_planned_runs_and_of_the_options_these_have_today
     for record in records.load(recipe.notebook):
         assert record["id"] in planned, record["options"]
         # A default that changed would leave the ids alone, and make the old records wrong.
-        assert record["options"].items() <= asdict(recipe.options_of(planned[record["id"]])).items()
+        assert record["options"].items() <= asdict(options_of(planned[record["id"]])).items()
 
 
 @EACH
@@ -123,8 +133,9 @@ def test_every_experiment_has_as_many_runs_for_each_of_its_seeds(recipe, profile
 @EACH
 def test_options_of_every_planned_run_go_together(recipe, profile):
     for run in engine.with_parents(plan(recipe, profile)):
-        recipe.check(recipe.options_of(run), n_parents=len(run.parents))
-        assert all(value != recipe.defaults[name] for name, value in run.options.items())
+        own = recipes.get(run.recipe)
+        own.check(options_of(run), n_parents=len(run.parents))
+        assert all(value != own.defaults[name] for name, value in run.options.items())
 
 
 # Height and width of the images as they are published; none can be enlarged.
@@ -139,7 +150,7 @@ def size_of(options):
 @EACH
 def test_no_image_of_a_plan_has_to_be_enlarged(recipe, profile):
     for run in first_seed(recipe, profile):
-        options = recipe.options_of(run)
+        options = options_of(run)
         assert size_of(options) <= SIZES.get(options.dataset, 32), run
 
 
@@ -195,7 +206,7 @@ def test_options_of_another_type_or_of_no_recipe_are_refused(recipe, options, me
 TINY = {"dataset": "digits", "n_train": 128, "batch_size": 64, "n_epochs": 2}
 RESNET = {"model": "resnet8", "width": 0.25}
 PARENTS = {  # a sparse network; and one without some of its channels
-    "rigl": [RIGL.run(seed=0, **TINY, **RESNET, method="static", density=0.5)],
+    "rigl": [RIGL.run(seed=0, **TINY, **RESNET, method=method, density=0.5) for method in ("static", "rigl")],
     "rethinking": [
         dense := RETHINKING.run(seed=0, **TINY, **RESNET),
         RETHINKING.run(seed=0, parents=(dense,), **TINY, **RESNET, training="fine_tune", pruning="l1", density=0.5),
@@ -205,11 +216,16 @@ PARENTS = {  # a sparse network; and one without some of its channels
         DMCP.run(seed=0, parents=(search,), **TINY, **RESNET, training="scratch", design="expected"),
     ],
 }
+PARENTS["transfer"] = [
+    TRANSFER.run(seed=0, parents=(PARENTS["rigl"][-1],), **TINY, **RESNET, upstream="rigl", density=0.5)
+]
 PARENTS["afr"] = [AFR.run(seed=0, **TINY, model="vit_micro4", width=0.25, training="dino", warmup_epochs=0)]
 CHILDREN = {
     "rigl": {"method": "static", "start": "solution"},
     "rethinking": {"training": "scratch_e", "pruning": "magnitude", "density": 0.2},
+    "transfer": {"density": 0.5},
 }
+UPSTREAM_OF = {"rigl": "rigl", "rethinking": "l1"}  # transfer names the method that made its parent
 
 
 @functools.cache
@@ -218,18 +234,24 @@ def executed(run):
     return runner.execute(recipes.get(run.recipe), run, device="cpu", parents=parents)
 
 
-@pytest.mark.parametrize(
-    "of_parent", [name for name in PARENTS if name != "afr"]
-)  # a transformer fits no other network
-@pytest.mark.parametrize("of_child", CHILDREN)
+PAIRS = [
+    (parent, child)
+    for parent in PARENTS
+    for child in CHILDREN
+    if parent != "afr" and (child != "transfer" or parent in UPSTREAM_OF)  # a transformer fits no other network
+]
+
+
+@pytest.mark.parametrize("of_parent, of_child", PAIRS)
 def test_run_of_any_recipe_is_parent_to_a_run_of_any_other(of_parent, of_child):
     parent = PARENTS[of_parent][-1]
-    if of_child == "rigl" != of_parent:  # RigL starts from a mask, which single weights have
+    if of_child == "rigl" and of_parent in ("rethinking", "dmcp"):  # RigL starts from a mask of single weights
         large = dense if of_parent == "rethinking" else parent
         parent = RETHINKING.run(
             seed=0, parents=(large,), **TINY, **RESNET, training="fine_tune", pruning="magnitude", density=0.3
         )
-    child = recipes.get(of_child).run(seed=0, parents=(parent,), **TINY, **RESNET, **CHILDREN[of_child])
+    own = CHILDREN[of_child] | ({"upstream": UPSTREAM_OF[of_parent]} if of_child == "transfer" else {})
+    child = recipes.get(of_child).run(seed=0, parents=(parent,), **TINY, **RESNET, **own)
     result, handed_on = executed(child), executed(parent)["state"]
     assert result["status"] == "finished"
     assert result["metrics"]["total_training_macs"] == result["metrics"]["training_macs"] + handed_on.training_macs
@@ -244,12 +266,13 @@ def test_run_of_any_recipe_is_parent_to_a_run_of_any_other(of_parent, of_child):
 def test_killed_run_goes_on_from_its_checkpoint_to_the_same_numbers(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     run = PARENTS[recipe.name][0]
-    turns = runner.executing(recipe, run, device="cpu", checkpoint=tmp_path / "state")
+    how = {"device": "cpu", "parents": [executed(parent)["state"] for parent in run.parents]}
+    turns = runner.executing(recipe, run, checkpoint=tmp_path / "state", **how)
     for _ in range(3):  # an epoch has two steps
         next(turns)
     turns.close()
     assert (tmp_path / "state").exists()
-    again = runner.execute(recipe, run, device="cpu", checkpoint=tmp_path / "state")
+    again = runner.execute(recipe, run, checkpoint=tmp_path / "state", **how)
     for key in ("metrics", "curves", "layers", "moves"):
         assert again[key] == executed(run)[key]
 
@@ -261,17 +284,24 @@ def noise(options, device):
     name, size = options.dataset, size_of(options)
     is_grey = any(part in name for part in ("mnist", "digits", "glyphs")) and not options.in_colour
     num_classes = {"tiny-imagenet-200-32px": 200, "omniglot-small": 242, "cifar100": 100}.get(name, 10)
-    n = 20 if getattr(options, "training", None) in ("supervised", "dino") else 8  # that many neighbours vote
+    n = {"supervised": 20, "dino": 20}.get(getattr(options, "training", None), 8)  # that many neighbours vote
+    n = {"woodfisher": 32}.get(getattr(options, "method", None), n)  # so many gradients are taken at once
     images = torch.randint(256, (n, size, size, 1 if is_grey else 3), dtype=torch.uint8)
     labels = torch.arange(n) % num_classes
     names = tuple(map(str, range(num_classes)))
     return data.Dataset(name, images, labels, images, labels, names, flip=True, source="noise", sha256="0")
 
 
+def made_up(checkpoint, *, model, width):
+    """A released network, as narrow as all others here, and for images as small."""
+    return State(build_model(model, num_classes=10, image_size=32, width=width).state_dict(), 10, {}, 0.0)
+
+
 KINDS = {
     "rigl": ("method", "model", "dataset", "distribution", "equal", "first_layer", "start", "optimizer", "decay"),
     "rethinking": ("model", "training", "pruning", "start"),
     "dmcp": ("model", "training", "sandwich", "independent"),  # test_recipe_dmcp has each design
+    "transfer": ("training", "upstream", "model", "checkpoint", "n_passes"),
     "afr": ("model", "training", "pretrained", "score", "probed"),
 }
 
@@ -280,8 +310,8 @@ def of_each_kind(recipe, profile):
     """Runs that together have every value of the options in `KINDS`; `smoke` has them in all combinations."""
     seen, chosen = set(), []
     runs = [run for run in first_seed(recipe, profile) if run.options.get("path") is None]  # which needs more images
-    for run in sorted(runs, key=lambda run: "vgg" in recipe.options_of(run).model):  # the slowest only where they must
-        kinds = {(name, getattr(recipe.options_of(run), name)) for name in KINDS[recipe.name]}
+    for run in sorted(runs, key=lambda run: "vgg" in options_of(run).model):  # the slowest only where they must
+        kinds = {(run.recipe, name, getattr(options_of(run), name)) for name in KINDS[run.recipe]}
         chosen += [] if kinds <= seen else [run]
         seen |= kinds
     return engine.with_parents(chosen)
@@ -296,25 +326,31 @@ def test_each_kind_of_run_of_a_large_profile_takes_a_step_and_hands_on_its_state
     monkeypatch.setattr(dmcp_setup, "greedy", lambda grid, cost, *, budget, loss: grid.at(3))
     monkeypatch.setattr(dmcp_setup, "evolve", lambda grid, cost, *, budget, loss, **options: grid.at(4))
     monkeypatch.setattr(dmcp_setup.Search, "found", lambda search, _: dict.fromkeys(SAMPLED, search.grid.at(4)))
-    narrow = {"width": 0.125} if recipe is AFR else {}  # a ViT-B/16 has 86 million weights
+    narrow = {"width": 0.125} if recipe in (AFR, TRANSFER) else {}  # a ViT-B/16 has 86 million weights
     released = build_model("vit_b16", num_classes=1000, image_size=224, width=0.125).state_dict()
     monkeypatch.setattr(afr_setup.pretrained, "read", lambda name: released)
+    monkeypatch.setattr(transfer_setup, "state_of_checkpoint", made_up)
     states = {}
     for run in of_each_kind(recipe, profile):
-        few = {"n_train": None, "batch_size": 8, "n_epochs": 1, "train_multiplier": 1.0, "rewind_epochs": 0.0}
+        few = {"n_train": None, "batch_size": 8, "n_epochs": 1, "rewind_epochs": 0.0}
+        few |= {} if recipe is TRANSFER else {"train_multiplier": 1.0}  # it tells RigL from RigL five times as long
         few |= {
             "fine_tune_epochs": 1,
             "max_epochs": 1,
             "warmup_epochs": 0,
-            "image_size": min(32, size_of(recipe.options_of(run))),
+            "image_size": min(32, size_of(options_of(run))),
             "enlarged_to": None,
             "n_rounds": 1,
             "n_scored": 8,
+            "n_scenes": 8,
+            "fisher_gradients": 8,
+            "stop_update": 1.0,
         }
-        few = {name: value for name, value in (few | narrow).items() if name in recipe.defaults}
+        own = recipes.get(run.recipe)
+        few = {name: value for name, value in (few | narrow).items() if name in own.defaults}
         small = Run(run.recipe, dict(run.options) | few, 0, run.parents)
         parents = [states[parent.id] for parent in run.parents]
-        result = runner.execute(recipe, small, device="cpu", parents=parents)
+        result = runner.execute(own, small, device="cpu", parents=parents)
         assert result["status"] == "finished", run
         states[run.id] = result["state"]
 
@@ -323,7 +359,8 @@ def test_each_kind_of_run_of_a_large_profile_takes_a_step_and_hands_on_its_state
 def test_every_run_of_the_small_profiles_can_be_forecast(recipe, monkeypatch):
     monkeypatch.setattr(runner, "dataset_of", noise)
     for run in [*first_seed(recipe, "smoke"), *first_seed(recipe, "small")]:
-        workload = runner.forecast(recipe, Run(run.recipe, dict(run.options) | {"batch_size": 8}, 0, run.parents))
+        few = Run(run.recipe, dict(run.options) | {"batch_size": 8}, 0, run.parents)
+        workload = runner.forecast(recipes.get(run.recipe), few)
         assert workload.macs > 0 and workload.n_steps + workload.n_evaluated > 0, run
 
 
