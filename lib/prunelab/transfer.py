@@ -5,7 +5,11 @@ Source: Iofinova et al. 2022, arXiv:2111.13445; as in `data/paper`, dense errors
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from scipy.stats import linregress
+
+from prunelab import moderated
 
 Accuracies = Mapping[str, float]  # of each task, by its name; shares
 
@@ -74,3 +78,54 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
     return rows.drop(columns=["of", "dense_accuracy"]).assign(
         lead=lead, difficulty=difficulty, increase=-lead / difficulty
     )
+
+
+def over_tasks(
+    beside: pd.DataFrame, measure: str = "increase", *, by: Sequence[str] = ("upstream", "density")
+) -> pd.DataFrame:
+    """Averages over tasks, with the interval of a mean over other tasks of the same kind.
+
+    Tasks are the units: the seeds of one are averaged first, so the interval says nothing of networks trained anew.
+
+    Args:
+        beside: `against_dense`, with two tasks or more for each network.
+        measure: Its column.
+        by: The columns that tell networks apart.
+    Returns:
+        One row a network: the columns `by`; `mean`, between `low` and `high`, the 95 % interval; `p`, two-sided, of a
+        mean at least so far from 0 if that were the truth; and `n`, the tasks.
+    """
+    of_tasks = beside.groupby([*by, "dataset"], sort=False)[measure].mean()
+    found = of_tasks.groupby(list(by), sort=False).agg(["mean", "sem", "size"]).reset_index()
+    mean, error, n = (found[name].to_numpy() for name in ("mean", "sem", "size"))
+    low, high = moderated.interval(mean, error, n - 1)
+    p = moderated.p_value(mean, np.zeros_like(mean), error, n - 1)
+    return found.drop(columns=["sem", "size"]).assign(low=low, high=high, p=p, n=n)
+
+
+def trends(
+    beside: pd.DataFrame,
+    measure: str = "increase",
+    *,
+    along: str = "difficulty",
+    by: Sequence[str] = ("upstream", "density"),
+) -> pd.DataFrame:
+    """Fits a line through the tasks of each network, by least squares.
+
+    Args:
+        beside: `against_dense`, with three tasks or more for each network; seeds of a task are averaged first.
+        measure: The column that the line explains.
+        along: The column that it explains it by; where that is 1 on some tasks and 0 on the others, the slope is the
+            difference of their means, and its interval that of a t test with one variance.
+        by: The columns that tell networks apart.
+    Returns:
+        One row a network: the columns `by`; `mean`, the slope, between `low` and `high`, the 95 % interval; and `n`,
+        the tasks.
+    """
+    of_tasks = beside.groupby([*by, "dataset"], sort=False, as_index=False)[[along, measure]].mean()
+    rows = []
+    for network, own in of_tasks.groupby(list(by), sort=False):
+        line = linregress(own[along].astype(float), own[measure])
+        ends = moderated.interval(line.slope, line.stderr, len(own) - 2)
+        rows.append((*network, line.slope, *ends, len(own)))
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
