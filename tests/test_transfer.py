@@ -11,6 +11,7 @@ from prunelab.transfer import (
     over_tasks,
     relative_error_increase,
     relative_error_increases,
+    seed_intervals,
     trends,
 )
 
@@ -79,6 +80,28 @@ def test_a_network_without_one_dense_network_is_refused(rows):
         against_dense(frame(rows))
 
 
+def test_seeds_of_both_networks_move_an_increase():
+    rows = [("dtd", 0.5, 0.5, 0.02, 4), ("pets", 0.1, 0.0, 0.0, 3), ("cars", 0.2, 0.1, float("nan"), 1)]
+    beside = pd.DataFrame(rows, columns=["dataset", "difficulty", "increase", "std", "n"])
+    rows = [("pets", 0.0, 2), ("dtd", 0.04, 4), ("cars", float("nan"), 1)]
+    found = seed_intervals(beside, pd.DataFrame(rows, columns=["dataset", "std", "n"]))
+    assert found["mean"].tolist() == [0.5, 0.0, 0.1]
+    # DTD: errors of the means 0.01 and 0.02, the latter times 1.5, both over 0.5; 6 degrees of freedom: 2.4469.
+    half_width = 2.4469119 * (0.01**2 + 0.03**2) ** 0.5 / 0.5
+    assert found["low"].tolist()[:2] == pytest.approx([0.5 - half_width, 0.0])
+    assert found["high"].tolist()[:2] == pytest.approx([0.5 + half_width, 0.0])
+    assert found.loc[2, ["low", "high"]].isna().all()
+
+
+def test_interval_of_seeds_is_as_wide_as_simulated_ratios_spread():
+    draw = np.random.default_rng(0)
+    own, dense = (draw.normal(error, 0.01 / 5**0.5, 20_000) for error in (0.3, 0.2))  # means of five seeds
+    row = pd.DataFrame({"dataset": ["dtd"], "difficulty": 0.2, "increase": 0.5, "std": 0.01, "n": 5})
+    found = seed_intervals(row, row)
+    half_width = stats.t.ppf(0.975, 8) * np.std(own / dense - 1)
+    assert found["high"].item() - 0.5 == pytest.approx(half_width, rel=0.03)
+
+
 def measured(increases, *, upstream="rigl", density=0.1, n_seeds=1):
     """A network's increases on tasks of difficulty 0.1, 0.2 and so on; seeds lie evenly around them."""
     rows = [
@@ -123,7 +146,8 @@ def test_slope_of_least_squares_by_hand():
     (row,) = trends(measured([1.0, 1.0, 4.0])).to_dict("records")
     half_width = 12.7062047 * 75**0.5
     assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([15, 15 - half_width, 15 + half_width])
-    assert row["n"] == 3
+    # A t of 15 / sqrt(75) is the square root of 3: an angle of 60 degrees, beyond which a Cauchy variable has 1/3.
+    assert (row["p"], row["n"]) == (pytest.approx(1 / 3), 3)
 
 
 def test_slope_along_two_groups_is_the_difference_of_their_means():

@@ -80,6 +80,25 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
     )
 
 
+def seed_intervals(beside: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
+    """Gives each increase of published means the interval that the seeds of both networks leave.
+
+    To first order, with the seeds of one network independent of the other's.
+
+    Args:
+        beside: `against_dense`, with the deviation between seeds, `std`, and their number, `n`.
+        dense: The same of the dense network, one row a task: `dataset`, `std`, `n`.
+    Returns:
+        The rows with `mean`, the increase, between `low` and `high`, the 95 % interval; NaN where no network has two
+        seeds.
+    """
+    of_task = dense.set_index("dataset").loc[beside["dataset"]].set_index(beside.index)
+    of_dense = (1 + beside["increase"]) * of_task["std"] / of_task["n"] ** 0.5  # its seeds move the ratio too
+    error = np.hypot(beside["std"] / beside["n"] ** 0.5, of_dense) / beside["difficulty"]
+    low, high = moderated.interval(beside["increase"], error, beside["n"] + of_task["n"] - 2)
+    return beside.assign(mean=beside["increase"], low=low, high=high)
+
+
 def over_tasks(
     beside: pd.DataFrame, measure: str = "increase", *, by: Sequence[str] = ("upstream", "density")
 ) -> pd.DataFrame:
@@ -119,13 +138,13 @@ def trends(
             difference of their means, and its interval that of a t test with one variance.
         by: The columns that tell networks apart.
     Returns:
-        One row a network: the columns `by`; `mean`, the slope, between `low` and `high`, the 95 % interval; and `n`,
-        the tasks.
+        One row a network: the columns `by`; `mean`, the slope, between `low` and `high`, the 95 % interval; `p`,
+        two-sided, of a slope at least so far from 0 if that were the truth; and `n`, the tasks.
     """
     of_tasks = beside.groupby([*by, "dataset"], sort=False, as_index=False)[[along, measure]].mean()
     rows = []
     for network, own in of_tasks.groupby(list(by), sort=False):
         line = linregress(own[along].astype(float), own[measure])
         ends = moderated.interval(line.slope, line.stderr, len(own) - 2)
-        rows.append((*network, line.slope, *ends, len(own)))
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
+        rows.append((*network, line.slope, *ends, line.pvalue, len(own)))
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "p", "n"])
