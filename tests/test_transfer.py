@@ -7,6 +7,7 @@ from scipy import stats
 
 from prunelab.transfer import (
     against_dense,
+    against_method,
     errors,
     over_tasks,
     relative_error_increase,
@@ -78,6 +79,16 @@ def test_increases_of_a_table_are_those_of_accuracies_by_task():
 def test_a_network_without_one_dense_network_is_refused(rows):
     with pytest.raises(ValueError, match="each network needs one dense network with the same seed, dataset"):
         against_dense(frame(rows))
+
+
+def test_networks_stand_beside_one_method_where_it_has_a_network():
+    rows = [("gmp", 0.1, "cars", 0.3, -0.1), ("rigl", 0.1, "cars", 0.1, 0.05), ("rigl", 0.2, "cars", 0.0, 0.0)]
+    beside = pd.DataFrame(rows, columns=["upstream", "density", "dataset", "increase", "lead"])
+    (row,) = against_method(beside, "gmp").to_dict("records")
+    assert (row.pop("increase"), row.pop("lead")) == (pytest.approx(-0.2), pytest.approx(0.15))
+    assert row == {"upstream": "rigl", "density": 0.1, "dataset": "cars"}
+    with pytest.raises(ValueError, match="each network needs one of rigl with the same dataset"):
+        against_method(beside, "rigl", within=())
 
 
 def test_seeds_of_both_networks_move_an_increase():

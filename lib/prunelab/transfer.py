@@ -80,6 +80,26 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
     )
 
 
+def against_method(beside: pd.DataFrame, upstream: str, *, within: Sequence[str] = ("density",)) -> pd.DataFrame:
+    """Sets the measures of networks beside those of one method, in place of the dense network, on the same tasks.
+
+    Args:
+        beside: `against_dense`.
+        upstream: The method.
+        within: What a network shares with the one of this method that it is compared with.
+    Returns:
+        The rows of other methods that have one to be compared with, their `increase` and `lead` less its own.
+    Raises:
+        ValueError: Several networks of this method for one.
+    """
+    keys, is_it = [*within, "dataset"], beside["upstream"] == upstream
+    if beside[is_it].duplicated(keys).any():
+        raise ValueError(f"each network needs one of {upstream} with the same {', '.join(keys)}")
+    rows = beside[~is_it].merge(beside.loc[is_it, [*keys, "increase", "lead"]], on=keys, suffixes=("", "_of_it"))
+    less = {name: rows[name] - rows[f"{name}_of_it"] for name in ("increase", "lead")}
+    return rows.drop(columns=[f"{name}_of_it" for name in less]).assign(**less)
+
+
 def seed_intervals(beside: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
     """Gives each increase of published means the interval that the seeds of both networks leave.
 
