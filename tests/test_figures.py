@@ -634,6 +634,39 @@ def test_trends_have_the_slope_of_least_squares(ax):
     assert ends == [pytest.approx([-0.2, -0.1]), pytest.approx([0.0, 0.2])]
 
 
+def found_of(*means):
+    """Means of RigL and of gradual pruning at places 1 and 2, with intervals from 0.1 below to 0.3 above."""
+    keys = [("rigl", 1.0), ("rigl", 2.0), ("gmp", 1.0), ("gmp", 2.0)]
+    rows = [(*key, mean, mean - 0.1, mean + 0.3) for key, mean in zip(keys, means, strict=True)]
+    return pd.DataFrame(rows, columns=["upstream", "place", "mean", "low", "high"])
+
+
+@pytest.mark.parametrize("is_lying", [False, True])
+def test_intervals_reach_from_low_to_high_with_methods_side_by_side(ax, is_lying):
+    rows = found_of(0.1, 0.2, 0.4, 0.3)
+    data = figures.intervals(rows, "place", ax=ax, step=0.2, is_lying=is_lying)
+    assert data.equals(rows)
+    drawn = {each.get_label(): each for each in ax.containers}
+    assert list(drawn) == ["gradual pruning", "RigL"]
+    for label, means, shift in (("gradual pruning", [0.4, 0.3], -0.1), ("RigL", [0.1, 0.2], 0.1)):
+        line, _, (bars,) = drawn[label]
+        places, values = line.get_data()[:: -1 if is_lying else 1]
+        assert list(values) == means and list(places) == pytest.approx([1 + shift, 2 + shift])
+        ends = [[point[0 if is_lying else 1] for point in bar] for bar in bars.get_segments()]
+        assert ends == [pytest.approx([mean - 0.1, mean + 0.3]) for mean in means]
+        assert line.get_linestyle() == ("None" if is_lying else "-")
+
+
+def test_intervals_take_looks_of_other_methods_too(ax):
+    rows = found_of(0.1, 0.2, 0.4, 0.3).replace("gmp", "m_fac")
+    with pytest.raises(ValueError, match="no look for m_fac; there are dense, gmp"):
+        figures.intervals(rows, "place", ax=ax)
+    looks = {"m_fac": {"color": "#E69F00", "marker": "v", "label": "M-FAC"}, "rigl": figures.UPSTREAM_STYLE["rigl"]}
+    figures.intervals(rows, "place", ax=ax, looks=looks, is_hollow=True)
+    assert [each.get_label() for each in ax.containers] == ["M-FAC", "RigL"]
+    assert {each[0].get_markerfacecolor() for each in ax.containers} == {"white"}
+
+
 def test_a_method_on_one_task_has_no_trend(ax):
     data = figures.error_trends(beside(0.1, 0.2, -0.1, 0.0).query("dataset == 'cifar10'"), ax=ax)
     assert data["slope"].isna().all()

@@ -1,9 +1,20 @@
 """Measures of transfer, by hand."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from prunelab.transfer import against_dense, errors, relative_error_increase, relative_error_increases
+from prunelab.transfer import (
+    against_dense,
+    against_method,
+    errors,
+    over_tasks,
+    relative_error_increase,
+    relative_error_increases,
+    seed_intervals,
+    trends,
+)
 
 DENSE = {"cars": 0.5, "pets": 0.9, "dtd": 0.75}
 
@@ -68,3 +79,92 @@ def test_increases_of_a_table_are_those_of_accuracies_by_task():
 def test_a_network_without_one_dense_network_is_refused(rows):
     with pytest.raises(ValueError, match="each network needs one dense network with the same seed, dataset"):
         against_dense(frame(rows))
+
+
+def test_networks_stand_beside_one_method_where_it_has_a_network():
+    rows = [("gmp", 0.1, "cars", 0.3, -0.1), ("rigl", 0.1, "cars", 0.1, 0.05), ("rigl", 0.2, "cars", 0.0, 0.0)]
+    beside = pd.DataFrame(rows, columns=["upstream", "density", "dataset", "increase", "lead"])
+    (row,) = against_method(beside, "gmp").to_dict("records")
+    assert (row.pop("increase"), row.pop("lead")) == (pytest.approx(-0.2), pytest.approx(0.15))
+    assert row == {"upstream": "rigl", "density": 0.1, "dataset": "cars"}
+    with pytest.raises(ValueError, match="each network needs one of rigl with the same dataset"):
+        against_method(beside, "rigl", within=())
+
+
+def test_seeds_of_both_networks_move_an_increase():
+    rows = [("dtd", 0.5, 0.5, 0.02, 4), ("pets", 0.1, 0.0, 0.0, 3), ("cars", 0.2, 0.1, float("nan"), 1)]
+    beside = pd.DataFrame(rows, columns=["dataset", "difficulty", "increase", "std", "n"])
+    rows = [("pets", 0.0, 2), ("dtd", 0.04, 4), ("cars", float("nan"), 1)]
+    found = seed_intervals(beside, pd.DataFrame(rows, columns=["dataset", "std", "n"]))
+    assert found["mean"].tolist() == [0.5, 0.0, 0.1]
+    # DTD: errors of the means 0.01 and 0.02, the latter times 1.5, both over 0.5; 6 degrees of freedom: 2.4469.
+    half_width = 2.4469119 * (0.01**2 + 0.03**2) ** 0.5 / 0.5
+    assert found["low"].tolist()[:2] == pytest.approx([0.5 - half_width, 0.0])
+    assert found["high"].tolist()[:2] == pytest.approx([0.5 + half_width, 0.0])
+    assert found.loc[2, ["low", "high"]].isna().all()
+
+
+def test_interval_of_seeds_is_as_wide_as_simulated_ratios_spread():
+    draw = np.random.default_rng(0)
+    own, dense = (draw.normal(error, 0.01 / 5**0.5, 20_000) for error in (0.3, 0.2))  # means of five seeds
+    row = pd.DataFrame({"dataset": ["dtd"], "difficulty": 0.2, "increase": 0.5, "std": 0.01, "n": 5})
+    found = seed_intervals(row, row)
+    half_width = stats.t.ppf(0.975, 8) * np.std(own / dense - 1)
+    assert found["high"].item() - 0.5 == pytest.approx(half_width, rel=0.03)
+
+
+def measured(increases, *, upstream="rigl", density=0.1, n_seeds=1):
+    """A network's increases on tasks of difficulty 0.1, 0.2 and so on; seeds lie evenly around them."""
+    rows = [
+        (upstream, density, f"task {number}", 0.1 * (number + 1), increase + seed - (n_seeds - 1) / 2)
+        for number, increase in enumerate(increases)
+        for seed in range(n_seeds)
+    ]
+    return pd.DataFrame(rows, columns=["upstream", "density", "dataset", "difficulty", "increase"])
+
+
+def test_mean_over_tasks_has_the_interval_of_a_t_test():
+    # Four tasks, mean 2.5, deviation sqrt(5/3), so the error is sqrt(5/12); 3 degrees of freedom: 3.1824 errors.
+    (row,) = over_tasks(measured([1.0, 2.0, 3.0, 4.0])).to_dict("records")
+    assert (row["upstream"], row["density"], row["n"]) == ("rigl", 0.1, 4)
+    half_width = 3.1824463 * (5 / 12) ** 0.5
+    assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([2.5, 2.5 - half_width, 2.5 + half_width])
+    assert row["p"] == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0, 4.0], 0).pvalue)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_seeds_are_no_tasks(n_seeds):
+    few, many = (over_tasks(measured([1.0, 2.0, 4.0], n_seeds=n)) for n in (1, n_seeds))
+    pd.testing.assert_frame_equal(few, many)
+    few, many = (trends(measured([1.0, 2.0, 4.0], n_seeds=n)) for n in (1, n_seeds))
+    pd.testing.assert_frame_equal(few, many)
+
+
+def test_each_network_is_averaged_by_itself():
+    both = pd.concat([measured([3.0, 5.0]), measured([1.0, 2.0], density=0.2), measured([0.0, 0.0], upstream="gmp")])
+    found = over_tasks(both)
+    assert found[["upstream", "density", "mean"]].values.tolist() == [
+        ["rigl", 0.1, 4.0],
+        ["rigl", 0.2, 1.5],
+        ["gmp", 0.1, 0.0],
+    ]
+    assert over_tasks(both, "difficulty", by=["upstream"])["mean"].tolist() == pytest.approx([0.15, 0.15])
+
+
+def test_slope_of_least_squares_by_hand():
+    # Around the means 0.2 and 2: (-0.1)(-1) + 0.1(2) + 0(-1) = 0.3 of 0.02 is 15; residuals 0.5, -1, 0.5, so the
+    # error is sqrt(1.5 / 1 / 0.02), and 1 degree of freedom takes 12.7062 of them.
+    (row,) = trends(measured([1.0, 1.0, 4.0])).to_dict("records")
+    half_width = 12.7062047 * 75**0.5
+    assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([15, 15 - half_width, 15 + half_width])
+    # A t of 15 / sqrt(75) is the square root of 3: an angle of 60 degrees, beyond which a Cauchy variable has 1/3.
+    assert (row["p"], row["n"]) == (pytest.approx(1 / 3), 3)
+
+
+def test_slope_along_two_groups_is_the_difference_of_their_means():
+    values, groups = [1.0, 4.0, 2.0, 7.0, 3.0], np.array([True, False, True, False, False])
+    rows = measured(values).assign(is_special=groups)
+    (row,) = trends(rows, along="is_special").to_dict("records")
+    test = stats.ttest_ind(np.array(values)[groups], np.array(values)[~groups])
+    ends = test.confidence_interval(0.95)
+    assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([1.5 - 14 / 3, ends.low, ends.high])

@@ -526,3 +526,11 @@ def test_parts_that_the_earlier_rule_judged_otherwise_are_listed(tmp_path, monke
     assert changed.to_numpy().tolist() == [
         ["RigL-C1a", "inconclusive", "+2.0 [+1.0, +3.0]", "reproduced", "+2.0 [+0.4, +3.6]"]
     ]
+
+
+def test_a_star_is_for_what_stays_small_in_one_correction():
+    rows = [(-0.02, -0.031, -0.009, 0.004), (-0.0002, -0.1, 0.0996, 0.99), (1.2, 0.1, 2.3, 0.04)]
+    found = pd.DataFrame(rows, columns=["mean", "low", "high", "p"])
+    # Of three rows: q is 0.012, 0.99 and 0.04 * 3 / 2 = 0.06.
+    assert verdicts.starred(found) == ["-2.0 [-3.1, -0.9]*", "+0.0 [-10.0, +10.0]", "+120.0 [+10.0, +230.0]"]
+    assert verdicts.starred(found[2:]) == ["+120.0 [+10.0, +230.0]*"]  # alone, q is p

@@ -407,6 +407,19 @@ def difference(row: NamedTuple) -> str:
     return _written(row.difference, row.metric) + interval + (" of loss" if is_loss(row.metric) else "")
 
 
+def starred(found: pd.DataFrame) -> list[str]:
+    """Writes means of shares with their intervals in percent, and a star where q, over all these rows, is small enough.
+
+    Args:
+        found: One row a mean, as `transfer.over_tasks` and `transfer.trends` give them: `mean`, `low`, `high`, `p`.
+    Returns:
+        One text a row, such as "-2.0 [-3.1, -0.9]*".
+    """
+    stars = np.where(moderated.adjusted(found["p"]) <= MAX_Q, "*", "")
+    ends = (100 * found[["mean", "low", "high"]].to_numpy()).round(1) + 0.0  # a rounded zero has no sign of its own
+    return ["{:+.1f} [{:+.1f}, {:+.1f}]{}".format(*row, star) for row, star in zip(ends, stars, strict=True)]
+
+
 def significance(row: NamedTuple) -> str:
     """Writes a row's q, or nothing where it has none."""
     return "" if math.isnan(row.q) else "<0.001" if row.q < 0.001 else f"{row.q:.3f}"

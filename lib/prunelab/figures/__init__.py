@@ -39,7 +39,7 @@ from prunelab.figures.style import (
     percent,
     styles,
 )
-from prunelab.figures.transfers import dead_by_layer, error_trends, leads, scatter, turn
+from prunelab.figures.transfers import dead_by_layer, error_trends, intervals, leads, scatter, turn
 from prunelab.figures.widths import retained, retained_over_time, width_shares
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "error_trends",
     "forest",
     "heat_map",
+    "intervals",
     "kernel_patterns",
     "layer_densities",
     "leads",

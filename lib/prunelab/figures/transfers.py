@@ -69,6 +69,50 @@ def error_trends(beside: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     return data
 
 
+def intervals(
+    found: pd.DataFrame,
+    at: str,
+    *,
+    ax: Axes,
+    step: float = 0.0,
+    is_lying: bool = False,
+    is_hollow: bool = False,
+    looks: Mapping[str, Mapping] = UPSTREAM_STYLE,
+) -> pd.DataFrame:
+    """Draws means with their intervals, one marker each, those of methods side by side.
+
+    Args:
+        found: Of networks, as `transfer.over_tasks` and `transfer.trends` give them: `upstream`, `mean`, `low`, `high`.
+        at: The column with their places on the other axis.
+        step: Between the markers of methods at one place.
+        is_lying: Whether intervals lie, in rows; else they stand, and a line joins those of a method.
+        is_hollow: Whether markers are.
+        looks: How each method is drawn, in the order of drawing.
+    Returns:
+        The rows drawn: `upstream`, `at`, `mean`, `low`, `high`.
+    Raises:
+        ValueError: A method without a look.
+    """
+    present = set(found["upstream"])
+    if unknown := sorted(present - looks.keys()):
+        raise ValueError(f"no look for {', '.join(unknown)}; there are {', '.join(looks)}")
+    methods = [method for method in looks if method in present]
+    bars, mean = ("xerr", ax.xaxis) if is_lying else ("yerr", ax.yaxis)
+    for number, method in enumerate(methods):
+        own = found[found["upstream"] == method].sort_values(at)
+        places = own[at] + step * (number - (len(methods) - 1) / 2)
+        ends = np.array([own["mean"] - own["low"], own["high"] - own["mean"]])
+        look = {"linestyle": "" if is_lying else "-", "linewidth": 1.2, "capsize": 2, "markersize": 5.5}
+        look |= {"markerfacecolor": "white"} if is_hollow else {}
+        ax.errorbar(
+            *((own["mean"], places) if is_lying else (places, own["mean"])), **{bars: ends}, **looks[method] | look
+        )
+    (ax.axvline if is_lying else ax.axhline)(0, color="#000000", linewidth=0.8)
+    finish(ax)
+    mean.set_major_formatter(percent)
+    return found[["upstream", at, "mean", "low", "high"]].reset_index(drop=True)
+
+
 def turn(means: pd.DataFrame, *, ax: Axes) -> pd.DataFrame:
     """Draws by how many points methods are ahead of the dense network, on the left linear, on the right full transfer.
 
