@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunelab import pages, paths, records, verdicts
-from prunelab.recipes import AFR, DMCP, RECIPES, RETHINKING, RIGL
+from prunelab.recipes import AFR, DMCP, RECIPES, RETHINKING, RIGL, TRANSFER
 from prunelab.runs import PROFILES
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
@@ -196,6 +196,13 @@ def test_what_came_out_is_what_the_records_say():
     assert f"and {-on_tiny} behind on Tiny-ImageNet" in README
     assert "RT-C3b" in verdicts.named(rethinking, verdicts.REPRODUCED)
     assert "RT-C3a" in verdicts.named(rethinking, verdicts.INCONCLUSIVE)
+
+    carried = pages.judge(TRANSFER, "small")
+    dense, pruned, whole = verdicts.points(carried, "TR-C1a", "TR-C1d", "TR-C3b")
+    assert f"AC/DC's features are {-dense} points behind dense and {-pruned} behind WoodFisher" in README
+    assert f"WoodFisher is {whole} ahead of AC/DC, all decided" in README
+    assert {"TR-C1a", "TR-C1d"} <= verdicts.named(carried, verdicts.NOT_REPRODUCED)
+    assert "TR-C3b" in verdicts.named(carried, verdicts.REPRODUCED)
 
     afr, tuned = pages.judge(AFR, "small"), records.frame(records.load(AFR.notebook))
     snip, unseen, special, unlabelled = verdicts.points(afr, "AFR-C1a", "AFR-C1c", "AFR-C3a", "AFR-C4a")

@@ -208,7 +208,7 @@ def pruning_costs(
     *,
     axes: Sequence[Axes],
 ) -> pd.DataFrame:
-    """Draws weights, what the loss would rise without each, and the weights after those of least cost are gone.
+    """Draws weights, by what the loss would rise without each, and the weights after those of least cost are gone.
 
     Args:
         weights: Before.
@@ -221,7 +221,7 @@ def pruning_costs(
     """
     data = pd.DataFrame({"weight": weights, "cost": costs, "moved": moved, "pruned": pruned})
     colors = np.where(data["pruned"], DROPPED, KEPT)
-    titles = ("weights $w$", "what the loss rises without each", "the weights after the pruning")
+    titles = ("weights $w$", "rise of the loss if this one alone goes", "the weights after the pruning")
     for ax, column, title in zip(axes, ("weight", "cost", "moved"), titles, strict=True):
         ax.bar_label(ax.bar(data.index, data[column], color=colors, width=0.7), fmt="%.3g", fontsize=9)
         ax.set_title(title, fontsize=10)
@@ -238,7 +238,8 @@ def transfers(panels: Mapping[str, tuple[bool, str]], *, axes: Sequence[Axes]) -
     """Draws a network with few connections and its head: what of it learns is coloured, what is frozen is grey.
 
     Args:
-        panels: By title, whether the connections learn, and the name of the head, which always does.
+        panels: By title, whether the connections learn, and the name of the head, which always does. Of the first panel
+            the head has few connections too.
         axes: One for each panel.
     Returns:
         One row a connection of a panel: `panel`, `layer`, `start`, `end`, `learns`.
@@ -252,8 +253,8 @@ def transfers(panels: Mapping[str, tuple[bool, str]], *, axes: Sequence[Axes]) -
     ]
     head = [(n_layers, unit, output) for unit in range(n_units) for output in range(n_classes)]
     rows = []
-    for ax, (title, (learns, name)) in zip(axes, panels.items(), strict=True):
-        for layer, start, end in body + head:
+    for number, (ax, (title, (learns, name))) in enumerate(zip(axes, panels.items(), strict=True)):
+        for layer, start, end in body + (head if number else head[::2]):
             is_head = layer == n_layers
             color = GROWN if is_head else KEPT if learns else INACTIVE
             ends = (start, end + (n_units - n_classes) / 2 * is_head)
@@ -266,7 +267,7 @@ def transfers(panels: Mapping[str, tuple[bool, str]], *, axes: Sequence[Axes]) -
         ax.set(xticks=[], yticks=[], xlim=(-0.4, n_layers + 1.7), ylim=(-0.5, n_units))
         ax.set_title(title, fontsize=10)
         ax.spines[:].set_visible(False)
-    named = {"learns": KEPT, "frozen": INACTIVE, "learns, every connection": GROWN}
+    named = {"learns": KEPT, "frozen": INACTIVE, "head, learns": GROWN}
     handles = [axes[0].plot([], [], color=color, label=label, linewidth=2)[0] for label, color in named.items()]
     axes[len(panels) // 2].legend(
         handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0.02)
@@ -285,21 +286,21 @@ def weight_paths(
     """Draws the values of a few weights over the steps of training.
 
     Args:
-        paths: Of each step, the value of each weight after it.
+        paths: The value of each weight at the start, and after each step.
         names: Of the weights.
         ax: Axes.
         spans: Steps, first and last, that are shaded.
         band: Of each step, how far from zero to shade.
     Returns:
-        One row a step: `step`, and a column for each weight by its name.
+        One row a step, from 0 on: `step`, and a column for each weight by its name.
     """
     data = pd.DataFrame(np.asarray(paths, float), columns=list(names))
-    data.insert(0, "step", np.arange(1, len(data) + 1))
+    data.insert(0, "step", np.arange(len(data)))
     for name, color in zip(names, (KEPT, DROPPED, GROWN, "#CC79A7"), strict=True):
         ax.plot(data["step"], data[name], color=color, label=name)
     for first, last in spans:
         ax.axvspan(first - 0.5, last + 0.5, color="#DDDDDD", zorder=0)
     if band is not None:
         ax.fill_between(data["step"], -np.asarray(band), band, color="#DDDDDD", zorder=0)
-    ax.set(xlabel="step", xlim=(0.5, len(data) + 0.5))
+    ax.set(xlabel="step", ylabel="weight", xlim=(-0.5, len(data) - 0.5))
     return data
