@@ -3,57 +3,13 @@
 Source: Iofinova et al. 2022, arXiv:2111.13445; as in `data/paper`, dense errors stand for the difficulty of tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
 from prunelab import moderated
-
-Accuracies = Mapping[str, float]  # of each task, by its name; shares
-
-
-def errors(accuracies: Accuracies) -> dict[str, float]:
-    """Returns the share of images classified wrongly, by task; those of a dense network are how difficult tasks are.
-
-    Raises:
-        ValueError: An accuracy that is no share.
-    """
-    for task, accuracy in accuracies.items():
-        if not 0 <= accuracy <= 1:
-            raise ValueError(f"the accuracy on {task!r} must be a share in [0, 1], got {accuracy}")
-    return {task: 1 - accuracy for task, accuracy in accuracies.items()}
-
-
-def relative_error_increases(accuracies: Accuracies, dense: Accuracies) -> dict[str, float]:
-    """Returns by how much larger the errors are than the dense network's, as shares of those, by task.
-
-    Below 0 where the network is better than the dense one.
-
-    Args:
-        accuracies: Of the network.
-        dense: Of the dense network, on the same tasks.
-    Raises:
-        ValueError: Other tasks, none, one that the dense network has no error on, or an accuracy that is no share.
-    """
-    if not dense or accuracies.keys() != dense.keys():
-        raise ValueError(
-            f"both networks need accuracies on the same tasks, one or more; got {', '.join(accuracies) or 'none'} and"
-            f" {', '.join(dense) or 'none'}"
-        )
-    own, of_dense = errors(accuracies), errors(dense)
-    if perfect := [task for task, error in of_dense.items() if error == 0]:
-        raise ValueError(
-            f"the dense network has no error on {', '.join(perfect)}, so none is relative to it; leave out"
-        )
-    return {task: (own[task] - error) / error for task, error in of_dense.items()}
-
-
-def relative_error_increase(accuracies: Accuracies, dense: Accuracies) -> float:
-    """Returns the mean of `relative_error_increases`, whose arguments and errors these are, over all tasks."""
-    increases = relative_error_increases(accuracies, dense)
-    return sum(increases.values()) / len(increases)
 
 
 def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> pd.DataFrame:
@@ -64,9 +20,10 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
         within: What a network shares with the dense one that it is compared with.
     Returns:
         The rows of all but the dense networks with `lead`, by how much the accuracy is larger than the dense one's;
-        `difficulty`, the dense error; and `increase`, as in `relative_error_increases`.
+        `difficulty`, the dense error; and `increase`, by how much the error is larger than the dense one's, as a share
+        of that: the paper's relative error increase, NaN where the dense network makes no error.
     Raises:
-        ValueError: A network without a dense one, or several dense ones for one.
+        ValueError: A network without a dense one, or several dense ones for one; an accuracy that is no share.
     """
     keys, is_dense = [*within, "dataset"], frame["upstream"] == "dense"
     dense = frame.loc[is_dense, [*keys, "test_accuracy"]].rename(columns={"test_accuracy": "dense_accuracy"})
@@ -74,10 +31,13 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
     if dense.duplicated(keys).any() or (rows["of"] != "both").any():
         raise ValueError(f"each network needs one dense network with the same {', '.join(keys)}")
     accuracy, of_dense = (rows[name].astype(float) for name in ("test_accuracy", "dense_accuracy"))
+    for column in (accuracy, of_dense):
+        if not (is_share := column.between(0, 1)).all():
+            task, value = rows.loc[~is_share, "dataset"].iloc[0], column[~is_share].iloc[0]
+            raise ValueError(f"the accuracy on {task!r} must be a share in [0, 1], got {value}")
     lead, difficulty = accuracy - of_dense, 1 - of_dense
-    return rows.drop(columns=["of", "dense_accuracy"]).assign(
-        lead=lead, difficulty=difficulty, increase=-lead / difficulty
-    )
+    increase = -lead / difficulty.where(difficulty > 0)
+    return rows.drop(columns=["of", "dense_accuracy"]).assign(lead=lead, difficulty=difficulty, increase=increase)
 
 
 def against_method(beside: pd.DataFrame, upstream: str, *, within: Sequence[str] = ("density",)) -> pd.DataFrame:
