@@ -639,6 +639,13 @@ def test_all_that_is_not_held_out_is_trained_on():
     assert same(loaded, registry.split(data.load("digits"), n_train=105, n_validation=33))
 
 
+def test_each_of_unequal_classes_gives_its_share_of_what_is_held_out():
+    tuning = registry.split(stand_in([0] * 30 + [1] * 6), n_validation=12)  # in turns, all of class 1 would train
+    assert tuning.test_labels.bincount().tolist() == [10, 2] and tuning.train_labels.bincount().tolist() == [20, 4]
+    fewer = registry.split(stand_in([0] * 30 + [1] * 6), n_train=10, n_validation=12)
+    assert fewer.train_labels.bincount().tolist() == [5, 5]
+
+
 @pytest.mark.parametrize(
     "n_train, n_validation, message",
     [

@@ -10,7 +10,9 @@ from prunelab.transfer import (
     against_method,
     over_tasks,
     seed_intervals,
+    slopes,
     trends,
+    turned,
 )
 
 
@@ -36,7 +38,7 @@ def test_relative_error_increase_by_hand():
     assert np.isnan(increase["mnist"])
 
 
-@pytest.mark.parametrize("dense, own, wrong", [(0.4, 50.0, 50.0), (float("nan"), 0.5, "nan")])
+@pytest.mark.parametrize("dense, own, wrong", [(0.4, 50.0, 50.0), (-0.1, 0.5, -0.1)])
 def test_an_accuracy_that_is_no_share_is_refused(dense, own, wrong):
     with pytest.raises(ValueError, match=rf"the accuracy on 'cars' must be a share in \[0, 1\], got {wrong}"):
         against_dense(frame([("dense", "cars", 0, dense), ("gmp", "cars", 0, own)]))
@@ -137,3 +139,32 @@ def test_slope_along_two_groups_is_the_difference_of_their_means():
     test = stats.ttest_ind(np.array(values)[groups], np.array(values)[~groups])
     ends = test.confidence_interval(0.95)
     assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([1.5 - 14 / 3, ends.low, ends.high])
+
+
+def test_tasks_without_a_number_are_left_out():
+    # The dense network makes no error on the third task, so that nothing is relative to it.
+    pairs = {"a": (0.5, 0.4), "b": (0.6, 0.55), "c": (1.0, 0.99)}
+    rows = [(name, task, 0, pair[at]) for at, name in enumerate(("dense", "gmp")) for task, pair in pairs.items()]
+    beside = against_dense(frame(rows))
+    (row,) = over_tasks(beside, by=["upstream"]).to_dict("records")
+    (alone,) = over_tasks(beside[beside["dataset"] != "c"], by=["upstream"]).to_dict("records")
+    assert row == alone and row["n"] == 2
+
+
+def test_one_task_that_makes_a_slope_is_seen():
+    # Three tasks without a trend and one easy one, far above them.
+    beside = measured([2.0, 0.0, 0.1, 0.0]).assign(difficulty=[0.1, 0.5, 0.6, 0.7])
+    found = slopes(beside).set_index("tasks")
+    assert found.loc["all", "n"] == 4 and found.loc["without the easiest", "n"] == 3
+    assert found.loc["all", "mean"] < -0.3 and found.loc["without the easiest", "mean"] == pytest.approx(0.0)
+
+
+def test_turn_is_the_change_of_a_lead_over_tasks():
+    # AC/DC leads WoodFisher by 2 and 4 points, then is 1 and 3 behind: it loses 3 and 7, in the mean 5.
+    keys = ["upstream", "density", "seed", "dataset", "lead", "increase"]
+    linear = [("acdc", 0.1, 0, "a", 0.02, 0), ("acdc", 0.1, 0, "b", 0.04, 0), ("woodfisher", 0.1, 0, "a", 0.0, 0)]
+    full = [("acdc", 0.1, 0, "a", -0.02, 0), ("acdc", 0.1, 0, "b", -0.03, 0), ("woodfisher", 0.1, 0, "a", -0.01, 0)]
+    linear, full = (pd.DataFrame([*rows, ("woodfisher", 0.1, 0, "b", 0.0, 0)], columns=keys) for rows in (linear, full))
+    (row,) = turned(linear, full, upstream="acdc", over="woodfisher").to_dict("records")
+    assert row["mean"] == pytest.approx(-0.05) and row["n"] == 2
+    assert row["high"] - row["mean"] == pytest.approx(12.706205 * 0.02)  # one degree of freedom

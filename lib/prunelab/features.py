@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from prunelab.data import LabelledImages
 from prunelab.models.trunk import head_of
 
-_BATCH_SIZE = 256
+_BATCH_SIZE, _PIXELS = 256, 256 * 64**2  # of a batch at most
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def features_of_sets(model: nn.Module, dataset: LabelledImages) -> tuple[tuple[T
     """Returns what `features_of` does for all training images as they are, in order, and for all test images."""
     everything = torch.arange(dataset.n_train, device=dataset.device)
     train, test = (
-        features_of(model, images.test_batches(batch_size=_BATCH_SIZE))
+        features_of(model, images.test_batches(batch_size=_batch_size(images)))
         for images in (dataset.take(everything, held_out=everything), dataset)
     )
     return train, test
@@ -111,8 +111,12 @@ def augmented_features(
     """
     if n_passes < 1:
         raise ValueError(f"n_passes must be at least 1, got {n_passes}")
-    n_batches = math.ceil(dataset.n_train / _BATCH_SIZE)
+    n_batches = math.ceil(dataset.n_train / _batch_size(dataset))
     batches = dataset.train_batches(batch_size=dataset.n_train // n_batches, augment=True, generator=generator)
     passes = [features_of(model, islice(batches, n_batches)) for _ in range(n_passes)]
     features, labels = zip(*passes, strict=True)
     return torch.stack(features), torch.stack(labels)
+
+
+def _batch_size(dataset: LabelledImages) -> int:
+    return max(1, min(_BATCH_SIZE, _PIXELS // dataset.image_size**2))

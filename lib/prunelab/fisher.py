@@ -67,9 +67,14 @@ def pruning_cost(weight: Tensor, inverse: Tensor) -> Tensor:
 
     The statistic w_q^2 / (2 [F^-1]_qq) of weight q, same shape as `weight`.
 
+    Raises:
+        ValueError: An inverse that float32 could not hold, as the damping is too small beside the gradients.
     Source: Singh & Alistarh 2020, Sec. 4.
     """
-    return weight**2 / (2.0 * _diagonal(weight, inverse))
+    diagonal = _diagonal(weight, inverse)
+    if not (diagonal > 0).all():
+        raise ValueError("the inverse of the Fisher matrix is not positive: take a larger damping for such gradients")
+    return weight**2 / (2.0 * diagonal)
 
 
 def pruning_update(weight: Tensor, inverse: Tensor, pruned: Tensor, *, joint: bool = False) -> Tensor:

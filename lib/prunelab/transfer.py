@@ -16,7 +16,8 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
     """Sets the accuracies of networks beside those of the dense network on the same tasks.
 
     Args:
-        frame: One row a network and task: `upstream`, `dataset`, `test_accuracy` and the columns `within`.
+        frame: One row a network and task: `upstream`, `dataset`, `test_accuracy`, NaN where it has diverged, and the
+            columns `within`.
         within: What a network shares with the dense one that it is compared with.
     Returns:
         The rows of all but the dense networks with `lead`, by how much the accuracy is larger than the dense one's;
@@ -32,7 +33,7 @@ def against_dense(frame: pd.DataFrame, *, within: Sequence[str] = ("seed",)) -> 
         raise ValueError(f"each network needs one dense network with the same {', '.join(keys)}")
     accuracy, of_dense = (rows[name].astype(float) for name in ("test_accuracy", "dense_accuracy"))
     for column in (accuracy, of_dense):
-        if not (is_share := column.between(0, 1)).all():
+        if not (is_share := column.between(0, 1) | column.isna()).all():
             task, value = rows.loc[~is_share, "dataset"].iloc[0], column[~is_share].iloc[0]
             raise ValueError(f"the accuracy on {task!r} must be a share in [0, 1], got {value}")
     lead, difficulty = accuracy - of_dense, 1 - of_dense
@@ -87,14 +88,14 @@ def over_tasks(
     Tasks are the units: the seeds of one are averaged first, so the interval says nothing of networks trained anew.
 
     Args:
-        beside: `against_dense`, with two tasks or more for each network.
+        beside: `against_dense`, with two tasks or more for each network; those without a number are left out.
         measure: Its column.
         by: The columns that tell networks apart.
     Returns:
         One row a network: the columns `by`; `mean`, between `low` and `high`, the 95 % interval; `p`, two-sided, of a
         mean at least so far from 0 if that were the truth; and `n`, the tasks.
     """
-    of_tasks = beside.groupby([*by, "dataset"], sort=False)[measure].mean()
+    of_tasks = beside.groupby([*by, "dataset"], sort=False)[measure].mean().dropna()
     found = of_tasks.groupby(list(by), sort=False).agg(["mean", "sem", "size"]).reset_index()
     mean, error, n = (found[name].to_numpy() for name in ("mean", "sem", "size"))
     low, high = moderated.interval(mean, error, n - 1)
@@ -112,7 +113,8 @@ def trends(
     """Fits a line through the tasks of each network, by least squares.
 
     Args:
-        beside: `against_dense`, with three tasks or more for each network; seeds of a task are averaged first.
+        beside: `against_dense`, with three tasks or more for each network; seeds of a task are averaged first, tasks
+            without a number left out.
         measure: The column that the line explains.
         along: The column that it explains it by; where that is 1 on some tasks and 0 on the others, the slope is the
             difference of their means, and its interval that of a t test with one variance.
@@ -121,10 +123,41 @@ def trends(
         One row a network: the columns `by`; `mean`, the slope, between `low` and `high`, the 95 % interval; `p`,
         two-sided, of a slope at least so far from 0 if that were the truth; and `n`, the tasks.
     """
-    of_tasks = beside.groupby([*by, "dataset"], sort=False, as_index=False)[[along, measure]].mean()
+    of_tasks = beside.groupby([*by, "dataset"], sort=False, as_index=False)[[along, measure]].mean().dropna()
     rows = []
     for network, own in of_tasks.groupby(list(by), sort=False):
         line = linregress(own[along].astype(float), own[measure])
         ends = moderated.interval(line.slope, line.stderr, len(own) - 2)
         rows.append((*network, line.slope, *ends, line.pvalue, len(own)))
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "p", "n"])
+
+
+def slopes(beside: pd.DataFrame) -> pd.DataFrame:
+    """Tells how the error increase of each method goes with difficulty, and whether one task alone makes it so.
+
+    Args:
+        beside: `against_dense`, of four tasks or more.
+    Returns:
+        `trends` for ten points more of dense error, by `upstream`, twice: `tasks` is "all", or "without the easiest".
+    """
+    tens = beside.assign(tens=10 * beside["difficulty"])
+    easiest = tens.loc[tens["difficulty"].idxmin(), "dataset"]
+    parts = {"all": tens, "without the easiest": tens[tens["dataset"] != easiest]}
+    found = [trends(rows, along="tens", by=["upstream"]).assign(tasks=tasks) for tasks, rows in parts.items()]
+    return pd.concat(found, ignore_index=True)
+
+
+def turned(linear: pd.DataFrame, full: pd.DataFrame, *, upstream: str, over: str) -> pd.DataFrame:
+    """Averages over tasks how much a method's lead over another grows from linear to full transfer.
+
+    Args:
+        linear: `against_dense` of linear transfer, each network with its `density` and `seed`.
+        full: The same of full transfer, on the same tasks, two or more.
+        upstream: The method.
+        over: The other one.
+    Returns:
+        One row, as of `over_tasks`.
+    """
+    leads = [against_method(beside, over, within=("density", "seed")) for beside in (linear, full)]
+    before, after = (own[own["upstream"] == upstream].groupby("dataset", sort=False)["lead"].mean() for own in leads)
+    return over_tasks((after - before).reset_index().assign(upstream=upstream), "lead", by=["upstream"])

@@ -109,6 +109,7 @@ def split(dataset: LabelledImages, *, n_train: int | None = None, n_validation: 
     """Returns the data set with part of its training images, and to tune on, with others in place of its test images.
 
     Classes are balanced, and the same images are taken on every call: first those to train on, whatever is held out.
+    Where classes are so unequal that a small one would be used up before, each gives its share of what is held out.
 
     Args:
         dataset: Left as it is.
@@ -129,7 +130,17 @@ def split(dataset: LabelledImages, *, n_train: int | None = None, n_validation: 
         balanced_sample(labels, n, generator=torch.Generator().manual_seed(0)).to(dataset.device)
         for n in (n_train, n_train + (n_validation or 0))
     )
-    return dataset.take(taken, held_out=more[~torch.isin(more, taken)] if n_validation else None)
+    if not n_validation:
+        return dataset.take(taken)
+    held_out = more[~torch.isin(more, taken)]
+    if len(labels[held_out].unique()) < min(dataset.num_classes, n_validation):
+        from sklearn.model_selection import train_test_split  # takes seconds to import
+
+        parts = train_test_split(np.arange(dataset.n_train), test_size=n_validation, stratify=labels, random_state=0)
+        rest, held_out = (torch.from_numpy(part).sort().values.to(dataset.device) for part in parts)
+        of_rest = balanced_sample(labels[rest.cpu()], n_train, generator=torch.Generator().manual_seed(0))
+        taken = rest[of_rest.to(dataset.device)]
+    return dataset.take(taken, held_out=held_out)
 
 
 def area_average(image: np.ndarray, size: int) -> np.ndarray:

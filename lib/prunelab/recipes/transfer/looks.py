@@ -36,6 +36,7 @@ def probe(options: TransferOptions, dataset: LabelledImages, model: nn.Module, *
     accuracies = probes.accuracies(*test)[metric_of(options.dataset)]
     mean = None if None in accuracies else statistics.mean(accuracies)
     return {
+        "status": "diverged" if mean is None else "finished",
         "metrics": {"test_accuracy": mean, "n_features": train[0].shape[-1]},
         "curves": {"probe": list(range(options.n_probes)), "test_accuracy": accuracies},
         "seconds": time.monotonic() - started,
