@@ -72,7 +72,7 @@ def pruning_cost(weight: Tensor, inverse: Tensor) -> Tensor:
     Source: Singh & Alistarh 2020, Sec. 4.
     """
     diagonal = _diagonal(weight, inverse)
-    if not (diagonal > 0).all():
+    if (diagonal <= 0).any():  # NaN is a diverged network's
         raise ValueError("the inverse of the Fisher matrix is not positive: take a larger damping for such gradients")
     return weight**2 / (2.0 * diagonal)
 
