@@ -150,6 +150,16 @@ def test_a_diverged_network_is_pruned_all_the_same_and_regains_nothing(digits):
     assert not any((method.masks[name] & ~mask).any() for name, mask in masks.items())
 
 
+def test_weights_whose_cost_is_lost_to_rounding_stay(digits):
+    _, method = build(digits)
+    name, weight = next(iter(method.weights.items()))
+    inverse = torch.eye(weight.numel()).unsqueeze(0)
+    inverse[0, 0, 0] = -1.0
+    with pytest.warns(UserWarning, match=f"rounding loses the cost of 1 weights of {name}: take a larger damping"):
+        cost = method._cost(name, inverse).flatten()
+    assert cost[0] == torch.inf and torch.equal(cost[1:], weight.detach().flatten()[1:] ** 2 / 2)
+
+
 def test_resumed_method_goes_on_with_the_next_images_and_its_books(digits):
     _, method = build(digits)
     method.inverse_fisher()

@@ -6,6 +6,7 @@ cost, w_q^2 / (2 [F^-1]_qq), and moves those that stay. Between prunings the mas
 Source: Singh & Alistarh 2020, arXiv:2004.14340; IST-DASLab/WoodFisher, `woodfisherblock` with joint ranking.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -129,16 +130,22 @@ class WoodFisher(GradualPruning):
         if n_left == sum(int(mask.sum()) for mask in self.masks.values()):
             return
         inverses = self.inverse_fisher()
-        # A diverged network has costs that are no numbers: they rank first, so that training ends as it does elsewhere.
-        costs = {
-            name: fisher.pruning_cost(weight, inverses[name]).nan_to_num(nan=torch.inf, posinf=torch.inf)
-            for name, weight in self.weights.items()
-        }
+        costs = {name: self._cost(name, inverses[name]) for name in self.weights}
         for name, mask in global_masks(costs, density=n_left / size, masks=self.masks).items():
             weight, leaving = self.weights[name], self.masks[name] & ~mask
             if weight.requires_grad:
                 weight.add_(fisher.pruning_update(weight, inverses[name], leaving, joint=self.joint))
             self.set_mask(name, mask)
+
+    def _cost(self, name: str, inverse: Tensor) -> Tensor:
+        """Returns what pruning each weight of a layer costs; where that is no number, it ranks first.
+
+        So training of a diverged network ends as it does elsewhere.
+        """
+        cost = fisher.pruning_cost(self.weights[name], inverse).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        if n_lost := int((is_lost := cost < 0).sum()):
+            warnings.warn(f"rounding loses the cost of {n_lost} weights of {name}: take a larger damping", stacklevel=2)
+        return cost.masked_fill(is_lost, torch.inf)
 
     @torch.no_grad()
     def inverse_fisher(self) -> dict[str, Tensor]:
