@@ -1,5 +1,6 @@
 """Scores of channels and choosing by them, on layers small enough for paper, and the predefined targets."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -207,3 +208,25 @@ def test_targets_for_other_networks_are_refused():
         ValueError, match=r"'resnet56_a' is for layers of 3 different widths, got \[64, 128, 256, 512\]"
     ):
         predefined_counts("resnet56_a", vgg(VGG16))
+
+
+@pytest.mark.parametrize(
+    "score, found",
+    [
+        (torch.tensor([0.1, float("nan"), 0.3]), "NaN among them"),
+        (torch.rand(3, 2), r"a shape of \(3, 2\)"),
+        (torch.tensor(1.0), r"a shape of \(\)"),
+    ],
+)
+def test_scores_that_are_not_one_number_a_channel_are_refused_by_name(score, found):
+    message = f"layer 'conv' needs one number a channel as its scores; there is {found}"
+    with pytest.raises(ValueError, match=message):
+        keep_largest({"conv": score}, {"conv": 2})
+    with pytest.raises(ValueError, match=message):
+        keep_largest_globally({"conv": score}, density=0.5)
+
+
+def test_scores_may_be_lists_and_arrays():
+    for score in ([0.1, 0.4, 0.3], np.array([0.1, 0.4, 0.3]), (0.1, 0.4, 0.3)):
+        assert keep_largest({"conv": score}, {"conv": 2})["conv"].tolist() == [1, 2]
+        assert keep_largest_globally({"conv": score}, density=0.34)["conv"].tolist() == [1]

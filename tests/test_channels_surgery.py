@@ -39,7 +39,7 @@ def some(model, image, *, share=0.6, seed=0):
     """A random part of each layer's channels, at least one; of grouped convolutions whole groups."""
     draw = random.Random(seed)
     traced = trace(model, **image)
-    kept = {name: sorted(draw.sample(range(n), max(1, round(share * n)))) for name, n in traced.widths.items()}
+    kept = {name: sorted(draw.sample(range(n), max(1, round(share * n)))) for name, n in traced.own_widths.items()}
     for name, layer in traced.layers.items():
         if layer.is_grouped:
             n = len(layer.writes) // layer.module.groups
@@ -55,7 +55,7 @@ def silenced(model, kept, image):
     Independent of the surgery's bookkeeping by names: it follows values. Channels to go are marked by NaN where they
     are made; whatever reads a NaN reads zero in its place.
     """
-    hooks, widths = [], trace(model, **image).widths
+    hooks, widths = [], trace(model, **image).own_widths
     for name, indices in kept.items():
         module = model.get_submodule(name)
         gone = sorted(set(range(widths[name])) - set(indices))
@@ -86,7 +86,7 @@ def test_smaller_network_computes_what_the_silenced_one_does(name):
     smaller = shrink(model, kept, **image)
     assert torch.isfinite(expected).all()
     torch.testing.assert_close(smaller(x), expected, rtol=1e-4, atol=1e-5)
-    for layer, n_left in trace(smaller, **image).widths.items():  # what a selection picked from may be gone as well
+    for layer, n_left in trace(smaller, **image).own_widths.items():  # what a selection picked from may be gone as well
         selects = isinstance(model.get_submodule(layer), Select)
         assert n_left <= len(kept[layer]) if selects else n_left == len(kept[layer])
     before, after = (sum(parameter.numel() for parameter in network.parameters()) for network in (model, smaller))
@@ -98,7 +98,7 @@ def test_smaller_network_computes_what_the_silenced_one_does(name):
 def test_network_built_with_the_widths_takes_the_state_and_gives_the_same_outputs(name):
     model, image = network(name)
     smaller = shrink(model, some(model, image, seed=1), **image)
-    built, _ = network(name, widths=trace(smaller, **image).widths)
+    built, _ = network(name, widths=trace(smaller, **image).own_widths)
     built.load_state_dict(smaller.state_dict())
     x = torch.randn(2, 3, image["image_size"], image["image_size"])
     assert torch.equal(built.eval()(x), smaller(x))
@@ -115,10 +115,15 @@ def test_saved_and_loaded_network_gives_the_same_outputs(name, tmp_path):
     smaller.train()(x).sum().backward()  # and it still trains
 
 
-def test_transformers_are_refused():
-    model = build_model("vit_micro4", num_classes=5, image_size=16)
-    with pytest.raises(UntraceableError, match="channels of VisionTransformer cannot be followed through 'pos_embed'"):
-        shrink(model, {"blocks.0.mlp.fc1": [0]}, in_channels=3, image_size=16)
+def test_units_of_a_transformers_perceptrons_go():
+    model, image = build_model("vit_micro4", num_classes=5, image_size=16), {"in_channels": 3, "image_size": 16}
+    kept = some(model, image)
+    assert kept and all("mlp" in name for name in kept)  # heads, and the stream that layer norms mix, stay
+    smaller, x = shrink(model.eval(), kept, **image), torch.randn(2, 3, 16, 16)
+    for name, indices in kept.items():
+        gone = [unit for unit in range(model.get_submodule(name).out_features) if unit not in indices]
+        model.get_submodule(name.replace("fc1", "fc2")).weight.data[:, gone] = 0.0
+    torch.testing.assert_close(smaller(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_two_layers_by_hand():
@@ -328,7 +333,7 @@ def test_bad_requests_are_refused_by_name():
         shrink(model, {"norm": [0]}, **IMAGE)
     with pytest.raises(ValueError, match=r"layer 'inner' has channels 0 to 4; cannot keep \[0, 5\]"):
         shrink(model, {"inner": [0, 5]}, **IMAGE)
-    with pytest.raises(ValueError, match="the channels of 'fc' are the network's own output"):
+    with pytest.raises(ValueError, match="the channels of 'fc' cannot go: they are the network's own output"):
         shrink(model, {"fc": [0]}, **IMAGE)
 
 
@@ -354,40 +359,54 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class Shuffled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
-
-    def forward(self, x):
-        return self.conv(x).permute(0, 2, 3, 1)
-
-
-class Split(Shuffled):
-    def forward(self, x):
-        return self.conv(x)[:, :2]
-
-
-class Appended(Shuffled):
-    def forward(self, x):
-        return F.pad(self.conv(x), (0, 0, 0, 0, 0, 2))
-
-
 @pytest.mark.parametrize(
     "model, message",
     [
         (Branching(), "the forward pass of Branching cannot be traced: .* must not depend on the values"),
-        (Shuffled(), "channels of Shuffled cannot be followed through 'permute', at .*replace it, or leave it out"),
-        (Split(), "through 'getitem', at .*channels are picked by position; use prunelab.models.layers.Select"),
-        (Appended(), "through 'pad', at .*it appends channels; use prunelab.models.layers.PadChannels"),
-        (nn.Sequential(nn.Conv2d(3, 4, 1), PadChannels(-1)), "through '1', at .*it drops channels; no stage may be"),
-        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "through '1', at .*GroupNorm may mix channels"),
-        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(8, 2)), "a linear layer must read \\(images, features\\)"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 1), PadChannels(-1)),
+            "it drops channels; no stage may be .*at the start of '1'",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(5, 4, 1)), "cannot be traced: .*in '1'"),
     ],
 )
-def test_network_that_cannot_be_followed_says_where_and_what_to_do(model, message):
+def test_network_that_cannot_run_without_numbers_says_where_and_what_to_do(model, message):
     with pytest.raises(UntraceableError, match=message):
         trace(model, **IMAGE)
+
+
+class Then(nn.Module):
+    """A convolution of eight channels, something, and what reads it."""
+
+    def __init__(self, then, reader=None):
+        super().__init__()
+        self.conv, self.then, self.reader = nn.Conv2d(3, 8, 1), then, reader or nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.reader(self.then(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    "then, reader, reason",
+    [
+        (lambda x: x.softmax(1), None, "'softmax' in 'Then' mixes them"),
+        (lambda x: x.sort(1).values, None, "'sort' in 'Then' may mix them"),
+        (lambda x: x * torch.arange(8, device=x.device).view(1, 8, 1, 1), None, "sets other numbers beside each"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1))[:, 1:], None, "'constant_pad_nd' in 'Then' mixes them"),
+        (lambda x: x[:, :4], nn.Conv2d(4, 2, 1), "'slice' in 'Then' takes them apart by numbers that are written down"),
+        (lambda x: x.split([3, 5], 1)[1], nn.Conv2d(5, 2, 1), "'split_with_sizes' in 'Then' takes them apart"),
+        (lambda x: x, nn.Linear(8, 2), None),  # along the width of an image: channels are another axis
+    ],
+)
+def test_channels_that_cannot_go_have_a_reason(then, reader, reason):
+    model = Then(then, reader)
+    traced = trace(model, **IMAGE)
+    reasons = {traced.why_fixed.get(channel) for channel in traced.channels(traced.layers["conv"].writes)}
+    assert "conv" not in traced.widths
+    if reason:
+        assert len(reasons) == 1 and reason in reasons.pop()
+        with pytest.raises(ValueError, match="the channels of 'conv' cannot go: "):
+            shrink(model, {"conv": [0]}, **IMAGE)
 
 
 def test_layer_that_is_used_twice_keeps_the_same_channels_both_times():

@@ -144,7 +144,8 @@ def test_a_palettes_colours_are_read_and_not_its_indices(tmp_path, transparency)
     indexed.putpalette([255, 0, 0, 0, 255, 0, 7, 8, 9])
     indexed.save(buffer, "PNG", **({} if transparency is None else {"transparency": transparency}))
     images = folders.read(write_tree(tmp_path, dict.fromkeys(("train/a/1.png", "test/a/1.png"), buffer.getvalue())))
-    assert images.train_images.tolist() == [[[[255, 0, 0], [0, 255, 0]], [[0, 255, 0], [7, 8, 9]]]]
+    first = [255, 0, 0] if transparency is None else [255, 255, 255]  # on white, as a page shows it
+    assert images.train_images.tolist() == [[[first, [0, 255, 0]], [[0, 255, 0], [7, 8, 9]]]]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF"])
@@ -410,14 +411,48 @@ def test_other_layouts_are_explained(tmp_path, contents, message):
     assert str(tmp_path / "set") in str(caught.value)
 
 
-def test_a_folder_without_images_is_no_class_and_cannot_be_tested(tmp_path):
-    folder = write_tree(tmp_path, FILES | {"train/bird/notes.txt": b"none yet"})
-    (folder / "test" / "bird").mkdir()
-    for images in (folders.read(folder), folders.list_images(folder)):
-        assert images.class_names == ("cat", "dog") and images.train_labels.tolist() == [0, 0, 1]
-    write_tree(folder, {"test/bird/1.png": grey(1)})
-    with pytest.raises(ValueError, match="classes in its test set that have no image in train/: bird"):
+@pytest.mark.parametrize(
+    "files, held", [({"notes.txt": b""}, "holds 1 other files, such as notes.txt"), ({}, "is empty")]
+)
+def test_a_class_without_an_image_is_named(tmp_path, files, held):
+    folder = write_tree(tmp_path, FILES | {f"train/bird/{name}": content for name, content in files.items()})
+    (folder / "train" / "bird").mkdir(exist_ok=True)
+    for read in (folders.read, folders.list_images):
+        with pytest.raises(
+            ValueError, match=f"class 'bird' has no image that can be read: its folder in train/ {held}"
+        ):
+            read(folder)
+    write_tree(folder, {"train/bird/1.jfif": png(np.full((2, 2, 3), 9), kind="JPEG")})
+    assert folders.list_images(folder).class_names == ("bird", "cat", "dog")
+
+
+def test_what_cannot_be_read_to_an_end_is_named_and_not_waited_for(tmp_path):
+    folder = write_tree(tmp_path, FILES)
+    pipe = folder / "train" / "cat" / "pipe.png"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"pipe\.png is no plain file but a pipe"):
         folders.read(folder)
+    pipe.unlink()
+    pipe.symlink_to(folder / "nowhere.png")
+    with pytest.raises(ValueError, match=r"pipe\.png: a link that leads nowhere"):
+        folders.sha256(folder)
+    pipe.unlink()
+    pipe.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"pipe\.png is no plain file"):
+        folders.list_images(folder)
+    pipe.unlink()
+    os.rename(folder / "train" / "cat" / "2.png", os.fsencode(folder / "train" / "cat") + b"/\xff.png")
+    with pytest.raises(ValueError, match="its name is no UTF-8; rename it"):
+        folders.read(folder)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_that_are_neither_stored_nor_deflated_are_refused(tmp_path, packing):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", packing) as archive:
+        for path, content in FILES.items():
+            archive.writestr(path, content)
+    with pytest.raises(ValueError, match=r"'train/cat/\d\.png' is neither stored nor deflated; pack it anew"):
+        folders.read(tmp_path / "x.zip")
 
 
 def test_a_class_may_have_no_image_to_test_on(tmp_path):

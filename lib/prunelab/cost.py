@@ -8,12 +8,10 @@ Source: Evci et al. 2020, arXiv:1911.11134, App. H.
 Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded images; ratios agree to 0.001.
 """
 
-import copy
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -22,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from prunelab.masks import distinct, layer_weights
+from prunelab.shadows import Size, images_for, without_numbers
 
 
 def layer_table(
-    model: nn.Module, *, in_channels: int, image_size: int, n_active: Mapping[str, int] | None = None
+    model: nn.Module, *, in_channels: int, image_size: Size, n_active: Mapping[str, int] | None = None
 ) -> list[dict]:
     """Lists the weights and MACs of each convolution and linear layer, and of whatever else multiplies, for one image.
 
@@ -36,7 +35,7 @@ def layer_table(
     Args:
         model: Left as it is; a copy without numbers runs.
         in_channels: Channels of the image.
-        image_size: Its height and width in pixels.
+        image_size: Its height and width in pixels; one number for both.
         n_active: Active weights of each masked layer; a layer that is not named is dense.
     Returns:
         One dict a row, first layer first: `name`, `shape` of the weight ([] where there is none, or several),
@@ -46,9 +45,9 @@ def layer_table(
     """
     n_active = n_active or {}
     with torch.inference_mode(False), torch.no_grad():  # inference hides the products that an operation consists of
-        shadow = _without_numbers(model)
+        shadow = without_numbers(model)
         with _Products(shadow) as products:
-            shadow(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+            shadow(images_for(model, in_channels, image_size, n=1))
     weights = distinct(layer_weights(shadow))
     if unknown := sorted(n_active.keys() - weights):
         raise ValueError(
@@ -71,12 +70,6 @@ def layer_table(
         }
         table.append(row | {"macs": _at(macs, n_weights, row["n_active"])})
     return table
-
-
-def _without_numbers(model: nn.Module) -> nn.Module:
-    """Copies a network in evaluation mode, shapes only; parameters that it shares are shared in the copy."""
-    tensors = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}).eval()
 
 
 class _Products(TorchDispatchMode):

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from prunelab.shadows import Size, precision_of, sides
+
 N_WARM_UP = 3  # rounds before the measured ones: kernels are chosen and memory is allocated in them
 
 
@@ -49,7 +51,7 @@ def _spread(values: Iterable[float]) -> Spread:
     return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
-def measure(model: nn.Module, *, batch_size: int, in_channels: int, image_size: int, n_rounds: int) -> Latency:
+def measure(model: nn.Module, *, batch_size: int, in_channels: int, image_size: Size, n_rounds: int) -> Latency:
     """Times a single network; all else as for `compare`."""
     return compare(
         {"model": model}, batch_size=batch_size, in_channels=in_channels, image_size=image_size, n_rounds=n_rounds
@@ -58,7 +60,12 @@ def measure(model: nn.Module, *, batch_size: int, in_channels: int, image_size: 
 
 @torch.no_grad()
 def compare(
-    models: Mapping[str, nn.Module], *, batch_size: int, in_channels: int, image_size: int, n_rounds: int
+    models: Mapping[str, nn.Module],
+    *,
+    batch_size: int,
+    in_channels: int,
+    image_size: Size,
+    n_rounds: int,
 ) -> dict[str, Latency]:
     """Times networks in turn, round by round, so that a machine that slows down slows all of them.
 
@@ -69,7 +76,7 @@ def compare(
         models: By name, each on the device where it is timed; left as they are, copies run.
         batch_size: Images a pass.
         in_channels: Channels of the images.
-        image_size: Their height and width in pixels.
+        image_size: Their height and width in pixels; one number for both.
         n_rounds: How often each network is timed.
     Returns:
         The latency of each network, with `n_rounds` entries.
@@ -80,7 +87,7 @@ def compare(
         raise ValueError(f"n_rounds must be at least 2, a single one has no spread; got {n_rounds}")
     copies = {name: copy.deepcopy(model).eval().to(memory_format=torch.channels_last) for name, model in models.items()}
     # Noise, for a GPU draws less power on zeros, and runs faster.
-    shape = (batch_size, in_channels, image_size, image_size)
+    shape = (batch_size, in_channels, *sides(image_size))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
 
     def forward(model: nn.Module, images: torch.Tensor, _round: int) -> None:
@@ -88,8 +95,11 @@ def compare(
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
 
-    sides = {name: partial(forward, model, noise.to(next(model.parameters()).device)) for name, model in copies.items()}
-    seconds = in_turn(sides, n_rounds=n_rounds, n_warm_up=N_WARM_UP)
+    passes = {
+        name: partial(forward, model, noise.to(next(model.parameters()).device, precision_of(model)))
+        for name, model in copies.items()
+    }
+    seconds = in_turn(passes, n_rounds=n_rounds, n_warm_up=N_WARM_UP)
     return {name: Latency(tuple(spent)) for name, spent in seconds.items()}
 
 

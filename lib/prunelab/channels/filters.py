@@ -1,7 +1,7 @@
 """Scores of whole output channels, and which channels stay by them."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -132,18 +132,18 @@ def keep_largest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dic
     Returns:
         Ascending indices of the channels that stay, for each layer of `counts`.
     Raises:
-        ValueError: A layer without scores, or fewer channels than are to stay.
+        ValueError: A layer without scores, scores that are no numbers, not one a channel, or fewer than are to stay.
     """
     kept = {}
     for name, count in counts.items():
         if name not in scores:
             raise ValueError(f"no scores for layer {name!r}; there are some for {', '.join(scores)}")
-        n = len(scores[name])
+        n = len(score := _checked(name, scores[name]))
         if count > n:
             raise ValueError(f"layer {name!r} of {n} channels cannot keep {count} of them")
         if count < 1:
             warnings.warn(f"layer {name!r} keeps 1 channel, its best, where {count} were asked for", stacklevel=2)
-        kept[name] = largest(scores[name], max(1, count)).nonzero().flatten()
+        kept[name] = largest(score, max(1, count)).nonzero().flatten()
     return kept
 
 
@@ -158,12 +158,13 @@ def keep_largest_globally(scores: Mapping[str, Tensor], *, density: float) -> di
     Returns:
         Ascending indices of the channels that stay, by layer name; in total the share rounded to a whole channel.
     Raises:
-        ValueError: `density` outside (0, 1].
+        ValueError: `density` outside (0, 1], scores that are no numbers, or not one a channel.
     Source: Liu et al. 2017, arXiv:1708.06519, Sec. 3.
     Differs: The official code keeps what exceeds a threshold, so that channels of equal score stay or go together,
         and a layer may lose them all.
     """
     check_density(density)
+    scores = {name: _checked(name, score) for name, score in scores.items()}
     n_channels = [len(score) for score in scores.values()]
     masks = largest(torch.cat(list(scores.values())), round(density * sum(n_channels))).split(n_channels)
     emptied = [name for name, mask in zip(scores, masks, strict=True) if not mask.any()]
@@ -173,3 +174,12 @@ def keep_largest_globally(scores: Mapping[str, Tensor], *, density: float) -> di
         name: (largest(score, 1) if name in emptied else mask).nonzero().flatten()
         for (name, score), mask in zip(scores.items(), masks, strict=True)
     }
+
+
+def _checked(name: str, score: Tensor | Sequence[float]) -> Tensor:
+    """Returns a layer's scores as a tensor."""
+    score = torch.as_tensor(score)
+    if score.dim() != 1 or score.isnan().any():
+        found = "NaN among them" if score.dim() == 1 else f"a shape of {tuple(score.shape)}"
+        raise ValueError(f"layer {name!r} needs one number a channel as its scores; there is {found}")
+    return score

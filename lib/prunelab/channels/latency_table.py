@@ -4,7 +4,6 @@ Source: Each layer measured by itself and added up, as in the look-up tables of 
     arXiv:1804.03230.
 """
 
-import copy
 import csv
 import io
 import math
@@ -25,6 +24,7 @@ from prunelab.files import atomic_write
 from prunelab.latency import N_WARM_UP, in_turn
 from prunelab.masks import layer_weights
 from prunelab.progress import progress_of
+from prunelab.shadows import images_for, without_numbers
 
 Cells = Mapping[tuple[int, int], float]  # seconds, by channels read and written; a depthwise layer has the same twice
 _COLUMNS = ["layer", "n_in", "n_out", "seconds"]
@@ -233,10 +233,10 @@ def _sizes(model: nn.Module, layers: Iterable[str], *, in_channels: int, image_s
     def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         sizes[name] = tuple(inputs[0].shape[2:])
 
-    shadow = copy.deepcopy(model).to("meta").eval()
+    shadow = without_numbers(model)
     for name in layer_weights(shadow).keys() & layers:
         shadow.get_submodule(name).register_forward_pre_hook(partial(note, name))
-    shadow(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+    shadow(images_for(model, in_channels, image_size))
     return sizes
 
 

@@ -46,7 +46,8 @@ class Slimmable:
         """
         traced = trace(model, in_channels=in_channels, image_size=image_size)
         self.model, self.groups = model, groups_of(traced)
-        modules = {name: model.get_submodule(name) for name in traced.layers}
+        with_weights = (name.rpartition(".")[0] for name in traced.axes)
+        modules = {name: model.get_submodule(name) for name in (*traced.layers, *with_weights)}
         for name, module in modules.items():
             is_plain = getattr(module, "padding_mode", "zeros") == "zeros"
             is_plain = is_plain and getattr(module, "affine", True) and getattr(module, "track_running_stats", True)

@@ -8,58 +8,99 @@ larger one does when no reader has a weight for the channels that are gone.
 import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunelab.channels.cutting import cut
 from prunelab.channels.prefix import ordinary
-from prunelab.channels.trace import Layer, Trace, trace
+from prunelab.channels.trace import Layer, Trace, UntraceableError, differing, trace
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.models.layers import PadChannels, Select
+from prunelab.shadows import Shapes, Size, as_given, images_for, sides, without_numbers
 
 # The attributes that say how large a layer is.
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv2d: ("in_channels", "out_channels", "groups"),
+    nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),
-    nn.BatchNorm1d: ("num_features",),
-    nn.BatchNorm2d: ("num_features",),
+    nn.modules.batchnorm._NormBase: ("num_features",),
+    nn.GroupNorm: ("num_groups", "num_channels"),
     nn.PReLU: ("num_parameters",),
-    Select: (),
     PadChannels: ("n_new",),
-    nn.Identity: (),  # what is left of a block that was removed
 }
 
 
 def shrink(
-    model: nn.Module, kept: Mapping[str, Iterable[int]], *, in_channels: int, image_size: int | tuple[int, int]
+    model: nn.Module,
+    kept: Mapping[str, Iterable[int]],
+    *,
+    in_channels: int,
+    image_size: Size,
+    traced: Trace | None = None,
 ) -> nn.Module:
     """Shrinks a network to the channels that are kept: a smaller copy, of the same class, with the same state keys.
 
     Layers that share channels (a residual stream) lose them together, and all that reads them loses the weights it had
-    for them. No layer loses all: its largest filter stays, and a warning names the layer.
+    for them. No layer loses all: its largest filter stays, and a warning names the layer. Before it is returned, the
+    smaller network runs without numbers, in evaluation and in training, on images of two sizes where the larger one
+    takes both, and its channels are followed once more: they must be those that are left of the larger one's.
 
     Args:
         model: Takes images (n, c, h, w); left as it is. The layers of a slimmable one become ordinary in the copy.
-        kept: Indices of the output channels that stay, by layer name; the layers of `Trace.widths`, or any other whose
-            channels are new ones. Layers that are not named keep theirs, if they do not share any.
+        kept: The output channels that stay, by layer name, as indices or as one boolean for each; of the layers of
+            `Trace.widths`, or of any other whose channels are new ones. Layers that are not named keep theirs, if they
+            do not share any.
         in_channels: Channels of the images.
         image_size: Their height and width in pixels; one number for both.
+        traced: What `trace` returned for this network and such images; None traces it anew.
     Raises:
-        UntraceableError: See `trace`.
-        ValueError: A layer that is not there, an index it does not have, channels of the network's own output, layers
-            that share channels and are to keep different ones, or groups of a convolution left unequal.
+        UntraceableError: See `trace`; or the smaller network could not run, as its forward pass has sizes written down.
+        ValueError: A layer that is not there, an index it does not have, channels that are fixed, layers that share
+            channels and are to keep different ones, or groups of a convolution left unequal.
     """
-    traced = trace(model, in_channels=in_channels, image_size=image_size)
+    model = as_given(model)
+    traced = traced or trace(model, in_channels=in_channels, image_size=image_size)
     gone = _gone(traced, kept)
-    smaller = ordinary(copy.deepcopy(model))
-    for name, layer in traced.layers.items():
-        reads, writes = (  # positions of the channels that stay
-            [position for position, channel in enumerate(traced.channels(names)) if channel not in gone]
-            for names in (layer.reads, layer.writes)
-        )
-        _cut(smaller.get_submodule(name), layer, reads, writes, name=name)
+    smaller = cut(model, traced, gone)
+    _check(model, smaller, traced, gone, in_channels=in_channels, image_size=image_size)
     return smaller
+
+
+def _check(
+    model: nn.Module, smaller: nn.Module, traced: Trace, gone: set[int], *, in_channels: int, image_size: Size
+) -> None:
+    """Raises UntraceableError unless a smaller network runs, with the channels that are left of the larger one's."""
+    try:
+        found = trace(smaller, in_channels=in_channels, image_size=image_size, is_smaller=True)
+    except UntraceableError as error:
+        raise UntraceableError(f"the smaller network could not run: {error}") from error
+    if (place := differing(traced, gone, found)) is not None:
+        raise UntraceableError(
+            f"the smaller network would not compute the same: its layer {list(traced.layers)[place]!r} reads or writes"
+            " other channels than those that are left; what lies before it takes channels apart by their number"
+        )
+    shadow, (height, width) = without_numbers(smaller), sides(image_size)
+    for is_training, size in ((True, (height, width)), (False, (height + 32, width + 32))):
+        images = images_for(model, in_channels, size)
+        error = _error_of(shadow.train(is_training), images)
+        if error and not _error_of(ordinary(without_numbers(model)).train(is_training), images):
+            raise UntraceableError(
+                f"the smaller network could not run {'in training' if is_training else f'on images of {size}'}: {error}"
+            )
+
+
+@torch.no_grad()
+def _error_of(shadow: nn.Module, images: Tensor) -> Exception | None:
+    """Returns what a network without numbers raises, None if it runs."""
+    try:
+        with Shapes():
+            shadow(images)
+    except Exception as error:
+        return error
+    return None
 
 
 def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
@@ -83,21 +124,26 @@ def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
 
 def save(model: nn.Module, path: Path) -> None:
     """Writes a network of any widths to one file: how large its layers are, and its state. Nothing is pickled."""
+    model = as_given(model)
     save_checkpoint({"sizes": _sizes(without(model, [])), "state": model.state_dict()}, path)
 
 
 def load(model: nn.Module, path: Path) -> nn.Module:
-    """Returns the network that `save` wrote.
+    """Returns the network that `save` wrote, on the device and in the precision of a given one.
 
     Args:
-        model: A network of the same kind, of other widths; left as it is.
+        model: A network of the same kind, of other widths; left as it is. One without numbers, on the meta device,
+            gives one on the CPU, in the file's precision.
     Raises:
         FileNotFoundError: There is no such file.
         CorruptCheckpoint: It is damaged.
-        ValueError: It holds a network of another kind; names the first layer that differs.
+        ValueError: It holds something else, or a network of another kind; names the first layer that differs.
     """
     saved = load_checkpoint(path)
+    if not isinstance(saved, dict) or saved.keys() != {"sizes", "state"}:
+        raise ValueError(f"{path} holds no network that `surgery.save` wrote")
     sizes, state = saved["sizes"], saved["state"]
+    model = as_given(model)
     loaded = without(model, [name for name, size in sizes.items() if size["kind"] == nn.Identity.__name__])
     own = _sizes(loaded)
     for name in (*own, *sizes):
@@ -106,33 +152,40 @@ def load(model: nn.Module, path: Path) -> nn.Module:
             raise ValueError(
                 f"{path} holds another network: {name!r} is {there} there and {here} in {type(model).__name__}"
             )
+    tensors, stored = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}, loaded.state_dict()
+    replaced = {}
+    for key, tensor in tensors.items():
+        other = state.get(key)
+        if other is None and key not in stored:  # a buffer that is not
+            continue
+        if other is None or other.dim() != tensor.dim() or (tensor.dim() > 2 and other.shape[2:] != tensor.shape[2:]):
+            raise ValueError(
+                f"{path} holds another network: {key} is {'nothing' if other is None else tuple(other.shape)} there"
+                f" and {tuple(tensor.shape)} in {type(model).__name__}"
+            )
+        if not tensor.is_meta:
+            other = other.to(tensor.device, tensor.dtype if tensor.is_floating_point() else other.dtype)
+        new = other.detach().clone()
+        replaced[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    loaded = copy.deepcopy(loaded, replaced)
     for name, size in sizes.items():
-        module = loaded.get_submodule(name)
-        for attribute in _SIZES[type(module)]:
-            setattr(module, attribute, size[attribute])
-        for key, tensor in _tensors(module).items():
-            other = state[f"{name}.{key}"]
-            if other.dim() != tensor.dim() or other.shape[2:] != tensor.shape[2:]:
-                raise ValueError(
-                    f"{path} holds another network: {name}.{key} is {tuple(other.shape)} there and"
-                    f" {tuple(tensor.shape)} in {type(model).__name__}"
-                )
-            _put(module, key, other)
+        for attribute in size.keys() & {*_attributes(loaded.get_submodule(name))}:
+            setattr(loaded.get_submodule(name), attribute, size[attribute])
     loaded.load_state_dict(state)
     return loaded
 
 
 def _gone(traced: Trace, kept: Mapping[str, Iterable[int]]) -> set[int]:
     """The channels that go."""
-    fixed = set(traced.channels(traced.fixed))
+    why_fixed = traced.why_fixed
     wanted: dict[int, tuple[str, bool]] = {}  # channel -> who decided on it, and whether it stays
     for name, indices in kept.items():
         for channel, stays in zip(*_choices(traced, name, indices), strict=True):
             decider, decision = wanted.setdefault(channel, (name, stays))
             if decision != stays:
                 raise ValueError(f"layers {decider!r} and {name!r} share channels and must keep the same ones")
-            if not stays and channel in fixed:
-                raise ValueError(f"the channels of {name!r} are the network's own output, which must stay whole")
+            if not stays and channel in why_fixed:
+                raise ValueError(f"the channels of {name!r} cannot go: {why_fixed[channel]}")
     gone = {channel for channel, (_, stays) in wanted.items() if not stays}
     for layer in traced.layers.values():  # in their order: what was selected from goes before the selection
         if isinstance(layer.module, Select):
@@ -169,10 +222,18 @@ def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int
     if name not in traced.layers or not traced.layers[name].makes_channels:
         makers = (other for other, layer in traced.layers.items() if layer.makes_channels)
         raise ValueError(f"no layer {name!r} makes channels of its own; there are {', '.join(makers)}")
-    channels, indices = traced.channels(traced.layers[name].writes), {int(index) for index in indices}
-    if not indices <= set(range(len(channels))):
-        raise ValueError(f"layer {name!r} has channels 0 to {len(channels) - 1}; cannot keep {sorted(indices)}")
-    return channels, [index in indices for index in range(len(channels))]
+    channels = traced.channels(traced.layers[name].writes)
+    indices = [index.item() if isinstance(index, np.generic | Tensor) else index for index in indices]
+    if len(indices) == len(channels) and all(isinstance(index, bool) for index in indices):
+        return channels, indices
+    if any(isinstance(index, bool) or not isinstance(index, Integral) for index in indices):
+        raise ValueError(
+            f"the channels that layer {name!r} keeps must be whole numbers, or {len(channels)} booleans, one a channel;"
+            f" got {indices}"
+        )
+    if not set(indices) <= set(range(len(channels))):
+        raise ValueError(f"layer {name!r} has channels 0 to {len(channels) - 1}; cannot keep {sorted(set(indices))}")
+    return channels, [index in set(indices) for index in range(len(channels))]
 
 
 def _rescued(traced: Trace, layer: Layer, channels: list[int]) -> set[int]:
@@ -182,65 +243,15 @@ def _rescued(traced: Trace, layer: Layer, channels: list[int]) -> set[int]:
     return {channels[int(layer.module.weight.detach().flatten(1).abs().sum(1).argmax())]}
 
 
-@torch.no_grad()
-def _cut(module: nn.Module, layer: Layer, reads: list[int], writes: list[int], *, name: str) -> None:
-    """Takes the channels that go out of one layer; `reads` and `writes` are the positions that stay."""
-    if isinstance(module, Select):
-        indices = [reads.index(module.indices[k].item()) for k in writes]
-        _put(module, "indices", torch.tensor(indices, device=module.indices.device))
-    elif isinstance(module, PadChannels):
-        module.n_new = len(writes)
-    elif layer.is_grouped:
-        _cut_groups(module, reads, writes, name=name)
-    else:
-        for key, tensor in _tensors(module).items():
-            smaller = tensor[writes]
-            if isinstance(module, nn.Conv2d | nn.Linear) and key == "weight" and not layer.is_depthwise:
-                smaller = smaller[:, reads]
-            _put(module, key, smaller)
-        sizes = (len(reads), len(writes), len(writes) if layer.is_depthwise else 1)
-        for attribute, size in zip(_SIZES[type(module)], sizes, strict=False):  # a norm has one, as many as it reads
-            setattr(module, attribute, size)
-
-
-def _cut_groups(module: nn.Conv2d, reads: list[int], writes: list[int], *, name: str) -> None:
-    """The same for a convolution whose groups each read channels of their own; groups without any go as a whole."""
-    n_in, n_out = module.in_channels // module.groups, module.out_channels // module.groups
-    by_group = [
-        (
-            [read % n_in for read in reads if read // n_in == group],
-            [write for write in writes if write // n_out == group],
-        )
-        for group in sorted({read // n_in for read in reads} | {write // n_out for write in writes})
-    ]
-    if len({(len(inputs), len(outputs)) for inputs, outputs in by_group}) > 1 or not all(by_group[0]):
-        raise ValueError(
-            f"grouped convolution {name!r} must keep as many channels in each group; it would read"
-            f" {[len(inputs) for inputs, _ in by_group]} and write {[len(outputs) for _, outputs in by_group]}"
-        )
-    _put(module, "weight", torch.cat([module.weight[outputs][:, inputs] for inputs, outputs in by_group]))
-    if module.bias is not None:
-        _put(module, "bias", module.bias[writes])
-    module.in_channels, module.out_channels, module.groups = len(reads), len(writes), len(by_group)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A layer's own parameters and buffers, without single numbers such as the count of batches."""
-    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    return {key: tensor for key, tensor in own if tensor.dim()}
-
-
-def _put(module: nn.Module, key: str, tensor: Tensor) -> None:
-    """Replaces a parameter or buffer by one of another size."""
-    old, new = getattr(module, key), tensor.detach().clone()
-    setattr(module, key, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+def _attributes(module: nn.Module) -> tuple[str, ...]:
+    """Names of the attributes that say how large a layer is."""
+    return next((attributes for kind, attributes in _SIZES.items() if isinstance(module, kind)), ())
 
 
 def _sizes(model: nn.Module) -> dict[str, dict[str, str | int]]:
-    """Kind and size of every layer that has one."""
+    """Kind and size of every layer that has one, or that stands where a block was removed."""
     return {
-        name: {"kind": type(module).__name__}
-        | {attribute: getattr(module, attribute) for attribute in _SIZES[type(module)]}
+        name: {"kind": type(module).__name__} | {attribute: getattr(module, attribute) for attribute in sized}
         for name, module in model.named_modules()
-        if type(module) in _SIZES
+        if (sized := _attributes(module)) or type(module) in (nn.Identity, Select)
     }

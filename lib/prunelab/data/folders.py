@@ -28,9 +28,9 @@ from prunelab import files
 from prunelab.data.dataset import Images, area_average
 
 ARCHIVE_SUFFIXES = (".tar.xz", ".tgz", ".tar.gz", ".zip")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = ("train", "test", "val")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")  # PIL knows more, some of which run programs
+IMAGE_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
 
 # Images hardly shrink once more in an archive, so one that unfolds a hundredfold is a bomb.
 MAX_BYTES = 16 << 30
@@ -69,6 +69,7 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
             raise ValueError(f"{source}: its images need more than {MAX_BYTES:,} bytes at {path}; set image_size")
     if refused:
         raise ValueError(f"{source}: {len(refused)} images cannot be used, such as {'; '.join(refused[:3])}")
+    _check_classes(source, pixels)
     return assemble(source, pixels)
 
 
@@ -109,7 +110,22 @@ def list_images(folder: Path) -> Listing:
     Raises:
         ValueError: Another layout.
     """
-    return _listing(folder, _walk(folder))
+    paths = list(_walk(folder))
+    _check_classes(folder, paths)
+    return _listing(folder, paths)
+
+
+def _check_classes(source: Path, paths: Iterable[str]) -> None:
+    """Raises ValueError if a class of a tree's train/ has no image: its name would be missing, and labels shift."""
+    found = {path.rpartition("/train/")[2] if "/train/" in path else path.removeprefix("train/") for path in paths}
+    found = {path.split("/")[0] for path in found}
+    for folder in (*source.glob("train/*/"), *source.glob("*/train/*/")):
+        if folder.name not in found and not folder.name.startswith(".") and folder.is_dir():
+            held = sorted(file.name for file in folder.iterdir())
+            raise ValueError(
+                f"{source}: class {folder.name!r} has no image that can be read: its folder in train/ "
+                + (f"holds {len(held)} other files, such as {held[0]}" if held else "is empty; remove it")
+            )
 
 
 def sha256(source: Path) -> str:
@@ -178,6 +194,8 @@ def _decode(content: bytes, image_size: int | None) -> np.ndarray:
     """Returns one image as uint8 (h, w, 1) if grey, else (h, w, 3)."""
     with opened(io.BytesIO(content)) as image:
         mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        if image.has_transparency_data:  # shown on white, as a page shows it
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         pixels = np.array(image if image.mode == mode else image.convert(mode))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if image_size is None:
@@ -212,7 +230,23 @@ def _walk(folder: Path) -> Iterator[str]:
         above = Path(parent).relative_to(folder).parts
         if len(above) > 16:
             raise ValueError(f"{parent}: folders too deep; does a link lead back up?")
-        yield from filter(_is_image, ("/".join((*above, name)) for name in sorted(names)))
+        for name in sorted(names):
+            if _is_image(path := "/".join((*above, name))):
+                _check_file(Path(parent) / name)
+                yield path
+
+
+def _check_file(file: Path) -> None:
+    """Raises ValueError unless it can be read to an end: a pipe would wait, and a device may never stop."""
+    try:
+        file.name.encode()
+        is_plain = stat.S_ISREG(file.stat().st_mode)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{os.fsencode(file)!r}: its name is no UTF-8; rename it") from error
+    except OSError as error:
+        raise ValueError(f"{file}: a link that leads nowhere, or a file that cannot be looked at: {error}") from error
+    if not is_plain:
+        raise ValueError(f"{file} is no plain file but a pipe, a socket or a device; remove it")
 
 
 def _clean_name(archive: Path, name: str, *, plain: bool) -> str:
@@ -246,6 +280,8 @@ def _read_zip(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
         for member in file.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not made on Unix
             path = _clean_name(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others know no end in advance
+                raise ValueError(f"{archive}: member {member.filename!r} is neither stored nor deflated; pack it anew")
             if member.flag_bits & 1:
                 raise ValueError(f"{archive}: member {member.filename!r} needs a password")
             content = file.read(member)  # even of what is no image: a damaged name is noticed nowhere else

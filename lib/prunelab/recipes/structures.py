@@ -64,7 +64,7 @@ class Original:
     def reduced_to(self, smaller: nn.Module, pruned: Structure) -> tuple[dict[str, int], list[str]]:
         """Says which channels and blocks of the full network a smaller one has: `widths` and `removed` of its state."""
         earlier = self.parents[0] if self.parents else None
-        widths = changed(trace(smaller, **image_of(self.dataset)).widths, self.traced.widths)
+        widths = changed(trace(smaller, **image_of(self.dataset)).own_widths, self.traced.own_widths)
         return (
             (earlier.widths | widths, [*earlier.removed, *pruned.removed]) if earlier else (widths, [*pruned.removed])
         )
@@ -77,7 +77,7 @@ class Original:
         """
         return {
             name: n
-            for name, n in self.traced.widths.items()
+            for name, n in self.traced.own_widths.items()
             if self.traced.norm(name)
             and len(self.traced.readers(name)) == 1
             and not isinstance(self.traced.layers[name].module, nn.Linear)
@@ -195,4 +195,4 @@ def rebuild(record: Mapping) -> nn.Module:
     build = functools.partial(build_model, options["model"], width=options["width"], **image)
     del image["num_classes"]
     # A block that was removed has no widths, and is built only to be removed again.
-    return without(build(widths=changed(record["widths"], trace(build(), **image).widths)), record["removed"])
+    return without(build(widths=changed(record["widths"], trace(build(), **image).own_widths)), record["removed"])

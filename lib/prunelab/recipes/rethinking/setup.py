@@ -101,7 +101,7 @@ def setup(options: RethinkingOptions, dataset: LabelledImages, parents: Sequence
             method.fold()
             factors = copy_of(method.factors)
         return {
-            "widths": trace(model, **image_of(dataset)).widths,
+            "widths": trace(model, **image_of(dataset)).own_widths,
             "removed": removed,
             "image": image_of(dataset) | {"num_classes": dataset.num_classes},
             "patterns": patterns_of(original, pruned.masks) if pruned.masks else {},

@@ -1,0 +1,185 @@
+"""The names of a network's channels: which layer reads and writes which, and which are one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+
+from prunelab.models.layers import PadChannels, Select
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass
+class Layer:
+    """What one layer reads and writes.
+
+    Attributes:
+        module: The layer, in the network that was traced.
+        reads: Name of each input channel.
+        writes: Name of each output channel; of `PadChannels` the new ones only.
+    """
+
+    module: nn.Module
+    reads: list[int]
+    writes: list[int]
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution of each channel by itself."""
+        return self._n_groups == len(self.reads) == len(self.writes) > 1
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether it is a convolution of several groups of channels, each of which makes new ones."""
+        return self._n_groups > 1 and not self.is_depthwise
+
+    @property
+    def makes_channels(self) -> bool:
+        """Whether its output channels are new ones, not those it reads."""
+        return isinstance(self.module, nn.modules.conv._ConvNd | nn.Linear | Select) and not self.is_depthwise
+
+    @property
+    def _n_groups(self) -> int:
+        return self.module.groups if isinstance(self.module, nn.modules.conv._ConvNd) else 1
+
+
+def tensor_of(names: list[int]) -> Tensor:
+    """Makes a tensor of names."""
+    return torch.tensor(names, dtype=torch.long, device="cpu")
+
+
+@dataclass
+class Trace:
+    """The channels of a network.
+
+    Attributes:
+        layers: Convolutions, linear layers, normalisations, selections and paddings, by name, as they first run.
+        axes: The names of each position along each axis of the parameters and buffers, by their name.
+        fixed: Channels that cannot go, such as those of the images and of the outputs, each with the reason.
+        gates: Names of what images of channels are multiplied by, as in squeeze and excitation; these follow them.
+    """
+
+    layers: dict[str, Layer] = field(default_factory=dict)
+    axes: dict[str, list[Tensor]] = field(default_factory=dict)
+    fixed: dict[int, str] = field(default_factory=dict)
+    gates: set[int] = field(default_factory=set)
+    _n_names: int = 0
+    _joined: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _found: np.ndarray | None = None  # the channel of each name
+
+    def own_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Returns the distinct parameters and buffers of a network, each position of whose axes gets a name."""
+        own = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.dim()}
+        for name, tensor in own.items():
+            self.axes.setdefault(name, [self.new(n) for n in tensor.shape])
+        return own
+
+    def new(self, n: int) -> Tensor:
+        """Gives names to `n` more channels."""
+        self._n_names, self._found = self._n_names + n, None
+        return torch.arange(self._n_names - n, self._n_names, device="cpu")
+
+    def join(self, one: Tensor, other: Tensor) -> None:
+        """Makes each channel and its partner one; shapes may be broadcast."""
+        if one is not other:
+            one, other = torch.broadcast_tensors(one, other)
+            self._joined.append((one.flatten(), other.flatten()))
+            self._found = None
+
+    def fix(self, names: Tensor, why: str) -> None:
+        """Makes channels stay."""
+        once = tuple(slice(None) if step else slice(1) for step in names.stride())  # what is repeated
+        for name in names[once].unique().tolist():
+            self.fixed.setdefault(name, why)
+
+    def see(self, name: str, module: nn.Module, reads: Tensor, writes: Tensor) -> None:
+        """Lists a layer; of one that runs again, both times are the same."""
+        layer = self.layers.setdefault(name, Layer(module, reads.tolist(), writes.tolist()))
+        self.join(tensor_of(layer.reads), reads)
+        self.join(tensor_of(layer.writes), writes)
+
+    def channels(self, names: Iterable[int] | Tensor) -> list[int]:
+        """Returns the channel that each name stands for."""
+        if self._found is None:
+            one, other = (
+                (torch.cat(part).numpy() for part in zip(*self._joined, strict=True)) if self._joined else ([], [])
+            )
+            graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(self._n_names, self._n_names))
+            self._found = connected_components(graph, directed=False)[1]
+        return self._found[np.asarray(names if isinstance(names, Tensor) else list(names), dtype=np.int64)].tolist()
+
+    def channel(self, name: int) -> int:
+        """Returns the channel that a name stands for."""
+        return self.channels([name])[0]
+
+    @property
+    def why_fixed(self) -> dict[int, str]:
+        """The first reason why each channel that is fixed is so."""
+        return dict(zip(reversed(self.channels(self.fixed)), reversed(self.fixed.values()), strict=True))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each layer that may lose some by itself, any of them, first layer first.
+
+        These are convolutions, linear layers and selections whose output nothing else is added to and which is not the
+        network's. Left out is what convolutions of several groups read and write, as each group must keep as many.
+        """
+        grouped = {
+            channel
+            for layer in self.layers.values()
+            if layer.is_grouped
+            for channel in self.channels([*layer.reads, *layer.writes])
+        }
+        return {
+            name: n
+            for name, n in self.own_widths.items()
+            if grouped.isdisjoint(channels := self.channels(self.layers[name].writes)) and len(set(channels)) == n
+        }
+
+    @property
+    def own_widths(self) -> dict[str, int]:
+        """Channels of each layer that only gates write besides, those of convolutions of several groups included."""
+        writers: dict[int, set[str]] = {}
+        makers = {
+            name: layer
+            for name, layer in self.layers.items()
+            if (layer.makes_channels or isinstance(layer.module, PadChannels))
+            and not self.gates.issuperset(layer.writes)
+        }
+        for name, layer in makers.items():
+            for channel in self.channels(layer.writes):
+                writers.setdefault(channel, set()).add(name)
+        read = (name for layer in self.layers.values() if layer.is_grouped for name in layer.reads)
+        bound = {*self.channels(self.fixed), *self.channels(read)}
+        return {
+            name: len(layer.writes)
+            for name, layer in makers.items()
+            if layer.makes_channels
+            and all(writers[channel] == {name} and channel not in bound for channel in self.channels(layer.writes))
+        }
+
+    def readers(self, name: str) -> list[str]:
+        """Returns the convolutions, linear layers and selections that read a layer's output, first one first."""
+        written = set(self.channels(self.layers[name].writes))
+        return [
+            other
+            for other, layer in self.layers.items()
+            if layer.makes_channels and not written.isdisjoint(self.channels(layer.reads))
+        ]
+
+    def norm(self, name: str) -> str | None:
+        """Returns the batch normalisation of exactly a layer's output channels; None where there is none."""
+        written = self.channels(self.layers[name].writes)
+        return next(
+            (
+                other
+                for other, layer in self.layers.items()
+                if isinstance(layer.module, NORMS) and self.channels(layer.writes) == written
+            ),
+            None,
+        )

@@ -1,0 +1,85 @@
+"""Networks without numbers: as large as the ones they stand for, and run in no time to learn about shapes."""
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Size = int | tuple[int, int]  # height and width of images in pixels; one number for both
+
+
+aten = torch.ops.aten
+_ALIKE = {
+    *(aten.hardtanh, aten.relu, aten.silu, aten.gelu, aten.hardswish, aten.hardsigmoid, aten.leaky_relu, aten.elu),
+    aten.sigmoid,
+}
+_IN_PLACE = {
+    *(aten.hardtanh_, aten.relu_, aten.silu_, aten.hardswish_, aten.hardsigmoid_, aten.leaky_relu_, aten.elu_),
+    aten.sigmoid_,
+}
+_NORMS = {aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training}
+
+
+class Shapes(TorchDispatchMode):
+    """A mode in which networks without numbers run faster: what keeps a shape is not worked out."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
+        packet = func.overloadpacket
+        if packet in _IN_PLACE:
+            return args[0]
+        if packet in _ALIKE:
+            return torch.empty_like(args[0])
+        if packet in _NORMS:
+            return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        return func(*args, **(kwargs or {}))
+
+
+def without_numbers(model: nn.Module) -> nn.Module:
+    """Copies a network in evaluation mode, shapes only; parameters that it shares are shared in the copy."""
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}).eval()
+
+
+def sides(image_size: Size) -> tuple[int, int]:
+    """Returns height and width of images, of which one number stands for both."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def precision_of(model: nn.Module) -> torch.dtype:
+    """Returns the type of a network's numbers; float32 where it has none."""
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+
+
+def images_for(model: nn.Module, in_channels: int, image_size: Size, *, n: int = 2) -> Tensor:
+    """Makes images without numbers for a network, (n, c, h, w), in its precision."""
+    return torch.empty(n, in_channels, *sides(image_size), dtype=precision_of(model), device="meta")
+
+
+def as_given(model: nn.Module) -> nn.Module:
+    """Returns the network inside of one that was compiled or made parallel.
+
+    Raises:
+        ValueError: Weights that are not parameters but made of them anew; says what to call first.
+    """
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
+        elif prune.is_pruned(module) and any(
+            isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()
+        ):
+            remedy = "torch.nn.utils.prune.remove"
+        elif any(hasattr(module, f"weight_{part}") for part in ("g", "orig")):
+            remedy = "torch.nn.utils.remove_weight_norm or remove_spectral_norm"
+        else:
+            continue
+        raise ValueError(
+            f"the weight of {name!r} is no parameter but made of others before each run; call {remedy} on it first"
+        )
+    return model
