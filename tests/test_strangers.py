@@ -78,7 +78,7 @@ def check(library, name, path):
     x = torch.randn(2, 3, image["image_size"], image["image_size"], dtype=torch.float64)
     with torch.no_grad():
         for one, other in zip(outputs(smaller(x)), outputs(silenced(model, traced, kept)(x)), strict=True):
-            assert (one - other).abs().max() <= 1e-7 * other.abs().max()  # rounding adds up: in single precision to 1e-2
+            assert (one - other).abs().max() <= 1e-7 * other.abs().max()  # in single precision rounding adds up
     if kept:
         save(smaller, path)
         assert torch.equal(outputs(load(model, path).eval()(x))[0], outputs(smaller(x))[0])
