@@ -151,6 +151,15 @@ def test_depth_of_a_stochastic_network_and_its_heads_in_training_are_followed():
     assert [y.shape for y in smaller.train()(torch.randn(2, 3, 8, 8))] == [(2, 2), (2, 2)]
 
 
+def test_a_transposed_convolution_keeps_its_largest_filter_and_is_left_out_of_widths():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(4, 2, 1))
+    net[1].weight.data[:, 2] = 9.0  # of eight channels into four
+    assert trace(net, **IMAGE).widths == {"0": 8}  # which filters.l1_scores can score
+    with pytest.warns(UserWarning, match="layer '1' would have lost all its channels"):
+        smaller = shrink(net, {"1": []}, **IMAGE)
+    assert torch.equal(smaller[1].weight, net[1].weight[:, [2]])
+
+
 def test_sizes_that_are_written_down_are_named_before_a_network_is_returned():
     net = Net(lambda net, x: x.view(-1, 8 * 64), nn.Linear(8 * 64, 4))
     with pytest.raises(UntraceableError, match=r"the smaller network could not run: .*at 'view' in 'Net'"):

@@ -127,7 +127,8 @@ class Trace:
         """Channels of each layer that may lose some by itself, any of them, first layer first.
 
         These are convolutions, linear layers and selections whose output nothing else is added to and which is not the
-        network's. Left out is what convolutions of several groups read and write, as each group must keep as many.
+        network's. Left out is what convolutions of several groups read and write, as each group must keep as many, and
+        what transposed ones write, and those of one or three dimensions, which `filters` has no scores for.
         """
         grouped = {
             channel
@@ -138,7 +139,9 @@ class Trace:
         return {
             name: n
             for name, n in self.own_widths.items()
-            if grouped.isdisjoint(channels := self.channels(self.layers[name].writes)) and len(set(channels)) == n
+            if isinstance(self.layers[name].module, nn.Conv2d | nn.Linear | Select)
+            and grouped.isdisjoint(channels := self.channels(self.layers[name].writes))
+            and len(set(channels)) == n
         }
 
     @property

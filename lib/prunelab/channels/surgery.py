@@ -240,7 +240,9 @@ def _rescued(traced: Trace, layer: Layer, channels: list[int]) -> set[int]:
     """The one channel that stays in a layer, and where it comes from."""
     if isinstance(layer.module, Select):
         return {channels[0], traced.channel(layer.reads[int(layer.module.indices[0])])}
-    return {channels[int(layer.module.weight.detach().flatten(1).abs().sum(1).argmax())]}
+    weight = layer.module.weight.detach()
+    filters = weight.transpose(0, 1) if getattr(layer.module, "transposed", False) else weight
+    return {channels[int(filters.flatten(1).abs().sum(1).argmax())]}
 
 
 def _attributes(module: nn.Module) -> tuple[str, ...]:
