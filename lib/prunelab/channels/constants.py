@@ -107,7 +107,7 @@ def _needed(traced: Trace, inputs: dict[str, Tensor]) -> set[int]:
     needed = set(traced.channels(traced.fixed))
     for layer in traced.layers.values():
         if layer.is_grouped:
-            needed.update(traced.channels([*layer.reads, *layer.writes]))
+            needed.update(traced.channels(torch.cat([layer.reads, layer.writes])))
     n_before = 0
     while n_before < len(needed):  # once, but for layers that are used again
         n_before = len(needed)
@@ -133,7 +133,7 @@ def _gone(traced: Trace, needed: set[int]) -> set[int]:
         if gone.issuperset(writes):
             gone.discard(first)
             if isinstance(layer.module, Select):
-                gone.discard(traced.channel(layer.reads[int(layer.module.indices[0])]))
+                gone.discard(traced.channel(int(layer.reads[layer.module.indices[0]])))
     return gone
 
 

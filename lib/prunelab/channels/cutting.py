@@ -17,7 +17,11 @@ def cut(model: nn.Module, traced: Trace, gone: set[int]) -> nn.Module:
     Raises:
         ValueError: Groups of a convolution left unequal.
     """
-    kept = {name: _kept(traced, layer, gone) for name, layer in traced.layers.items()}
+    stays = traced.staying(gone)
+    kept = {
+        name: tuple(stays[names].nonzero().flatten().tolist() for names in (layer.reads, layer.writes))
+        for name, layer in traced.layers.items()
+    }
     smaller, own = {}, {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, axes in traced.axes.items():
         tensor, layer = own[name], name.rpartition(".")[0]
@@ -29,9 +33,8 @@ def cut(model: nn.Module, traced: Trace, gone: set[int]) -> nn.Module:
         else:
             new = tensor
             for axis, names in enumerate(axes):
-                stays = [place for place, channel in enumerate(traced.channels(names)) if channel not in gone]
-                if len(stays) < len(names):
-                    new = new.index_select(axis, torch.tensor(stays, device=tensor.device))
+                if not stays[names].all():
+                    new = new.index_select(axis, stays[names].nonzero().flatten().to(tensor.device))
         if new is not tensor:
             smaller[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     copied = ordinary(copy.deepcopy(model, smaller))
@@ -43,15 +46,6 @@ def cut(model: nn.Module, traced: Trace, gone: set[int]) -> nn.Module:
         elif isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
             module.num_features = len(module.weight)
     return copied
-
-
-def _kept(traced: Trace, layer: Layer, gone: set[int]) -> tuple[list[int], list[int]]:
-    """Positions of the channels that a layer goes on to read and to write."""
-    reads, writes = (
-        [place for place, channel in enumerate(traced.channels(names)) if channel not in gone]
-        for names in (layer.reads, layer.writes)
-    )
-    return reads, writes
 
 
 def _cut_groups(name: str, weight: Tensor, n_groups: int, reads: list[int], writes: list[int]) -> Tensor:

@@ -11,7 +11,9 @@ over them does, are fixed: none of them can go, and the reason is kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +27,8 @@ from prunelab.shadows import Shapes
 aten = torch.ops.aten
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """An operation, what it was given, and what it gave."""
 
     func: Any
@@ -33,15 +36,15 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
     result: Any
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All tensors that it was given."""
-        return _tensors((self.args, self.kwargs))
+        return _tensors((*self.args, *self.kwargs.values()))
 
-    @property
+    @cached_property
     def results(self) -> list[Tensor]:
         """All tensors that it gave."""
-        return _tensors(self.result)
+        return _tensors((self.result,))
 
     def option(self, name: str) -> Any:
         """Returns an argument, given by place or by name; None where the operation has none of this name."""
@@ -104,7 +107,7 @@ class Follower(Shapes):
         finally:
             for hook in hooks:
                 hook.remove()
-        for tensor in _tensors(result):
+        for tensor in filter(torch.is_tensor, tree_leaves(result)):
             self._fix(tensor, "they are the network's own output, which must stay whole")
 
     def _watched(self, name: str, module: nn.Module) -> Iterator[Any]:
@@ -305,7 +308,7 @@ class Follower(Shapes):
     def _layer_normalised(self, call: Call) -> None:
         for weight in call.tensors[1:]:
             self._fix(weight, f"{self.at} mixes them")
-        self._mixed_along(lambda call: range(-len(call.args[1]), 0), call._replace(result=call.results[:1]))
+        self._mixed_along(lambda call: range(-len(call.args[1]), 0), replace(call, result=call.results[:1]))
 
     def _batch_normalised(self, call: Call, n_groups: int | None = None) -> None:
         source, *own = call.tensors
@@ -317,7 +320,8 @@ class Follower(Shapes):
             self.trace.join(names.view(n_groups, -1)[:, :1], names.view(n_groups, -1))
         for tensor in own:
             self.trace.join(names, self._along(tensor, 0))
-            self._see(tensor, names, names)
+        if own:
+            self._see(own[0], names, names)
         self._give(call.results[0], [_spread(names, 1, source.shape)])
 
     def _group_normalised(self, call: Call) -> None:
@@ -388,8 +392,10 @@ class Follower(Shapes):
             self._fix(tensor, f"{self.at} may mix them")
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
+def _tensors(given: Iterable[Any]) -> list[Tensor]:
+    """Picks the tensors out of arguments, which may be lists."""
+    each = chain.from_iterable(one if isinstance(one, list | tuple) else (one,) for one in given)
+    return [one for one in each if isinstance(one, Tensor)]
 
 
 def _memory(tensor: Tensor) -> int:

@@ -87,9 +87,9 @@ def _mixes(layer: Layer) -> bool:
     return layer.makes_channels or isinstance(layer.module, PadChannels)
 
 
-def outputs(layer: Layer) -> list[int]:
+def outputs(layer: Layer) -> Tensor:
     """Returns the names of all output channels, those that are passed on included."""
-    return [*layer.reads, *layer.writes] if isinstance(layer.module, PadChannels) else layer.writes
+    return torch.cat([layer.reads, layer.writes]) if isinstance(layer.module, PadChannels) else layer.writes
 
 
 class Grid:

@@ -1,6 +1,6 @@
 """The names of a network's channels: which layer reads and writes which, and which are one."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +20,13 @@ class Layer:
 
     Attributes:
         module: The layer, in the network that was traced.
-        reads: Name of each input channel.
-        writes: Name of each output channel; of `PadChannels` the new ones only.
+        reads: Name of each input channel, int64 (in,).
+        writes: Name of each output channel; of `PadChannels` the new ones only, int64 (out,).
     """
 
     module: nn.Module
-    reads: list[int]
-    writes: list[int]
+    reads: Tensor
+    writes: Tensor
 
     @property
     def is_depthwise(self) -> bool:
@@ -48,11 +48,6 @@ class Layer:
         return self.module.groups if isinstance(self.module, nn.modules.conv._ConvNd) else 1
 
 
-def tensor_of(names: list[int]) -> Tensor:
-    """Makes a tensor of names."""
-    return torch.tensor(names, dtype=torch.long, device="cpu")
-
-
 @dataclass
 class Trace:
     """The channels of a network.
@@ -70,7 +65,7 @@ class Trace:
     gates: set[int] = field(default_factory=set)
     _n_names: int = 0
     _joined: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _found: np.ndarray | None = None  # the channel of each name
+    _found: Tensor | None = None  # the channel of each name
 
     def own_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Returns the distinct parameters and buffers of a network, each position of whose axes gets a name."""
@@ -99,19 +94,29 @@ class Trace:
 
     def see(self, name: str, module: nn.Module, reads: Tensor, writes: Tensor) -> None:
         """Lists a layer; of one that runs again, both times are the same."""
-        layer = self.layers.setdefault(name, Layer(module, reads.tolist(), writes.tolist()))
-        self.join(tensor_of(layer.reads), reads)
-        self.join(tensor_of(layer.writes), writes)
+        layer = self.layers.setdefault(name, Layer(module, reads, writes))
+        self.join(layer.reads, reads)
+        self.join(layer.writes, writes)
+
+    def numbered(self, names: Tensor) -> Tensor:
+        """Returns the channel that each name stands for, as a tensor of the same shape."""
+        if self._found is None:
+            one, other = map(torch.cat, zip(*self._joined, strict=True)) if self._joined else ([], [])
+            graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(self._n_names, self._n_names))
+            self._found = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+        return self._found[names]
 
     def channels(self, names: Iterable[int] | Tensor) -> list[int]:
         """Returns the channel that each name stands for."""
-        if self._found is None:
-            one, other = (
-                (torch.cat(part).numpy() for part in zip(*self._joined, strict=True)) if self._joined else ([], [])
-            )
-            graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(self._n_names, self._n_names))
-            self._found = connected_components(graph, directed=False)[1]
-        return self._found[np.asarray(names if isinstance(names, Tensor) else list(names), dtype=np.int64)].tolist()
+        return self.numbered(
+            names if isinstance(names, Tensor) else torch.tensor(list(names), dtype=torch.long)
+        ).tolist()
+
+    def staying(self, gone: Collection[int]) -> Tensor:
+        """Returns for each name, as booleans, whether its channel is none of those that go."""
+        is_gone = torch.zeros(self._n_names, dtype=torch.bool)
+        is_gone[torch.tensor(list(gone), dtype=torch.long)] = True
+        return ~is_gone[self.numbered(torch.arange(self._n_names))]
 
     def channel(self, name: int) -> int:
         """Returns the channel that a name stands for."""
@@ -134,7 +139,7 @@ class Trace:
             channel
             for layer in self.layers.values()
             if layer.is_grouped
-            for channel in self.channels([*layer.reads, *layer.writes])
+            for channel in self.channels(torch.cat([layer.reads, layer.writes]))
         }
         return {
             name: n
@@ -152,13 +157,13 @@ class Trace:
             name: layer
             for name, layer in self.layers.items()
             if (layer.makes_channels or isinstance(layer.module, PadChannels))
-            and not self.gates.issuperset(layer.writes)
+            and not self.gates.issuperset(layer.writes.tolist())
         }
         for name, layer in makers.items():
             for channel in self.channels(layer.writes):
                 writers.setdefault(channel, set()).add(name)
-        read = (name for layer in self.layers.values() if layer.is_grouped for name in layer.reads)
-        bound = {*self.channels(self.fixed), *self.channels(read)}
+        grouped = (layer.reads for layer in self.layers.values() if layer.is_grouped)
+        bound = set(self.channels(self.fixed)).union(*map(self.channels, grouped))
         return {
             name: len(layer.writes)
             for name, layer in makers.items()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunelab.channels.cutting import cut
 from prunelab.channels.prefix import ordinary
-from prunelab.channels.trace import Layer, Trace, UntraceableError, differing, trace
+from prunelab.channels.trace import Layer, Trace, UntraceableError, differing, followed, trace
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.models.layers import PadChannels, Select
 from prunelab.shadows import Shapes, Size, as_given, images_for, sides, without_numbers
@@ -73,8 +73,9 @@ def _check(
     model: nn.Module, smaller: nn.Module, traced: Trace, gone: set[int], *, in_channels: int, image_size: Size
 ) -> None:
     """Raises UntraceableError unless a smaller network runs, with the channels that are left of the larger one's."""
+    shadow, (height, width) = without_numbers(smaller), sides(image_size)
     try:
-        found = trace(smaller, in_channels=in_channels, image_size=image_size, is_smaller=True)
+        found, _ = followed(shadow, images_for(model, in_channels, image_size))
     except UntraceableError as error:
         raise UntraceableError(f"the smaller network could not run: {error}") from error
     if (place := differing(traced, gone, found)) is not None:
@@ -82,7 +83,6 @@ def _check(
             f"the smaller network would not compute the same: its layer {list(traced.layers)[place]!r} reads or writes"
             " other channels than those that are left; what lies before it takes channels apart by their number"
         )
-    shadow, (height, width) = without_numbers(smaller), sides(image_size)
     for is_training, size in ((True, (height, width)), (False, (height + 32, width + 32))):
         images = images_for(model, in_channels, size)
         error = _error_of(shadow.train(is_training), images)
@@ -189,7 +189,7 @@ def _gone(traced: Trace, kept: Mapping[str, Iterable[int]]) -> set[int]:
     gone = {channel for channel, (_, stays) in wanted.items() if not stays}
     for layer in traced.layers.values():  # in their order: what was selected from goes before the selection
         if isinstance(layer.module, Select):
-            sources = traced.channels(layer.reads[index] for index in layer.module.indices.tolist())
+            sources = traced.channels(layer.reads[layer.module.indices.cpu()])
             gone |= {one for one, source in zip(traced.channels(layer.writes), sources, strict=True) if source in gone}
         elif layer.is_grouped:
             gone |= _read_by_groups_that_go(traced, layer, gone)
@@ -231,15 +231,16 @@ def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int
             f"the channels that layer {name!r} keeps must be whole numbers, or {len(channels)} booleans, one a channel;"
             f" got {indices}"
         )
-    if not set(indices) <= set(range(len(channels))):
-        raise ValueError(f"layer {name!r} has channels 0 to {len(channels) - 1}; cannot keep {sorted(set(indices))}")
-    return channels, [index in set(indices) for index in range(len(channels))]
+    stays = set(indices)
+    if not stays <= set(range(len(channels))):
+        raise ValueError(f"layer {name!r} has channels 0 to {len(channels) - 1}; cannot keep {sorted(stays)}")
+    return channels, [index in stays for index in range(len(channels))]
 
 
 def _rescued(traced: Trace, layer: Layer, channels: list[int]) -> set[int]:
     """The one channel that stays in a layer, and where it comes from."""
     if isinstance(layer.module, Select):
-        return {channels[0], traced.channel(layer.reads[int(layer.module.indices[0])])}
+        return {channels[0], traced.channel(int(layer.reads[layer.module.indices[0]]))}
     weight = layer.module.weight.detach()
     filters = weight.transpose(0, 1) if getattr(layer.module, "transposed", False) else weight
     return {channels[int(filters.flatten(1).abs().sum(1).argmax())]}

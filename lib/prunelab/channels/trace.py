@@ -8,22 +8,23 @@ and what a layer reads is a list of names. `following` has what each operation d
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from prunelab.channels.cutting import cut
 from prunelab.channels.following import Follower, Parting
-from prunelab.channels.names import NORMS, Layer, Trace, tensor_of
+from prunelab.channels.names import NORMS, Layer, Trace
 from prunelab.channels.prefix import ordinary
 from prunelab.shadows import Size, as_given, images_for, without_numbers
 
-__all__ = ["NORMS", "Layer", "Trace", "UntraceableError", "differing", "trace"]
+__all__ = ["NORMS", "Layer", "Trace", "UntraceableError", "differing", "followed", "trace"]
 
 
 class UntraceableError(ValueError):
     """A network whose channels cannot be followed; says what is in the way, and what to do."""
 
 
-def trace(model: nn.Module, *, in_channels: int, image_size: Size, is_smaller: bool = False) -> Trace:
+def trace(model: nn.Module, *, in_channels: int, image_size: Size) -> Trace:
     """Follows the channels of a network through one forward pass, in which no number is computed.
 
     A network that was compiled or made parallel is followed as the one inside. Where the forward pass takes channels
@@ -33,15 +34,14 @@ def trace(model: nn.Module, *, in_channels: int, image_size: Size, is_smaller: b
         model: Takes images (n, c, h, w); left as it is. A slimmable one is followed at all its channels.
         in_channels: Channels of the images.
         image_size: Their height and width in pixels; one number for both.
-        is_smaller: Whether channels were already taken out of it, so that nothing needs to be tried.
     Raises:
         UntraceableError: The forward pass depends on the values of tensors.
         ValueError: Weights are no parameters but made of others; see `shadows.as_given`.
     """
     model = as_given(model)
     shadow, images = ordinary(without_numbers(model)), images_for(model, in_channels, image_size)
-    traced, partings = _followed(shadow, images)
-    while partings and not is_smaller and (place := _trouble(shadow, traced, images)) is not None:
+    traced, partings = followed(shadow, images)
+    while partings and (place := _trouble(shadow, traced, images)) is not None:
         fixed = set(traced.channels(traced.fixed))
         free = [
             each for each in partings if each.n_layers <= place and not fixed.issuperset(traced.channels(each.names))
@@ -54,8 +54,12 @@ def trace(model: nn.Module, *, in_channels: int, image_size: Size, is_smaller: b
     return traced
 
 
-def _followed(shadow: nn.Module, images: Tensor, onto: Trace | None = None) -> tuple[Trace, list[Parting]]:
-    """Follows a network without numbers; where parts of it are idle, once more as it trains."""
+def followed(shadow: nn.Module, images: Tensor, onto: Trace | None = None) -> tuple[Trace, list[Parting]]:
+    """Follows a network without numbers; where parts of it are idle, once more as it trains.
+
+    Raises:
+        UntraceableError: Its forward pass fails, or depends on the values of tensors.
+    """
     traced = onto or Trace()
     follower = Follower(shadow, traced)
     try:
@@ -83,7 +87,7 @@ def _trouble(shadow: nn.Module, traced: Trace, images: Tensor) -> int | None:
     }
     smaller, found = cut(shadow, traced, gone), Trace()
     try:
-        _followed(smaller, images, found)
+        followed(smaller, images, found)
     except UntraceableError:
         return len(found.layers)
     return differing(traced, gone, found)
@@ -95,27 +99,33 @@ def differing(traced: Trace, gone: set[int], found: Trace) -> int | None:
     Returns:
         The place of the first layer that reads or writes other channels than those that are left; None if none does.
     """
+    stays = traced.staying(gone)
     left = {
-        name: [
-            [one for one, channel in zip(names, traced.channels(names), strict=True) if channel not in gone]
-            for names in (layer.reads, layer.writes)
-        ]
-        for name, layer in traced.layers.items()
+        name: [names[stays[names]] for names in (layer.reads, layer.writes)] for name, layer in traced.layers.items()
     }
     traced = replace(traced, _joined=[*traced._joined], _found=None)
     found = replace(found, _joined=[*found._joined], _found=None)
     for name, layer in found.layers.items():  # with one channel in each group, or in all, it is another kind of layer
         if name in left and layer.is_depthwise and traced.layers[name].is_grouped:
-            traced.join(*map(tensor_of, left[name]))
+            traced.join(*left[name])
         elif name in left and traced.layers[name].is_depthwise and not layer.is_depthwise:
-            found.join(*map(tensor_of, (layer.reads, layer.writes)))
-    there, here = {}, {}
+            found.join(layer.reads, layer.writes)
+    pairs, end = [torch.empty(3, 0, dtype=torch.long)], None  # channels of both, and the place of their layer
     for place, (name, sides) in enumerate(left.items()):
-        layer = found.layers.get(name, Layer(nn.Identity(), [], []))
-        for names, others in zip(sides, (layer.reads, layer.writes), strict=True):
-            if len(names) != len(others) or any(
-                there.setdefault(one, two) != two or here.setdefault(two, one) != one
-                for one, two in zip(traced.channels(names), found.channels(others), strict=True)
-            ):
-                return place
-    return None
+        layer = found.layers.get(name, Layer(nn.Identity(), *torch.empty(2, 0)))
+        both = list(zip(sides, (layer.reads, layer.writes), strict=True))
+        if any(len(names) != len(others) for names, others in both):
+            end = place
+            break
+        for names, others in both:
+            pairs.append(torch.stack([traced.numbered(names), found.numbered(others), torch.full_like(names, place)]))
+    one, other, places = torch.cat(pairs, dim=1)
+    is_wrong = (_first_beside(one, other) != other) | (_first_beside(other, one) != one)
+    return int(places[is_wrong].min()) if is_wrong.any() else end
+
+
+def _first_beside(keys: Tensor, values: Tensor) -> Tensor:
+    """Returns for each key the value beside its first occurrence."""
+    places = torch.arange(len(keys))
+    firsts = torch.full((len(keys) and int(keys.max()) + 1,), len(keys)).scatter_reduce(0, keys, places, "amin")
+    return values[firsts[keys]]
