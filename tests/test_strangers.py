@@ -51,10 +51,11 @@ def network(library, name):
 
 def silenced(model, traced, kept):
     """A copy in which nobody has a weight for the channels that go."""
+    written = {name: layer.writes for name, layer in traced.layers.items()} | traced.attentions
     gone = {
         channel
         for name, stays in kept.items()
-        for place, channel in enumerate(traced.channels(traced.layers[name].writes))
+        for place, channel in enumerate(traced.channels(written[name]))
         if place not in stays
     }
     model = copy.deepcopy(model)
@@ -73,7 +74,8 @@ def outputs(result):
 def check(library, name, path):
     model, image = network(library, name)
     traced, draw = trace(model, **image), random.Random(0)
-    kept = {layer: sorted(draw.sample(range(n), max(1, n // 2))) for layer, n in traced.widths.items()}
+    widths = traced.widths | traced.heads
+    kept = {layer: sorted(draw.sample(range(n), max(1, n // 2))) for layer, n in widths.items()}
     smaller = shrink(model, kept, traced=traced, **image)
     x = torch.randn(2, 3, image["image_size"], image["image_size"], dtype=torch.float64)
     with torch.no_grad():

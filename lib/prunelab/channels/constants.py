@@ -59,13 +59,19 @@ def without_constants(model: nn.Module, *, in_channels: int, image_size: int) ->
         if _mixes(layer):
             module, known = model.get_submodule(name), inputs[name].nan_to_num()
             is_unneeded = torch.tensor([channel not in needed for channel in traced.channels(layer.reads)])
-            known[:, ~is_unneeded] = 0.0
-            added[name] = (module(known) - module(torch.zeros_like(known)))[:, writes]
+            _channels_second(module, known)[:, ~is_unneeded] = 0.0
+            values = module(known) - module(torch.zeros_like(known))
+            added[name] = _channels_second(module, values)[:, writes]
             module.weight[:, is_unneeded] = 0.0
     smaller = shrink(model, kept, **image)
     for name, values in added.items():
         _add(smaller, name, values)
     return smaller
+
+
+def _channels_second(module: nn.Module, x: Tensor) -> Tensor:
+    """Returns a view of what a layer reads or writes, (n, c, ...); those of a linear layer are last."""
+    return x.movedim(-1, 1) if isinstance(module, nn.Linear) else x
 
 
 def _known_inputs(model: nn.Module, *, in_channels: int, image_size: int) -> dict[str, Tensor]:
@@ -118,7 +124,7 @@ def _needed(traced: Trace, inputs: dict[str, Tensor]) -> set[int]:
                 sources = layer.module.indices.tolist()
                 needed.update(reads[i] for i, is_so in zip(sources, is_needed, strict=True) if is_so)
             elif _mixes(layer):
-                is_unknown = inputs[name].isnan().reshape(len(reads), -1).any(dim=1)
+                is_unknown = _channels_second(layer.module, inputs[name]).isnan().transpose(0, 1).flatten(1).any(dim=1)
                 is_read = (layer.module.weight[is_needed] != 0).transpose(0, 1).flatten(1).any(dim=1) & is_unknown
                 needed.update(channel for channel, is_so in zip(reads, is_read.tolist(), strict=True) if is_so)
     return needed
@@ -138,9 +144,10 @@ def _gone(traced: Trace, needed: set[int]) -> set[int]:
 
 
 def _add(model: nn.Module, name: str, values: Tensor) -> None:
-    """Lets a layer add `values`, (1, out, ...), to its output."""
-    layer, same = model.get_submodule(name), values[0].reshape(values.shape[1], -1)
+    """Lets a layer add `values`, (n, out, ...), to its output."""
+    layer, same = model.get_submodule(name), values.transpose(0, 1).flatten(1)
     if (same != same[:, :1]).any():
+        values = values.movedim(1, -1) if isinstance(layer, nn.Linear) else values
         model.set_submodule(name, nn.Sequential(layer, AddMap(values)))
     elif same.any():
         layer.bias = nn.Parameter(same[:, 0] if layer.bias is None else layer.bias + same[:, 0])

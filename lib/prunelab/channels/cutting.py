@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from prunelab.channels.names import Layer, Trace
+from prunelab.channels.names import Layer, Trace, head_attributes
 from prunelab.channels.prefix import ordinary
 from prunelab.models.layers import PadChannels, Select
 
@@ -40,6 +40,10 @@ def cut(model: nn.Module, traced: Trace, gone: set[int]) -> nn.Module:
     copied = ordinary(copy.deepcopy(model, smaller))
     for name, (reads, writes) in kept.items():
         _resize(copied.get_submodule(name), traced.layers[name], reads, writes)
+    for name, heads in traced.attentions.items():
+        module = copied.get_submodule(name)
+        for attribute in head_attributes(module):
+            setattr(module, attribute, getattr(module, attribute) * int(stays[heads].sum()) // len(heads))
     for module in copied.modules():
         if isinstance(module, nn.PReLU):
             module.num_parameters = len(module.weight)

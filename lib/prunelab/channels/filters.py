@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prunelab.channels.names import Trace
 from prunelab.density import check_density
 from prunelab.masks import largest, layer_weights
 
@@ -40,6 +41,27 @@ def l1_scores(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     Source: Li et al. 2017, arXiv:1608.08710, Sec. 3.1.
     """
     return {name: weight.abs().flatten(1).sum(dim=1) for name, weight in named_weights(model, names).items()}
+
+
+@torch.no_grad()
+def head_scores(model: nn.Module, traced: Trace) -> dict[str, Tensor]:
+    """Sums the magnitudes of the weights that make the queries, keys and values of each head.
+
+    Args:
+        model: The network that was traced.
+        traced: Says which attentions may lose heads; `keep_largest` and `uniform_counts` take `Trace.heads` as widths.
+    Returns:
+        Score of each head, by the name of its attention.
+    Source: Li et al. 2017, arXiv:1608.08710, Sec. 3.1, for filters.
+    """
+    makers = [name for name, layer in traced.layers.items() if isinstance(layer.module, nn.Linear)]
+    magnitudes = {name: weight.abs().sum(dim=1) for name, weight in named_weights(model, makers).items()}
+    scores = {}
+    for name in traced.heads:
+        heads = traced.numbered(traced.attentions[name])
+        is_of = {maker: traced.numbered(traced.layers[maker].writes)[:, None] == heads for maker in makers}
+        scores[name] = sum(each @ is_of[maker].to(each) for maker, each in magnitudes.items())
+    return scores
 
 
 def random_scores(model: nn.Module, names: Iterable[str], *, generator: torch.Generator) -> dict[str, Tensor]:

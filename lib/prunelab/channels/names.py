@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from prunelab.models.layers import PadChannels, Select
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+# How attentions call the number of their heads, and what they compute from it.
+HEADS, SPANS = ("num_heads", "n_heads", "num_attention_heads", "heads"), ("attn_dim", "all_head_size", "inner_dim")
+
+
+def head_attributes(module: nn.Module) -> tuple[str, ...]:
+    """Returns the names of a module's attributes that say how many heads it has."""
+    found = [name for name in (*HEADS, *SPANS) if isinstance(getattr(module, name, None), int)]
+    return tuple(found) if set(found) & set(HEADS) else ()
 
 
 @dataclass
@@ -48,6 +56,10 @@ class Layer:
         return self.module.groups if isinstance(self.module, nn.modules.conv._ConvNd) else 1
 
 
+def _tensor_of(names: Iterable[int]) -> Tensor:
+    return torch.tensor(list(names), dtype=torch.long, device="cpu")
+
+
 @dataclass
 class Trace:
     """The channels of a network.
@@ -56,12 +68,14 @@ class Trace:
         layers: Convolutions, linear layers, normalisations, selections and paddings, by name, as they first run.
         axes: The names of each position along each axis of the parameters and buffers, by their name.
         fixed: Channels that cannot go, such as those of the images and of the outputs, each with the reason.
+        attentions: Names of the heads of each attention, int64 (heads,), by the name of its module.
         gates: Names of what images of channels are multiplied by, as in squeeze and excitation; these follow them.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
     axes: dict[str, list[Tensor]] = field(default_factory=dict)
     fixed: dict[int, str] = field(default_factory=dict)
+    attentions: dict[str, Tensor] = field(default_factory=dict)
     gates: set[int] = field(default_factory=set)
     _n_names: int = 0
     _joined: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -108,15 +122,13 @@ class Trace:
 
     def channels(self, names: Iterable[int] | Tensor) -> list[int]:
         """Returns the channel that each name stands for."""
-        return self.numbered(
-            names if isinstance(names, Tensor) else torch.tensor(list(names), dtype=torch.long)
-        ).tolist()
+        return self.numbered(names if isinstance(names, Tensor) else _tensor_of(names)).tolist()
 
     def staying(self, gone: Collection[int]) -> Tensor:
         """Returns for each name, as booleans, whether its channel is none of those that go."""
-        is_gone = torch.zeros(self._n_names, dtype=torch.bool)
-        is_gone[torch.tensor(list(gone), dtype=torch.long)] = True
-        return ~is_gone[self.numbered(torch.arange(self._n_names))]
+        stays = torch.ones(self._n_names, dtype=torch.bool, device="cpu")
+        stays[_tensor_of(gone)] = False
+        return stays[self.numbered(_tensor_of(range(self._n_names)))]
 
     def channel(self, name: int) -> int:
         """Returns the channel that a name stands for."""
@@ -147,6 +159,21 @@ class Trace:
             if isinstance(self.layers[name].module, nn.Conv2d | nn.Linear | Select)
             and grouped.isdisjoint(channels := self.channels(self.layers[name].writes))
             and len(set(channels)) == n
+        }
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Heads of each attention that may lose some, whole ones, by the name of its module, first one first.
+
+        A module is taken for an attention if it has a number of heads, under a name of `HEADS`, and takes an axis of as
+        many apart. Those that compute the channels of a head from those of a token, as `nn.MultiheadAttention`, cannot
+        have fewer heads.
+        """
+        fixed = set(self.channels(self.fixed))
+        return {
+            name: len(names)
+            for name, names in self.attentions.items()
+            if len(channels := set(self.channels(names))) == len(names) and fixed.isdisjoint(channels)
         }
 
     @property

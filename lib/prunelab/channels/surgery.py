@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels.cutting import cut
+from prunelab.channels.names import head_attributes
 from prunelab.channels.prefix import ordinary
 from prunelab.channels.trace import Layer, Trace, UntraceableError, differing, followed, trace
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
@@ -51,8 +52,8 @@ def shrink(
     Args:
         model: Takes images (n, c, h, w); left as it is. The layers of a slimmable one become ordinary in the copy.
         kept: The output channels that stay, by layer name, as indices or as one boolean for each; of the layers of
-            `Trace.widths`, or of any other whose channels are new ones. Layers that are not named keep theirs, if they
-            do not share any.
+            `Trace.widths`, or of any other whose channels are new ones. Likewise the heads that stay, by the name of an
+            attention of `Trace.heads`. Layers that are not named keep theirs, if they do not share any.
         in_channels: Channels of the images.
         image_size: Their height and width in pixels; one number for both.
         traced: What `trace` returned for this network and such images; None traces it anew.
@@ -219,10 +220,12 @@ def _read_by_groups_that_go(traced: Trace, layer: Layer, gone: set[int]) -> set[
 
 def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int], list[bool]]:
     """A layer's channels, and whether each one stays."""
-    if name not in traced.layers or not traced.layers[name].makes_channels:
-        makers = (other for other, layer in traced.layers.items() if layer.makes_channels)
-        raise ValueError(f"no layer {name!r} makes channels of its own; there are {', '.join(makers)}")
-    channels = traced.channels(traced.layers[name].writes)
+    sources = traced.attentions | {
+        other: layer.writes for other, layer in traced.layers.items() if layer.makes_channels
+    }
+    if name not in sources:
+        raise ValueError(f"no layer {name!r} makes channels of its own; there are {', '.join(sources)}")
+    channels = traced.channels(sources[name])
     indices = [index.item() if isinstance(index, np.generic | Tensor) else index for index in indices]
     if len(indices) == len(channels) and all(isinstance(index, bool) for index in indices):
         return channels, indices
@@ -248,7 +251,8 @@ def _rescued(traced: Trace, layer: Layer, channels: list[int]) -> set[int]:
 
 def _attributes(module: nn.Module) -> tuple[str, ...]:
     """Names of the attributes that say how large a layer is."""
-    return next((attributes for kind, attributes in _SIZES.items() if isinstance(module, kind)), ())
+    found = (attributes for kind, attributes in _SIZES.items() if isinstance(module, kind))
+    return next(found, head_attributes(module))
 
 
 def _sizes(model: nn.Module) -> dict[str, dict[str, str | int]]:

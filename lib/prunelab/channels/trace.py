@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from prunelab.channels.calls import Parting
 from prunelab.channels.cutting import cut
-from prunelab.channels.following import Follower, Parting
+from prunelab.channels.following import Follower
 from prunelab.channels.names import NORMS, Layer, Trace
 from prunelab.channels.prefix import ordinary
 from prunelab.shadows import Size, as_given, images_for, without_numbers
@@ -48,7 +49,9 @@ def trace(model: nn.Module, *, in_channels: int, image_size: Size) -> Trace:
         ]
         if not free:
             break
-        traced.fix(free[-1].names, f"{free[-1].where} takes them apart by numbers that are written down there")
+        for each in partings:
+            if each is free[-1] or (each.attention and each.attention is free[-1].attention):  # the same code
+                traced.fix(each.names, f"{each.where} takes them apart by numbers that are written down there")
     for name, layer in traced.layers.items():
         layer.module = model.get_submodule(name)
     return traced
@@ -62,29 +65,27 @@ def followed(shadow: nn.Module, images: Tensor, onto: Trace | None = None) -> tu
     """
     traced = onto or Trace()
     follower = Follower(shadow, traced)
+    known = follower.known
     try:
         for is_training in (False, True):
-            if not is_training or follower.idle:
+            if not is_training or known.idle:
                 shadow.train(is_training)
                 follower.follow(images)
     except Exception as error:
         raise UntraceableError(
-            f"the forward pass of {type(shadow).__name__} cannot be traced: {error} (at {follower.at}; the last shape"
-            f" was given by {follower.shaped}). Its course must not depend on the values of tensors, nor shapes on"
+            f"the forward pass of {type(shadow).__name__} cannot be traced: {error} (at {known.at}; the last shape"
+            f" was given by {known.shaped}). Its course must not depend on the values of tensors, nor shapes on"
             " numbers that are written down"
         ) from error
     finally:
         shadow.eval()
-    return traced, follower.partings
+    return traced, known.partings
 
 
 def _trouble(shadow: nn.Module, traced: Trace, images: Tensor) -> int | None:
     """Takes half of the channels out that may go; returns the layer before which this goes wrong, None if nowhere."""
-    gone = {
-        channel
-        for name, n in traced.widths.items()
-        for channel in traced.channels(traced.layers[name].writes[: n // 2])
-    }
+    free = [traced.layers[name].writes for name in traced.widths] + [traced.attentions[name] for name in traced.heads]
+    gone = {channel for names in free for channel in traced.channels(names[: len(names) // 2])}
     smaller, found = cut(shadow, traced, gone), Trace()
     try:
         followed(smaller, images, found)
@@ -99,33 +100,39 @@ def differing(traced: Trace, gone: set[int], found: Trace) -> int | None:
     Returns:
         The place of the first layer that reads or writes other channels than those that are left; None if none does.
     """
-    stays = traced.staying(gone)
-    left = {
-        name: [names[stays[names]] for names in (layer.reads, layer.writes)] for name, layer in traced.layers.items()
-    }
+    stays, nothing = traced.staying(gone), Layer(nn.Identity(), *torch.empty(2, 0, dtype=torch.long, device="cpu"))
     traced = replace(traced, _joined=[*traced._joined], _found=None)
     found = replace(found, _joined=[*found._joined], _found=None)
-    for name, layer in found.layers.items():  # with one channel in each group, or in all, it is another kind of layer
-        if name in left and layer.is_depthwise and traced.layers[name].is_grouped:
-            traced.join(*left[name])
-        elif name in left and traced.layers[name].is_depthwise and not layer.is_depthwise:
-            found.join(layer.reads, layer.writes)
-    pairs, end = [torch.empty(3, 0, dtype=torch.long)], None  # channels of both, and the place of their layer
-    for place, (name, sides) in enumerate(left.items()):
-        layer = found.layers.get(name, Layer(nn.Identity(), *torch.empty(2, 0)))
-        both = list(zip(sides, (layer.reads, layer.writes), strict=True))
-        if any(len(names) != len(others) for names, others in both):
+    both, end = [], None  # names here and there, and the place of their layer; where they are not as many
+    for place, (name, layer) in enumerate(traced.layers.items()):
+        other = found.layers.get(name, nothing)
+        reads, writes = layer.reads[stays[layer.reads]], layer.writes[stays[layer.writes]]
+        if (len(reads), len(writes)) != (len(other.reads), len(other.writes)):
             end = place
             break
-        for names, others in both:
-            pairs.append(torch.stack([traced.numbered(names), found.numbered(others), torch.full_like(names, place)]))
-    one, other, places = torch.cat(pairs, dim=1)
-    is_wrong = (_first_beside(one, other) != other) | (_first_beside(other, one) != one)
-    return int(places[is_wrong].min()) if is_wrong.any() else end
+        both += [(reads, other.reads, place), (writes, other.writes, place)]
+        if layer.is_grouped and other.is_depthwise:  # with one channel in each group, or in all, it is of another kind
+            traced.join(reads, writes)
+        elif layer.is_depthwise and not other.is_depthwise:
+            found.join(other.reads, other.writes)
+    for heads in traced.attentions.values():
+        alone = traced.numbered(heads[stays[heads]])
+        if len(alone) == 1:  # the channels of one that is left are followed as such
+            its = torch.cat([others[traced.numbered(names) == alone] for names, others, _ in both])
+            found.join(its[:1], its)
+    pairs = [
+        torch.stack([traced.numbered(names), found.numbered(others), torch.full_like(names, place)])
+        for names, others, place in both
+    ]
+    if pairs:
+        one, other, places = torch.cat(pairs, dim=1)
+        is_wrong = (_first_beside(one, other) != other) | (_first_beside(other, one) != one)
+        end = int(places[is_wrong].min()) if is_wrong.any() else end
+    return end
 
 
 def _first_beside(keys: Tensor, values: Tensor) -> Tensor:
     """Returns for each key the value beside its first occurrence."""
-    places = torch.arange(len(keys))
-    firsts = torch.full((len(keys) and int(keys.max()) + 1,), len(keys)).scatter_reduce(0, keys, places, "amin")
+    places = torch.arange(len(keys), device=keys.device)
+    firsts = keys.new_full((int(keys.max()) + 1,), len(keys)).scatter_reduce(0, keys, places, "amin")
     return values[firsts[keys]]
