@@ -5,6 +5,7 @@ import ast
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -233,8 +234,9 @@ def _is_running(run_id: str) -> bool:
 
 def _bench(options: argparse.Namespace) -> int:
     missed = False
-    for group in options.groups or [*bench.GROUPS, "curves"]:
-        own = _bench_curves(quick=options.quick) if group == "curves" else _bench_claims(group, quick=options.quick)
+    others = {"curves": _bench_curves, "networks": _bench_networks}
+    for group in options.groups or [*bench.GROUPS, *others]:
+        own = others[group](quick=options.quick) if group in others else _bench_claims(group, quick=options.quick)
         missed |= any(row["verdict"].startswith("missed") for row in own.get("claims", []))
         if not options.quick:  # group by group, so that a stopped command keeps what is done
             print(f"written to {bench.save(group, own)}", flush=True)
@@ -261,6 +263,15 @@ def _bench_curves(*, quick: bool) -> dict:
     if not quick:
         _draw_speed(curves)
     return {"curves": curves, "profile": profile}
+
+
+def _bench_networks(*, quick: bool) -> dict:
+    rows = []
+    for row in bench.networks(quick=quick):
+        rows.append(row)
+        print(" ".join(f"{key} {value}" for key, value in row.items() if value != ""), flush=True)
+    versions = {row["library"]: metadata.version(row["library"]) for row in rows}
+    return {"versions": versions, "networks": rows}
 
 
 def _draw_speed(curves: list[dict]) -> None:

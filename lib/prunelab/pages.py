@@ -46,6 +46,11 @@ part). Each row is two things that took turns: the median, and in brackets the l
 ratios on one machine, so that machines need not be alike; a table names its machine. Not measured on any GPU yet."""
 
 
+_STRANGERS = """\
+`prunelab bench networks` (a quarter of an hour, timm's where it is installed) follows each network, takes a random half
+out of all layers and attentions that may lose channels or heads, and compares the outputs in double precision with
+those of the whole network, in which nobody reads what went. *left* is the share of the parameters that stays."""
+
 _CURVES = "Seconds a run by runs in a plan and by runs at once; milliseconds a step by the side of the images"
 
 
@@ -132,7 +137,31 @@ def benchmarks() -> str:
     shares = ", ".join(f"{part} {share:.0%}" for part, share in measured["curves"]["profile"].items())
     pages.append(f"Where the time of a step of ResNet-20 goes: {shares}.")
     pages.append(f"![{_CURVES}](figures/bench/cpu/curves.png)")
+    pages += _networks(measured["networks"])
     return "\n\n".join(pages) + "\n"
+
+
+def _networks(measured: dict) -> Iterator[str]:
+    """Tells what of others' networks can be followed and removed: the sums, and a table."""
+    rows = pd.DataFrame(measured["networks"])
+    is_followed = rows["difference"].notna()
+    sums = [
+        f"{is_followed[own.index].sum()} of {len(own)} networks of {library} {measured['versions'][library]} are followed"
+        for library, own in rows.groupby("library", sort=False)
+    ]
+    yield f"## Networks that others wrote\n\n{_STRANGERS}"
+    yield (
+        f"{' and '.join(sums)}. Outputs differ by at most {rows['difference'].max():.0e} of the largest. In"
+        f" {(is_followed & (rows['layers'] + rows['heads'] == 0)).sum()} nothing may go by itself."
+    )
+    lines = ["| network | parameters | layers | heads | left | outputs differ by | |", "|---|---|---|---|---|---|---|"]
+    for row in rows.itertuples():
+        found = "| | | | |"
+        if not pd.isna(row.difference):
+            found = f"{row.parameters / 1e6:.1f} M | {row.layers:.0f} | {row.heads:.0f} | {row.left:.0%} |"
+            found += f" {row.difference:.0e}"
+        lines.append(f"| {row.library} {row.network} | {found} | {row.why} |")
+    yield "\n".join(lines)
 
 
 PAGES = {"RESULTS.md": results, "BENCHMARKS.md": benchmarks}

@@ -5,8 +5,8 @@ reported is the median round, with the lowest and the highest. Wall clock counts
 and the test. Nothing else should run meanwhile: beside a busy process two threads are slower than one.
 
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
-their number does, `scores` what scoring weights does, `transfer` what probes on sparse networks take, `plans` what
-takes the engine or a notebook.
+their number does, `scores` what scoring weights does, `transfer` what probes on sparse networks take, `strangers` what
+can be removed of networks that others wrote, `plans` what takes the engine or a notebook.
 """
 
 import json
@@ -14,12 +14,13 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from prunelab import data, deepsparse, paths, records, workers
-from prunelab.bench import channels, plans, scores, steps, transfer, widths
+from prunelab.bench import channels, plans, scores, steps, strangers, transfer, widths
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -52,7 +53,7 @@ def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
         DatasetNotFoundError: CIFAR-10, which all groups but "notebooks" need, is not here, and not `quick`.
     """
     if group not in GROUPS:
-        raise ValueError(f"unknown group {group!r} of measurements; there are {', '.join(GROUPS)} and curves")
+        raise ValueError(f"unknown group {group!r} of measurements; there are {', '.join(GROUPS)}, curves and networks")
     yield from GROUPS[group](quick)
 
 
@@ -162,6 +163,14 @@ def _transfer(quick: bool) -> Iterator[dict]:
             yield row(f"{network}, density {density}, {masks}: {way} over dense, time", "none", own)
 
 
+def _surgery(quick: bool) -> Iterator[dict]:
+    if not find_spec("torch_pruning"):
+        return
+    for name, label in strangers.TIMED.items():
+        ratios = _rounds(quick, strangers.surgery_ratio, name)
+        yield row(f"half of {label}'s channels removed, over Torch-Pruning, time", "<= 1", ratios)
+
+
 def _notebooks(quick: bool) -> Iterator[dict]:
     if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
         yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
@@ -177,6 +186,7 @@ GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "widths": _widths,
     "scores": _scores,
     "transfer": _transfer,
+    "surgery": _surgery,
     "notebooks": _notebooks,
 }
 
@@ -206,12 +216,27 @@ def curves(*, quick: bool = False) -> Iterator[dict]:
     yield _curve("image_size", "side of the images, pixels", "milliseconds a step", sizes, steps.milliseconds)
 
 
+def networks(*, quick: bool = False) -> Iterator[dict]:
+    """Follows and shrinks the networks of `strangers`; yields a row for each one as soon as it is known.
+
+    Returns:
+        Rows with `library`, `network`, and what `strangers.compared` finds; of one that is refused only `why`.
+    """
+    for library, name in strangers.names()[: 3 if quick else None]:
+        model, image = strangers.network(library, name)
+        try:
+            found, _ = strangers.compared(model, **image)
+        except Exception as error:  # a crash is a finding, too
+            found = {"why": f"{type(error).__name__}: {error}"}
+        yield {"library": library, "network": name, **found}
+
+
 def save(group: str, measured: Mapping) -> Path:
     """Writes what was measured, and on what, to `data/records/bench.json`, where other groups stay as they are.
 
     Args:
-        group: A key of `GROUPS`, or "curves".
-        measured: Its `claims`; of the curves `curves` and `profile`.
+        group: A key of `GROUPS`, "curves" or "networks".
+        measured: Its `claims`; of the curves `curves` and `profile`, of the networks `networks`.
     Returns:
         The path.
     """
