@@ -146,13 +146,13 @@ def _networks(measured: dict) -> Iterator[str]:
     rows = pd.DataFrame(measured["networks"])
     is_followed = rows["difference"].notna()
     sums = [
-        f"{is_followed[own.index].sum()} of {len(own)} networks of {library} {measured['versions'][library]} are followed"
+        f"{is_followed[own.index].sum()} of {len(own)} networks of {library} {measured['versions'][library]}"
         for library, own in rows.groupby("library", sort=False)
     ]
     yield f"## Networks that others wrote\n\n{_STRANGERS}"
     yield (
-        f"{' and '.join(sums)}. Outputs differ by at most {rows['difference'].max():.0e} of the largest. In"
-        f" {(is_followed & (rows['layers'] + rows['heads'] == 0)).sum()} nothing may go by itself."
+        f"{' and '.join(sums)} are followed. Outputs differ by at most {rows['difference'].max():.0e} of the largest."
+        f" In {(is_followed & (rows['layers'] + rows['heads'] == 0)).sum()} nothing may go by itself."
     )
     lines = ["| network | parameters | layers | heads | left | outputs differ by | |", "|---|---|---|---|---|---|---|"]
     for row in rows.itertuples():
