@@ -151,3 +151,14 @@ def test_outputs_stay_and_weights_go(name, share, recwarn):
     size, left = (sum(own.numel() for own in network.parameters()) for network in (model, smaller))
     assert left == size if share == 0.0 else left < (1 - share / 2) * size
     assert share or not any(isinstance(module, AddMap) for module in smaller.modules())
+
+
+def test_what_a_transposed_convolution_reads_and_writes_stays():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, stride=2), nn.Conv2d(6, 5, 1), nn.ReLU())
+    model.append(nn.Conv2d(5, 2, 1))
+    model[0].weight.data[0], model[2].weight.data[1] = 0.0, 0.0
+    smaller = without_constants(model, in_channels=3, image_size=4)
+    assert (smaller[0].out_channels, smaller[2].out_channels) == (4, 4)
+    images = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(smaller(images), model(images))

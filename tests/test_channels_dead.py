@@ -131,3 +131,11 @@ def test_dead_inputs_are_those_that_are_zero_where_nothing_shifts_them_or_that_h
         if row["layer"] in masks:
             assert row["n_dead_filters"] == int((weight.abs().flatten(1).sum(dim=1) == 0).sum())
     assert cost.total(table, "n_dead_inputs") > 0
+
+
+def test_what_a_transposed_convolution_writes_is_alive():
+    decoder = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, stride=2), nn.Conv2d(6, 2, 1))
+    masks = {"0": torch.ones(4, 3, 1, 1, dtype=torch.bool)}
+    masks["0"][0] = False
+    first, last = channel_table(decoder, masks, in_channels=3, image_size=4)
+    assert (first["n_dead_filters"], last["n_inputs"], last["n_dead_inputs"]) == (1, 6, 0)

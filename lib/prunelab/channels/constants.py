@@ -34,8 +34,9 @@ class AddMap(nn.Module):
 def without_constants(model: nn.Module, *, in_channels: int, image_size: int) -> nn.Module:
     """Copies a network without the channels that tell its outputs nothing: constants, and those that nothing reads.
 
-    Of a layer all of whose channels are such, one stays. So do channels that a convolution of several groups reads or
-    writes, and channels of a residual stream that any layer needs anywhere.
+    Of a layer all of whose channels are such, one stays. So do channels of a residual stream that any layer needs
+    anywhere, and those that a convolution of several groups, a transposed one, or one of other than two dimensions
+    reads or writes.
 
     Args:
         model: Its pruned weights are zeros; left as it is.
@@ -105,14 +106,14 @@ def _ignoring_zeros(name: str, layer: nn.Module, inputs: dict[str, Tensor]) -> C
 
 def _mixes(layer: Layer) -> bool:
     """Whether it is a convolution or linear layer whose filters read all its input channels."""
-    return layer.makes_channels and not layer.is_grouped and not isinstance(layer.module, Select)
+    return layer.makes_channels and not layer.is_grouped and isinstance(layer.module, nn.Conv2d | nn.Linear)
 
 
 def _needed(traced: Trace, inputs: dict[str, Tensor]) -> set[int]:
     """The channels that are fixed, or of which an active weight of a needed filter reads more than a constant."""
     needed = set(traced.channels(traced.fixed))
     for layer in traced.layers.values():
-        if layer.is_grouped:
+        if layer.makes_channels and not _mixes(layer) and not isinstance(layer.module, Select):
             needed.update(traced.channels(torch.cat([layer.reads, layer.writes])))
     n_before = 0
     while n_before < len(needed):  # once, but for layers that are used again

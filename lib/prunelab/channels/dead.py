@@ -46,8 +46,9 @@ def channel_table(
         image_size: Their height and width in pixels.
     Returns:
         One dict for each convolution and linear layer in the order in which they run, depthwise ones left out, whose
-        channels are those of the layer before: `layer`, `n_filters`, `n_dead_filters`, `n_inputs`, `n_dead_inputs`. Of
-        the output layer, which has an output a class, filters are not counted. `cost.total` sums columns.
+        channels are those of the layer before, and transposed ones and those of other than two dimensions, which have
+        no masks: `layer`, `n_filters`, `n_dead_filters`, `n_inputs`, `n_dead_inputs`. Of the output layer, which has an
+        output a class, filters are not counted. `cost.total` sums columns.
     Raises:
         UntraceableError: See `trace`.
         ValueError: A mask that fits no such layer.
@@ -56,7 +57,7 @@ def channel_table(
     layers = {
         name: layer
         for name, layer in traced.layers.items()
-        if layer.makes_channels and not isinstance(layer.module, Select)
+        if layer.makes_channels and isinstance(layer.module, nn.Conv2d | nn.Linear)
     }
     for name, mask in masks.items():
         if name not in layers or layers[name].module.weight.shape != mask.shape:
@@ -68,6 +69,8 @@ def channel_table(
         reads, writes = traced.channels(layer.reads), traced.channels(layer.writes)
         if isinstance(layer.module, Select):
             live.update(new for new, i in zip(writes, layer.module.indices.tolist(), strict=True) if reads[i] in live)
+        elif layer.makes_channels and name not in layers:
+            live.update(writes)
         if name not in layers:
             continue
         mask = masks.get(name, torch.ones(layer.module.weight.shape, dtype=torch.bool))
