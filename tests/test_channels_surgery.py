@@ -435,3 +435,10 @@ def test_readers_and_norms_are_those_of_the_block():
         "fc",
     ]  # the stream
     assert traced.norm("fc") is None
+
+
+def test_trace_of_another_network_is_refused():
+    small, large = (nn.Sequential(nn.Conv2d(3, n, 1), nn.Conv2d(n, 2, 1)) for n in (4, 5))
+    traced = trace(small, in_channels=3, image_size=4)
+    with pytest.raises(ValueError, match="of another network than this Sequential"):
+        shrink(large, {"0": [0]}, in_channels=3, image_size=4, traced=traced)

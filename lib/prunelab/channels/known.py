@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels.calls import Parting
-from prunelab.channels.names import Trace
+from prunelab.channels.names import Trace, own_tensors
 from prunelab.channels.spreads import compact, on, positions, spread
 
 _LAYERS = nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm
@@ -36,12 +36,13 @@ class Known:
         self.uniform: set[int] = set()
         self.kept: list[Any] = []
         self._names: dict[int, tuple[Tensor, ...]] = {}  # by identity
-        own = trace.own_tensors(model)
+        own = own_tensors(model)
         self.idle = {id(tensor) for tensor in own.values() if tensor.is_floating_point()}
         self.weights = set(map(id, own.values()))
         self._owners = {memory_of(tensor): name for name, tensor in own.items()}
         for name, tensor in own.items():
-            self.give(tensor, (spread(names, axis, tensor.shape) for axis, names in enumerate(trace.axes[name])))
+            axes = trace.axes.setdefault(name, [trace.new(n) for n in tensor.shape])
+            self.give(tensor, (spread(names, axis, tensor.shape) for axis, names in enumerate(axes)))
 
     def is_uniform(self, tensor: Tensor) -> bool:
         """Whether it holds one number throughout."""

@@ -56,6 +56,11 @@ class Layer:
         return self.module.groups if isinstance(self.module, nn.modules.conv._ConvNd) else 1
 
 
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the distinct parameters and buffers of a network that have axes, by name."""
+    return {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.dim()}
+
+
 def _tensor_of(names: Iterable[int]) -> Tensor:
     return torch.tensor(list(names), dtype=torch.long, device="cpu")
 
@@ -80,13 +85,6 @@ class Trace:
     _n_names: int = 0
     _joined: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _found: Tensor | None = None  # the channel of each name
-
-    def own_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Returns the distinct parameters and buffers of a network, each position of whose axes gets a name."""
-        own = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.dim()}
-        for name, tensor in own.items():
-            self.axes.setdefault(name, [self.new(n) for n in tensor.shape])
-        return own
 
     def new(self, n: int) -> Tensor:
         """Gives names to `n` more channels."""
@@ -178,7 +176,10 @@ class Trace:
 
     @property
     def own_widths(self) -> dict[str, int]:
-        """Channels of each layer that only gates write besides, those of convolutions of several groups included."""
+        """Channels of each layer that only gates write besides, those of convolutions of several groups included.
+
+        Those that make up heads are not.
+        """
         writers: dict[int, set[str]] = {}
         makers = {
             name: layer
@@ -190,7 +191,7 @@ class Trace:
             for channel in self.channels(layer.writes):
                 writers.setdefault(channel, set()).add(name)
         grouped = (layer.reads for layer in self.layers.values() if layer.is_grouped)
-        bound = set(self.channels(self.fixed)).union(*map(self.channels, grouped))
+        bound = set(self.channels(self.fixed)).union(*map(self.channels, (*grouped, *self.attentions.values())))
         return {
             name: len(layer.writes)
             for name, layer in makers.items()

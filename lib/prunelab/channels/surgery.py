@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels.cutting import cut
-from prunelab.channels.names import head_attributes
+from prunelab.channels.names import head_attributes, own_tensors
 from prunelab.channels.prefix import ordinary
 from prunelab.channels.trace import Layer, Trace, UntraceableError, differing, followed, trace
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
@@ -60,10 +60,14 @@ def shrink(
     Raises:
         UntraceableError: See `trace`; or the smaller network could not run, as its forward pass has sizes written down.
         ValueError: A layer that is not there, an index it does not have, channels that are fixed, layers that share
-            channels and are to keep different ones, or groups of a convolution left unequal.
+            channels and are to keep different ones, groups of a convolution left unequal, or the trace of another
+            network.
     """
     model = as_given(model)
     traced = traced or trace(model, in_channels=in_channels, image_size=image_size)
+    shapes = {name: [*tensor.shape] for name, tensor in own_tensors(model).items()}
+    if shapes != {name: [*map(len, axes)] for name, axes in traced.axes.items()}:
+        raise ValueError(f"`traced` is of another network than this {type(model).__name__}; trace this one")
     gone = _gone(traced, kept)
     smaller = cut(model, traced, gone)
     _check(model, smaller, traced, gone, in_channels=in_channels, image_size=image_size)

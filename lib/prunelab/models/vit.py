@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.models.layers import Widths, scaled
@@ -58,14 +58,12 @@ def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-@fx.wrap  # its course depends on sizes: a tracer takes it as one operation
 def positions_for(images: Tensor, positions: Tensor, *, patch: int) -> Tensor:
     """Returns the positions of the class token and of the patches of images (n, c, h, w), of any size."""
     rows, columns = (n_patches(side, patch) for side in images.shape[2:])
     return resize_positions(positions, rows, columns)
 
 
-@fx.wrap  # its course depends on the device
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Returns the values, averaged by how well queries and keys match; all are (n, heads, tokens, channels)."""
     if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":
