@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 import statistics
 from collections import Counter
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from prunelab.bench.plans import seconds
 from prunelab.channels.filters import keep_largest, l1_scores, uniform_counts
+from prunelab.channels.known import UNKNOWN
 from prunelab.channels.names import NORMS, Trace
 from prunelab.channels.surgery import shrink
 from prunelab.channels.trace import trace
@@ -96,7 +98,7 @@ def compared(model: nn.Module, *, in_channels: int, image_size: int) -> tuple[di
         "heads": len(traced.heads),
         "left": round(sizes[1] / sizes[0], 3),
         "difference": max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs),
-        "why": "" if kept else _why(traced),
+        "why": "" if kept else _why(model, traced),
     }
     return row, smaller
 
@@ -150,12 +152,13 @@ def _silence(model: nn.Module, traced: Trace, kept: dict[str, list[int]]) -> Non
             layer.module.weight[:, ~stays[layer.reads]] = 0.0
 
 
-def _why(traced: Trace) -> str:
-    """The most frequent reason why a layer can lose nothing by itself."""
-    why_fixed = traced.why_fixed
-    reasons = Counter()
-    for layer in traced.layers.values():
-        if layer.makes_channels and isinstance(layer.module, nn.Conv2d):
-            channel = traced.channels(layer.writes)[0]
-            reasons[why_fixed.get(channel, "layers write them together, or convolutions of several groups")] += 1
+def _why(model: nn.Module, traced: Trace) -> str:
+    """The most frequent reason why what a convolution reads, or else what it writes, cannot go; without the place."""
+    why_fixed, reasons = traced.why_fixed, Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            writes, reads, *_ = (traced.channel(int(names[0])) for names in traced.axes[f"{name}.weight"])
+            why = (why_fixed.get(channel, UNKNOWN) for channel in (reads, writes))
+            shared = "several layers write them together, or convolutions of several groups"
+            reasons[re.sub(r" in '.*?'", "", next((each for each in why if each != UNKNOWN), shared))] += 1
     return reasons.most_common(1)[0][0]

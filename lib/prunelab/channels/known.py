@@ -10,6 +10,7 @@ from prunelab.channels.calls import Parting
 from prunelab.channels.names import Trace, own_tensors
 from prunelab.channels.spreads import compact, on, positions, spread
 
+UNKNOWN = "nothing is known of where they come from"  # why they are fixed
 _LAYERS = nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm
 
 
@@ -85,7 +86,7 @@ class Known:
         found = self.of(tensor) if is_single else on(self.of(tensor), axis)
         if not found:  # nothing of it can go
             names = self.trace.new(tensor.shape[axis])
-            self.trace.fix(names, "nothing is known of where they come from")
+            self.trace.fix(names, UNKNOWN)
             return names
         rows = torch.cat([positions(names, axis).expand(tensor.shape[axis], -1) for names in found], dim=1)
         self.trace.join(rows[:, :1], rows)

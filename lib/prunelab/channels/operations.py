@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunelab.channels.calls import Call, Parting
-from prunelab.channels.known import Known
+from prunelab.channels.known import UNKNOWN, Known
 from prunelab.channels.names import head_attributes
 from prunelab.channels.spreads import compact, core, parted, positions, shared, spread, varying
 
@@ -127,7 +127,7 @@ def _concatenated(known: Known, call: Call) -> None:
             known.trace.fix(other, f"{known.at} sets other channels beside them")
         if first is None:
             first = known.trace.new(1).view([1] * part.dim()).expand(part.shape)
-            known.trace.fix(first, "nothing is known of where they come from")
+            known.trace.fix(first, UNKNOWN)
         names.append(first)
     changing = {axis}.union(*map(varying, names))
     cores = [
