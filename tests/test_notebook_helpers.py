@@ -124,12 +124,10 @@ def test_in_a_script_which_has_no_cells_other_names_are_its_own():
             )
             for text in (" ", "0,", "0 1", "0,1,0", "1,01", "-1", "0.5", "a", "²")
         ),
-        ("seeds = [0, True]", "parameter seeds must be str, got [0, True] (list)"),
-        ("seeds = ['0']", "parameter seeds must be str, got ['0'] (list)"),
-        ("seeds = [0, 0]", "seeds must be different whole numbers from 0 on"),
+        ("seeds = [0, 1]", 'parameter seeds must be str, such as "0,1,2", got [0, 1] (list)'),
         ("seeds = -1", "seeds must be different whole numbers from 0 on"),
         ("density = [1]", "parameter density must be float, got [1] (list)"),
-        ("seeds = False", "parameter seeds must be str, got False (bool)"),
+        ("seeds = False", 'parameter seeds must be str, such as "0,1,2", got False (bool)'),
     ],
 )
 def test_bad_value_is_refused_with_what_is_allowed(assignment, message):
@@ -138,9 +136,8 @@ def test_bad_value_is_refused_with_what_is_allowed(assignment, message):
         notebook.check_parameters(kernel(f"{PARAMETERS}\nn_epochs: int = 2", injected(assignment)), **types)
 
 
-@pytest.mark.parametrize("given, seeds", [("7", (7,)), ("[]", ()), ("[7]", (7,)), ("[4, 0, 2]", (4, 0, 2))])
-def test_seeds_may_come_as_the_number_or_the_list_that_papermill_makes_of_them(given, seeds):
-    assert notebook.check_parameters(kernel(PARAMETERS, injected(f"seeds = {given}")), **TYPES).seeds == seeds
+def test_one_seed_may_come_as_the_number_that_papermill_makes_of_it():
+    assert notebook.check_parameters(kernel(PARAMETERS, injected("seeds = 7")), **TYPES).seeds == (7,)
 
 
 def test_no_seeds_leave_the_choice_to_the_profile():

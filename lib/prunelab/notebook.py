@@ -29,7 +29,7 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
     Args:
         namespace: `globals()` of the notebook.
         types: Of each parameter: bool, int, float or str. `profile`, `train`, `device`, `seeds` must also make sense;
-            `seeds` may also be a whole number or a list of some.
+            `seeds` may also be a whole number.
     Returns:
         The values: a whole number given for a float is a float, `seeds` is a tuple of int, empty for no text, and
         `train`, always there, is whether to train what is not on record: where that, or to train afresh, was asked for,
@@ -77,23 +77,16 @@ def _targets(cell: str) -> list[str]:
 
 
 def _value(name: str, value: object, kind: type) -> object:
-    if type(value) is int and kind is float:
-        value = float(value)
-    if name == "seeds":
-        value = _in_text(value)
+    if type(value) is int and (kind is float or name == "seeds"):
+        value = kind(value)  # papermill makes a number of `-p seeds 0`
     if type(value) is not kind:
-        raise ValueError(f"parameter {name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+        hint = ', such as "0,1,2"' if name == "seeds" else ""
+        raise ValueError(f"parameter {name} must be {kind.__name__}{hint}, got {value!r} ({type(value).__name__})")
     if name in _ALLOWED and value not in _ALLOWED[name]:
         raise ValueError(f"unknown {name} {value!r}; there are {', '.join(_ALLOWED[name])}")
     if name == "seeds":
         return parse_seeds(value) if value else ()
     return value
-
-
-def _in_text(seeds: object) -> object:
-    """Returns a whole number, or a list of some, as "0,1,2"; `-p seeds 0` and a file of parameters give such."""
-    numbers = seeds if type(seeds) is list else [seeds]
-    return ",".join(map(str, numbers)) if all(type(number) is int for number in numbers) else seeds
 
 
 def environment_line(*, profile: str, device: str = "auto") -> str:
