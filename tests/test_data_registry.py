@@ -297,6 +297,18 @@ def test_an_impossible_cache_costs_one_warning_and_nothing_else(home, monkeypatc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(data.load("zoo"), first)
+        data.load("zoo", image_size=2)
+
+
+def test_a_cache_that_may_not_be_written_costs_one_warning_for_all_images(home, monkeypatch):
+    def no_permission(path, content):
+        raise PermissionError(13, "Permission denied", f"{path}.new")
+
+    monkeypatch.setattr(files, "atomic_write", no_permission)
+    with pytest.warns(UserWarning, match=f"cannot be kept in {paths.CACHE} .*: Permission denied") as caught:
+        for name in ("zoo", "farm"):
+            data.load(write_folder(home / name).name)
+    assert len(caught) == 1
 
 
 def test_a_full_disk_costs_one_warning_and_leaves_nothing(home, monkeypatch):
