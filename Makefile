@@ -25,7 +25,7 @@ bench: $(STAMP) ## measure the speed claims on this machine
 	$(BIN)/prunelab bench
 
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate --generate-hashes \
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove caches, build products and executed notebooks; never data, records or figures
@@ -34,8 +34,9 @@ clean: ## remove caches, build products and executed notebooks; never data, reco
 	rm -f figures/*/*/*.ipynb
 
 # PYTHON=... chooses the interpreter; by default the newest one here that can build an environment.
-# uv installs in seconds what pip installs in minutes; pip alone does where uv cannot be had. Bytecode is compiled once,
-# here: where Python may not write it, each process would compile PyTorch anew, which takes longer than all it imports.
+# uv, itself of the lock, installs in seconds what pip installs in minutes; pip alone does where uv cannot be had. Every
+# file must have a hash of the lock; only this library has none. Bytecode is compiled once, here: where Python may not
+# write it, each process would compile PyTorch anew, which takes longer than all it imports.
 $(STAMP): requirements.lock pyproject.toml $(NBCONVERT)
 	@set -eu; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
@@ -58,13 +59,14 @@ $(STAMP): requirements.lock pyproject.toml $(NBCONVERT)
 	    echo "building $(VENV) with $$("$$python" --version)"; \
 	    "$$python" -m venv $(VENV); \
 	fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true; \
-	if $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.lock && \
-	    $(BIN)/uv pip install --python $(BIN)/python --no-deps -e .; then :; \
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock | \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin || true; \
+	if $(BIN)/uv pip install --require-hashes --compile-bytecode --python $(BIN)/python -r requirements.lock && \
+	    $(BIN)/uv pip install --no-build-isolation --no-deps --python $(BIN)/python -e .; then :; \
 	else \
 	    echo "uv could not install; trying pip, which takes longer"; \
-	    $(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock; \
-	    $(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .; \
+	    $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock; \
+	    $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e .; \
 	fi; \
 	mkdir -p $(VENV)/etc/jupyter; \
 	cp $(NBCONVERT) $(VENV)/etc/jupyter; \

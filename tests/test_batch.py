@@ -14,7 +14,7 @@ import pytest
 
 from prunelab import batch, paths
 
-PARAMETERS = 'profile: str = "tiny"  # which plan\nsteps: int = 3  # how long'
+PARAMETERS = 'profile: str = "smoke"  # which plan\nsteps: int = 3  # how long'
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def leftovers() -> list[str]:
 
 def test_notebook_runs_whole_with_its_parameters_from_any_folder(suite, tmp_path, monkeypatch):
     stem = suite("import os, prunelab\nprint(steps * 2, os.getcwd())")
-    folder = paths.FIGURES / "01_tiny" / "tiny"
+    folder = paths.FIGURES / "01_tiny" / "smoke"
     folder.mkdir(parents=True)
     (folder / "01_tiny.failed.ipynb").write_text("of an earlier attempt")
     monkeypatch.chdir(tmp_path)
@@ -79,10 +79,20 @@ def test_unknown_notebook_is_named_beside_those_there_are(suite):
             batch.execute(stem, parameters={}, timeout=60)
 
 
-def test_profile_that_is_no_word_names_no_folder(suite):
+@pytest.mark.parametrize("profile", ["../../elsewhere", "Smoke"])
+def test_unknown_profile_leaves_no_folder(suite, profile):
     stem = suite("pass")
-    with pytest.raises(ValueError, match="plain word"):
-        batch.execute(stem, parameters={"profile": "../../elsewhere"}, timeout=60)
+    with pytest.raises(ValueError, match=r"unknown profile .*; there are smoke, small, full, paper"):
+        batch.execute(stem, parameters={"profile": profile}, timeout=60)
+    assert not paths.FIGURES.exists()
+
+
+def test_output_that_has_nowhere_to_go_is_told_before_a_kernel_starts(suite, monkeypatch):
+    stem = suite("pass")
+    paths.FIGURES.touch()
+    monkeypatch.setattr(batch, "_run", lambda *arguments: pytest.fail("a kernel was started"))
+    with pytest.raises(OSError, match=f"nothing can be written into .*{stem}/smoke .*set PRUNELAB_DATA"):
+        batch.execute(stem, parameters={}, timeout=60)
 
 
 def test_failing_cell_is_named_what_ran_is_kept_and_an_earlier_output_stands(suite, tmp_path):

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from prunelab.channels.surgery import load, save, shrink, without
 from prunelab.channels.trace import UntraceableError, trace
-from prunelab.checkpoints import CorruptCheckpoint
+from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.models import MODELS, TORCHVISION_MODELS, build_model
 from prunelab.models.layers import PadChannels, Select
+from prunelab.recipes.recipe import State
 
 IMAGE = {"in_channels": 3, "image_size": 8}
 HEAVY = {"resnet110", "preresnet110", "preresnet164", "densenet100_bc", *TORCHVISION_MODELS}
@@ -352,6 +353,36 @@ def test_file_of_another_network_or_a_damaged_one_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(CorruptCheckpoint, match="is damaged"):
         load(other, path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda saved: saved["sizes"]["0"].update(forward=1), "gives '0' what no Conv2d has: 'forward'"),
+        *(
+            (lambda saved, n=n: saved["sizes"]["0"].update(out_channels=n), "holds no network that `surgery.save`")
+            for n in (0, -4, 4.0, True, "4", None, [4], torch.tensor(4))
+        ),
+        (lambda saved: saved["sizes"]["0"].pop("kind"), "holds no network"),
+        (lambda saved: saved["sizes"]["0"].update(kind=3), "holds no network"),
+        (lambda saved: saved["sizes"]["0"].update(kind="Linear"), "'0' is Linear there and Conv2d in Sequential"),
+        (lambda saved: saved["sizes"].update({"0": [4]}), "holds no network"),
+        (lambda saved: saved["sizes"].update(forward={"kind": "Conv2d"}), "'forward' is Conv2d there and nothing in"),
+        (lambda saved: saved.update(sizes=["0"]), "holds no network"),
+        (lambda saved: saved.update(state=[]), "holds no network"),
+        (lambda saved: saved.update(forward=1), "holds no network"),
+        (lambda saved: saved["state"].update({"0.weight": 4}), r"0\.weight is nothing there and \(4, 3, 1, 1\) in"),
+        (lambda saved: saved.update(vars(State({}, 2, {}, 0.0))), "holds no network"),
+    ],
+)
+def test_whole_file_with_another_content_is_refused_by_name_and_sets_nothing(change, message, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    save(model, tmp_path / "network")
+    saved = load_checkpoint(tmp_path / "network")
+    change(saved)
+    save_checkpoint(saved, tmp_path / "network")
+    with pytest.raises(ValueError, match=message):
+        load(model, tmp_path / "network")
 
 
 class Branching(nn.Module):

@@ -109,7 +109,7 @@ def test_each_run_of_a_plan_is_forecast_by_its_own_recipe(capsys, monkeypatch):
 def test_plan_tells_the_options_of_a_notebook_and_plans_nothing(capsys, monkeypatch):
     monkeypatch.setattr(recipes, "RECIPES", {"rigl": recipes.RIGL})
     monkeypatch.setattr(engine, "with_parents", lambda plan: pytest.fail("planned"))
-    assert cli.main(["plan", "--help-options", "notebooks/01_rigl.ipynb"]) == 0
+    assert cli.main(["plan", "--help-options", "01_rigl"]) == 0
     title, *rows = capsys.readouterr().out.splitlines()
     assert title == "01_rigl:"
     table = {name: about for name, *about in (re.split(r"\s{2,}", row.strip()) for row in rows)}
@@ -128,7 +128,7 @@ def test_run_hands_its_options_to_the_engine_and_ships_what_it_returns(capsys, m
     monkeypatch.setattr(engine, "run", run)
     command = [
         "run",
-        "notebooks/01_toy.ipynb",
+        "01_toy",
         "--profile",
         "smoke",
         "--seeds",
@@ -206,9 +206,7 @@ def test_figures_hands_only_what_was_asked_to_the_notebooks_and_tells_of_each(ca
     assert calls == [(["01_toy", "02_toy"], {}, 120.0, None)] and not trained
     out, err = capsys.readouterr()
     assert "02_toy: 12 s" in out and "prunelab: 01_toy, cell 3 (boom): no" in err
-    cli.main(
-        ["figures", "notebooks/01_toy.ipynb", "--profile", "smoke", "--fresh", "--seeds", "1,2", "--device", "cpu"]
-    )
+    cli.main(["figures", "01_toy", "--profile", "smoke", "--fresh", "--seeds", "1,2", "--device", "cpu"])
     parameters = {"profile": "smoke", "seeds": "1,2", "device": "cpu", "fresh": True}
     assert calls[-1] == (["01_toy"], parameters, 21600.0, None)
     assert trained == [(Toy.plan("smoke", seeds=[1, 2]), True, "cpu")]
@@ -282,12 +280,43 @@ def test_errors_are_one_line_and_an_exit_code(capsys, monkeypatch, error, code, 
     [
         (["run", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small"),
         (["figures", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small, full, paper"),
+        (
+            ["figures", "--profile", "Smoke", "--fresh"],
+            "unknown profile 'Smoke'; there are smoke, small, full, paper. Did you mean 'smoke'?",
+        ),
+        (["figures", "01_toy", "09_none", "--fresh"], "unknown notebook '09_none'; there are 01_toy"),
         (["plan", "09_none"], "unknown notebook '09_none'; there are 01_toy"),
+        (["plan", "01_tyo"], "unknown notebook '01_tyo'; there are 01_toy. Did you mean '01_toy'?"),
     ],
 )
-def test_unknown_name_is_answered_with_the_known_ones(capsys, command, said):
+def test_unknown_name_is_answered_with_the_known_ones_before_anything_is_made(capsys, monkeypatch, command, said):
+    monkeypatch.setattr(batch, "stems", lambda: ["01_toy"])
     assert cli.main(command) == 2
     assert capsys.readouterr().err == f"prunelab: {said}\n"
+    assert not any(path.exists() for path in (paths.RUNS, paths.FIGURES))
+
+
+@pytest.mark.parametrize("command", ["run --profile smoke", "figures", "status"])
+def test_notebook_that_lies_elsewhere_is_not_taken_for_the_one_here(house, capsys, monkeypatch, command):
+    monkeypatch.setattr(batch, "execute_all", lambda stems, **options: None)
+    monkeypatch.setattr(batch, "stems", lambda: ["01_toy"])
+    monkeypatch.setattr(engine, "run", lambda plan, **options: [])
+    monkeypatch.chdir(house)
+    for name in ("01_toy", "notebooks/01_toy.ipynb", f"{paths.NOTEBOOKS}/01_toy.ipynb"):
+        assert cli.main([*command.split(), name]) == 0
+    capsys.readouterr()
+    for name in ("/elsewhere/01_toy.ipynb", "01_toy.ipynb", "elsewhere/01_toy"):
+        assert cli.main([*command.split(), name]) == 2
+        assert f"prunelab: {name} is no notebook of {paths.NOTEBOOKS}" in capsys.readouterr().err
+
+
+def test_figures_that_have_nowhere_to_go_are_told_once_before_anything_is_trained(house, capsys, monkeypatch):
+    paths.FIGURES.touch()
+    monkeypatch.setattr(batch, "stems", lambda: ["01_toy", "02_toy"])
+    monkeypatch.setattr(engine, "run", lambda plan, **options: pytest.fail("trained"))
+    assert cli.main(["figures", "--profile", "smoke", "--fresh"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"prunelab: nothing can be written into {paths.FIGURES} (") and "set PRUNELAB_DATA" in line
 
 
 def test_damaged_record_is_a_line_of_warning(capsys):
@@ -313,7 +342,9 @@ def test_records_that_are_no_text_foreign_or_without_options_stop_no_command(cap
     assert f"record {PLAN[0].id} is not of {PLAN[0]}" in printed.err
 
 
-SEEDS = "--seeds: seeds must be different whole numbers from 0 on, separated by commas, such as 0,1,2"
+SEEDS = (
+    "--seeds: seeds must be different whole numbers from 0 to 9223372036854775807, separated by commas, such as 0,1,2"
+)
 JOBS = "--jobs: jobs must be a whole number from 1 on"
 
 
@@ -327,6 +358,7 @@ JOBS = "--jobs: jobs must be a whole number from 1 on"
         ("verify --jobs two", f"{JOBS}; got 'two'"),
         ("run --profile smoke --seeds 99999999999999999999", f"{SEEDS}; got '99999999999999999999'"),
         ("figures --timeout -1", "--timeout: minutes must be a number above 0; got '-1'"),
+        ("figures --timeout=-1", "--timeout: minutes must be a number above 0; got '-1'"),
         ("figures --timeout nan", "--timeout: minutes must be a number above 0; got 'nan'"),
     ],
 )

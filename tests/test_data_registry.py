@@ -297,6 +297,18 @@ def test_an_impossible_cache_costs_one_warning_and_nothing_else(home, monkeypatc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(data.load("zoo"), first)
+        data.load("zoo", image_size=2)
+
+
+def test_a_cache_that_may_not_be_written_costs_one_warning_for_all_images(home, monkeypatch):
+    def no_permission(path, content):
+        raise PermissionError(13, "Permission denied", f"{path}.new")
+
+    monkeypatch.setattr(files, "atomic_write", no_permission)
+    with pytest.warns(UserWarning, match=f"cannot be kept in {paths.CACHE} .*: Permission denied") as caught:
+        for name in ("zoo", "farm"):
+            data.load(write_folder(home / name).name)
+    assert len(caught) == 1
 
 
 def test_a_full_disk_costs_one_warning_and_leaves_nothing(home, monkeypatch):
@@ -399,6 +411,51 @@ def test_torchvisions_sets_arrive_in_one_layout(monkeypatch, name, kind, channel
     assert data.load(name, image_size=2).image_size == 2
     monkeypatch.setattr(torchvision.datasets, registry.TORCHVISION[name], None)
     assert same(data.load(name), dataset)
+
+
+def unpacked(kind, *, values=range(6)):
+    """Files as torchvision's MNIST and its kin unpack them, of images of one pixel; their SHA-256, by name."""
+    raw, found = paths.CACHE / "torchvision" / "mnist" / kind / "raw", {}
+    raw.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "t10k"):
+        images = np.array([0x803, len(values), 1, 1], ">i4").tobytes() + bytes(values)
+        labels = np.array([0x801, len(values)], ">i4").tobytes() + bytes(value % 10 for value in values)
+        for name, content in ((f"{split}-images-idx3-ubyte", images), (f"{split}-labels-idx1-ubyte", labels)):
+            (raw / name).write_bytes(content)
+            found[name] = files.sha256(content)
+    return raw, found
+
+
+def test_what_torchvision_unpacked_before_is_held_to_its_sha256(monkeypatch):
+    raw, published = unpacked("MNIST")
+    with pytest.raises(ValueError, match=f"{raw}/train-images-idx3-ubyte is not as published.*remove it"):
+        data.load("mnist")
+    monkeypatch.setitem(registry._UNPACKED_SHA256, "MNIST", published)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"other")
+    with pytest.raises(ValueError, match=f"{raw}/t10k-labels-idx1-ubyte is not as published"):
+        data.load("mnist")
+    unpacked("MNIST")
+    (raw.parent / "processed").mkdir()  # read in place of the others
+    with pytest.raises(ValueError, match=f"{raw.parent}/processed is an earlier torchvision's.*remove it"):
+        data.load("mnist")
+    (raw.parent / "processed").rmdir()
+    assert data.load("mnist").train_images.flatten().tolist() == [*range(6)]
+
+
+@pytest.mark.parametrize("kind", sorted(set(registry.TORCHVISION.values())))
+def test_each_set_that_torchvision_reads_unchecked_has_the_sha256_of_its_files(kind):
+    offered = getattr(torchvision.datasets, kind)
+    names = (
+        {Path(name).stem for name, _ in offered.resources} if issubclass(offered, torchvision.datasets.MNIST) else set()
+    )
+    assert registry._UNPACKED_SHA256.get(kind, {}).keys() == names
+
+
+def test_sha256_of_mnists_test_labels_is_that_of_the_archives():
+    if not (ARCHIVES / "mnist10k.tar.xz").is_file():
+        pytest.skip(f"no mnist10k.tar.xz in {ARCHIVES}")
+    labels = np.array([0x801, 10000], ">i4").tobytes() + bytes(offered("mnist10k")[1].tolist())
+    assert files.sha256(labels) == registry._UNPACKED_SHA256["MNIST"]["t10k-labels-idx1-ubyte"]
 
 
 def offer_mnist(monkeypatch, images, labels):

@@ -1,8 +1,10 @@
 """The engine: each run once, whatever is killed, and whoever else works on the same store."""
 
+import functools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -148,7 +150,7 @@ def test_plan_is_trained_by_workers_and_returned_in_its_order(store):
 
 def test_failed_run_is_named_and_the_others_finish(store):
     plan = [tiny(seed=0), tiny(seed=1, model="nonsense"), tiny(seed=2)]
-    with pytest.raises(engine.RunFailed, match=r"1 of 3 runs failed.*(?s:.*)nonsense"):
+    with pytest.raises(engine.RunFailed, match=r"^1 of 3 runs failed, the others are on record:\n.*nonsense"):
         engine.run(plan, device="cpu", jobs=1, progress=False)
     assert find_record(plan[0].id, store) and find_record(plan[2].id, store)
     assert multiprocessing.active_children() == []
@@ -207,7 +209,7 @@ def test_worker_that_dies_with_nothing_to_do_is_replaced(store):
 def test_child_waits_for_its_parent_and_falls_with_it(store):
     parent = tiny(model="nonsense")
     child = Run("rigl", tiny().options, 0, (parent,))
-    with pytest.raises(engine.RunFailed, match=r"2 of 2 runs failed.*(?s:.*)its parent failed"):
+    with pytest.raises(engine.RunFailed, match=r"^2 of 2 runs failed:\n(?s:.*)its parent failed"):
         engine.run([child], device="cpu", jobs=2, progress=False)
 
 
@@ -479,6 +481,59 @@ def test_run_that_kills_its_workers_is_given_up_and_the_others_finish(store):
     assert find_record(other.id, store)
 
 
+def test_worker_that_dies_as_it_starts_is_started_once_more_and_its_run_is_not_blamed(store):
+    pool = engine._Pool(engine.Schedule([tiny(0), tiny(1)]), store=store, device="cpu", n_workers=1, slots=1)
+    pool._give_out()
+    pool.workers[0].process.kill()
+    assert len(pool.train(progress=False)) == 2 and pool.deaths == {}
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("train.py", "which calls engine.run; put the call under"),
+        ("-", "and <stdin> is no file; save it as one, with the call of engine.run under"),
+    ],
+)
+def test_script_that_workers_cannot_import_is_told_what_it_lacks(name, said, tmp_path):
+    script = "from prunelab import engine\nfrom prunelab.recipes import RIGL\n"
+    script += f"engine.run([RIGL.run(seed=0, method='static', **{TINY})], device='cpu', progress=False)\n"
+    (tmp_path / "train.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT / "lib"), "PRUNELAB_DATA": str(tmp_path / "data")}
+    done = subprocess.run(
+        [sys.executable, name], input=script, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    *_, last = done.stderr.splitlines()
+    assert last == f'RuntimeError: workers import the script, {said} `if __name__ == "__main__":`'
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_all_workers_killed_as_they_start_are_told_apart_from_a_run_that_kills_them(store, monkeypatch):
+    def killed(number, **options):
+        worker = workers.Worker(number, **options)
+        worker.process.kill()
+        return worker
+
+    pool = engine._Pool(engine.Schedule([tiny()]), store=store, device="cpu", n_workers=1, slots=1)
+    pool.workers[0].process.kill()
+    monkeypatch.setattr(pool, "new_worker", functools.partial(killed, store=store, device="cpu"))
+    with pytest.raises(
+        RuntimeError, match=r"no worker could start: .* exit code -9, killed; out of memory\? Try fewer"
+    ):
+        pool.train(progress=False)
+    assert pool.deaths == {} and multiprocessing.active_children() == []
+
+
+def test_run_whose_folder_is_anothers_stops_the_plan_before_it_begins(store):
+    plan = [tiny(seed) for seed in range(3)]
+    store.mkdir(parents=True)
+    (store / plan[1].id).touch()
+    refused = pytest.raises(OSError, match=f"^nothing can be written into {store / plan[1].id} ")
+    with refused, pytest.warns(UserWarning, match="cannot be read"):
+        engine.run(plan, device="cpu", jobs=1, progress=False)
+    assert names(store) == [plan[1].id]
+
+
 def test_two_engines_on_one_store_train_each_run_once(store):
     plan = [tiny(seed=seed) for seed in range(4)]
     engines = [
@@ -665,7 +720,7 @@ class FakeWorker(workers.Worker):
 
     def __init__(self, number, *, store, device):
         self.pipe, theirs = multiprocessing.Pipe()
-        self.number, self.in_hand, self.is_reserved = number, {}, False
+        self.number, self.is_up, self.in_hand, self.is_reserved = number, True, {}, False
         self.process = len({line[0] for line in self.lines})
         threading.Thread(target=self.serve, args=(theirs,), daemon=True).start()
 

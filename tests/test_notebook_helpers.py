@@ -62,7 +62,7 @@ def test_mistyped_name_is_refused_with_the_nearest_and_all(cell):
 
 
 def test_name_like_no_other_gets_no_suggestion():
-    with pytest.raises(ValueError, match=r"no parameter 'zzz'; there are .*density\.$"):
+    with pytest.raises(ValueError, match=r"no parameter 'zzz'; there are .*density$"):
         notebook.check_parameters(kernel(PARAMETERS, injected("zzz = 7")), **TYPES)
 
 
@@ -105,6 +105,9 @@ def test_in_a_script_which_has_no_cells_other_names_are_its_own():
         notebook.check_parameters(namespace | {"profile": "tiny"}, profile=str)
 
 
+SEEDS = "whole numbers from 0 to 9223372036854775807"
+
+
 @pytest.mark.parametrize(
     "assignment, message",
     [
@@ -115,17 +118,21 @@ def test_in_a_script_which_has_no_cells_other_names_are_its_own():
         ("n_epochs = 1.0", "parameter n_epochs must be int, got 1.0 (float)"),
         ("n_epochs = True", "parameter n_epochs must be int, got True (bool)"),
         ("profile = None", "parameter profile must be str, got None (NoneType)"),
+        ("profile = 'Smoke'", "there are smoke, small, full, paper. Did you mean 'smoke'?"),
         ("profile = 'tiny'", "unknown profile 'tiny'; there are smoke, small, full, paper"),
         ("device = 'gpu'", "unknown device 'gpu'; there are auto, cpu, cuda"),
         *(
             (
                 f"seeds = {text!r}",
-                f"seeds must be different whole numbers from 0 on, separated by commas, such as 0,1,2; got {text!r}",
+                f"seeds must be different {SEEDS}, separated by commas, such as 0,1,2; got {text!r}",
             )
-            for text in (" ", "0,", "0 1", "0,1,0", "1,01", "-1", "0.5", "a", "²")
+            for text in (" ", "0,", "0 1", "0,1,0", "1,01", "-1", "0.5", "a", "²", str(2**63), "9" * 30)
         ),
         ("seeds = [0, 1]", 'parameter seeds must be str, such as "0,1,2", got [0, 1] (list)'),
-        ("seeds = -1", "seeds must be different whole numbers from 0 on"),
+        ("seeds = -1", f"seeds must be different {SEEDS}"),
+        ("seeds = 2**64", f"seeds must be different {SEEDS}"),
+        ("density = 10**400", "parameter density must be a finite number of 64 bits, got 1000"),
+        ("density = float('nan')", "parameter density must be a finite number of 64 bits, got nan"),
         ("density = [1]", "parameter density must be float, got [1] (list)"),
         ("seeds = False", 'parameter seeds must be str, such as "0,1,2", got False (bool)'),
     ],
@@ -147,6 +154,13 @@ def test_no_seeds_leave_the_choice_to_the_profile():
 def test_parameter_without_a_value_is_named():
     with pytest.raises(ValueError, match="parameter 'seeds' is not set"):
         notebook.check_parameters(kernel('profile = "small"'), profile=str, seeds=str)
+
+
+def test_figures_that_have_nowhere_to_go_stop_a_notebook_at_its_start(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "file" / "figures")
+    with pytest.raises(OSError, match=f"nothing can be written into {tmp_path}/file/figures .*set PRUNELAB_DATA"):
+        notebook.check_parameters(kernel(PARAMETERS), **TYPES)
 
 
 def test_papermill_stops_at_a_mistyped_parameter(tmp_path, monkeypatch):

@@ -91,4 +91,4 @@ def test_figures_are_named_once_and_are_there(path, notebook):
     assert len(names) == len(set(names)) > 3
     for name in names:
         for ending in ("png", "svg", "csv"):
-            assert (paths.FIGURES / path.stem / default / f"{name}.{ending}").stat().st_size > 0
+            assert (paths.ROOT / "figures" / path.stem / default / f"{name}.{ending}").stat().st_size > 0

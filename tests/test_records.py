@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import subprocess
 import warnings
 
 import pytest
@@ -311,6 +312,46 @@ def test_not_a_number_never_enters_a_record():
 
 def test_provenance_names_date_commit_and_versions():
     assert {"date", "commit", "prunelab", "torch", "python"} == records.provenance().keys()
+
+
+@pytest.fixture
+def git(tmp_path):
+    """Runs git in a repository with one commit, and returns what it prints."""
+
+    def git(*arguments, cwd=tmp_path / "theirs"):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True, cwd=cwd)
+        return done.stdout.strip()
+
+    (tmp_path / "theirs" / "lib").mkdir(parents=True)
+    (tmp_path / "theirs" / "lib" / "code.py").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "theirs")
+    return git
+
+
+def commit_of(root, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", root)
+    return records.commit.__wrapped__()
+
+
+def test_commit_is_that_of_the_library_and_marked_where_it_was_changed(tmp_path, git, monkeypatch):
+    head = git("rev-parse", "--short=10", "HEAD")
+    assert commit_of(tmp_path / "theirs", monkeypatch) == head
+    git("worktree", "add", tmp_path / "beside")
+    assert commit_of(tmp_path / "beside", monkeypatch) == head
+    (tmp_path / "theirs" / "lib" / "code.py").write_text("new")
+    assert commit_of(tmp_path / "theirs", monkeypatch) == f"{head}+"
+
+
+@pytest.mark.parametrize("inside", ["lib", ".venv/lib/python3.11"])
+def test_commit_of_a_surrounding_repository_is_never_the_librarys(tmp_path, git, inside, monkeypatch):
+    root = tmp_path / "theirs" / inside
+    root.mkdir(parents=True, exist_ok=True)
+    assert commit_of(root, monkeypatch) == "unknown"
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "theirs" / ".git"))  # as in a hook of theirs
+    assert commit_of(root, monkeypatch) == "unknown"
 
 
 def an_older_record(run_id=A, parent=None, *, n_weights, training_macs):

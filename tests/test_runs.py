@@ -1,10 +1,12 @@
 """Runs are values: ids are frozen here, so that old records stay findable."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
+import torch
 
-from prunelab.runs import Options, Run, make_run, option
+from prunelab.runs import MAX_SEED, Options, Run, make_run, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,8 @@ def test_order_of_options_and_whole_numbers_do_not_matter():
         ({"n_epochs": 1.5}, "option n_epochs is int, got 1.5"),
         ({"augment": 1}, "option augment is bool, got 1"),
         ({"n_epochs": True}, "option n_epochs is int, got True"),
+        ({"density": 10**400}, "option density must be a finite number of 64 bits, got 1000"),
+        ({"density": math.nan}, "option density must be a finite number of 64 bits, got nan"),
     ],
 )
 def test_options_that_are_not_there_or_of_another_type_are_refused(changes, message):
@@ -95,7 +99,8 @@ def test_options_that_are_not_there_or_of_another_type_are_refused(changes, mess
         make_run("rigl", Some, seed=0, **changes)
 
 
-@pytest.mark.parametrize("seed", [-1, 0.5, "0", True])
-def test_seed_must_be_a_whole_number(seed):
-    with pytest.raises(ValueError, match="seed must be a whole number"):
+@pytest.mark.parametrize("seed", [-1, 0.5, "0", True, 2**63])
+def test_seed_must_be_a_whole_number_that_generators_take(seed):
+    torch.manual_seed(make_run("rigl", Some, seed=MAX_SEED).seed)
+    with pytest.raises(ValueError, match=f"seed must be a whole number from 0 to {MAX_SEED}, got"):
         make_run("rigl", Some, seed=seed)

@@ -47,14 +47,15 @@ def test_conda_environment_asks_for_the_same_packages():
     assert asked == expected | {python, "pip"}
 
 
-def test_lock_pins_every_requirement_and_names_no_index():
+def test_lock_pins_every_requirement_by_hash_and_names_no_index():
     pins = {}
-    for line in read("requirements.lock").splitlines():
+    for line in read("requirements.lock").replace(" \\\n    ", " ").splitlines():
+        pinned, *hashes = line.split(" --hash=sha256:")
         if not line.startswith("#"):
-            pin = re.fullmatch(r"([a-z0-9-]+)==([\w.+!]+)( ; .+)?", line)
-            assert pin, line
+            pin = re.fullmatch(r"([a-z0-9-]+)==([\w.!]+)( ; .+)?", pinned)
+            assert pin and hashes and all(re.fullmatch("[0-9a-f]{64}", each) for each in hashes), line
             pins.setdefault(pin[1], []).append(pin[2])
-        assert not re.search(r"://|--|\.(org|com|io|net)\b", line), line
+        assert not re.search(r"://|--|\.(org|com|io|net)\b", pinned), line
     for need in REQUIREMENTS:
         assert all(need.specifier.contains(version) for version in pins[need.name]), need
     assert "2.13.0" not in pins["torch"]
@@ -216,21 +217,30 @@ def test_make_says_what_a_bare_machine_lacks(tmp_path, lack, said):
     assert not (tmp_path / "venv").exists()
 
 
+BY_UV = ["uv pip install --require-hashes --compile-bytecode -r requirements.lock"]
+BY_PIP = [
+    "python -m pip install --require-hashes -r requirements.lock",
+    "python -m pip install --no-build-isolation --no-deps -e .",
+]
+
+
 @pytest.mark.parametrize(
     "uv, installed_by",
-    [("exit 0", ["uv pip install --compile-bytecode -r requirements.lock", "uv pip install --no-deps -e ."]),
-     ("exit 1", ["uv pip install --compile-bytecode -r requirements.lock",
-                 "python -m pip install -r requirements.lock", "python -m pip install --no-deps -e ."])],
-)  # fmt: skip
-def test_make_installs_the_lock_by_uv_or_else_by_pip(tmp_path, uv, installed_by):
+    [("exit 0", [*BY_UV, "uv pip install --no-build-isolation --no-deps -e ."]), ("exit 1", BY_UV + BY_PIP)],
+)
+def test_make_installs_the_lock_by_its_own_uv_or_else_by_pip(tmp_path, uv, installed_by):
     (tmp_path / "bin").mkdir()
-    for name, ending in (("uv", uv), ("python", "exit 0")):
+    reads = f'case "$*" in */dev/stdin) cat > {tmp_path}/uv.txt;; esac; exit 0'
+    for name, ending in (("uv", uv), ("python", reads)):
         program = tmp_path / "bin" / name
         program.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/log\n{ending}\n')
         program.chmod(0o755)
     assert make(f"VENV={tmp_path}", f"{tmp_path}/.installed").returncode == 0
     said = re.sub(r" (--python \S+|--disable-pip-version-check)", "", (tmp_path / "log").read_text())
-    assert [line for line in said.splitlines() if "install" in line and "quiet" not in line] == installed_by
+    first, *others = [line for line in said.splitlines() if "install" in line]
+    assert first == "python -m pip install --quiet --require-hashes -r /dev/stdin" and others == installed_by
+    pinned, *hashes = (tmp_path / "uv.txt").read_text().splitlines()
+    assert re.fullmatch(r"uv==[\d.]+ \\", pinned) and hashes and all("--hash=sha256:" in line for line in hashes)
     assert (tmp_path / ".installed").exists()
     assert (tmp_path / "etc" / "jupyter" / "jupyter_nbconvert_config.json").exists()
 

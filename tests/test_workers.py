@@ -86,6 +86,7 @@ def test_interrupt_while_a_worker_starts_neither_ends_it_nor_prints(tmp_path, ca
         os.kill(worker.process.pid, signal.SIGINT)
         item = Run("rigl", {"dataset": "nonsense"})
         worker.start(item, keep_state=False, is_reserved=False)
+        assert worker.pipe.poll(60) and worker.answer() is None and worker.is_up
         assert worker.pipe.poll(60)
         ended, answer = worker.answer()
         assert ended == item and "nonsense" in answer and worker.in_hand == {}

@@ -21,6 +21,8 @@ import papermill
 import psutil
 
 from prunelab import paths
+from prunelab.files import require_folder
+from prunelab.runs import PROFILES, check_choice
 
 START_TIMEOUT = 120  # seconds for a kernel to answer; importing Jupyter from a cold disk takes a while
 
@@ -56,7 +58,8 @@ def execute(
     Returns:
         Where the executed notebook lies.
     Raises:
-        ValueError: No such notebook, or a parameter it does not declare.
+        ValueError: No such notebook or profile, or a parameter it does not declare.
+        OSError: The output has nowhere to go.
         NotebookFailed: A cell raised, time ran out or the kernel died. What ran stays as `*.failed.ipynb`.
     """
     return asyncio.run(
@@ -81,7 +84,8 @@ def execute_all(
         report: Called as each ends, with its stem, where the executed notebook lies or why there is none, and seconds.
         at_once: One a core unless given; always 1 where a process cannot be confined to cores, as on macOS.
     Raises:
-        ValueError: No such notebook, or a parameter that one does not declare; the others end.
+        ValueError: No such notebook or profile, or a parameter that one does not declare; the others end.
+        OSError: As for `execute`; the others end.
     """
     asyncio.run(_execute_all(stems, _shares(at_once or len(stems)), report, parameters=parameters, timeout=timeout))
 
@@ -123,20 +127,18 @@ async def _execute(
     output: Path | None = None,
 ) -> Path:
     notebook = paths.NOTEBOOKS / f"{notebook_stem}.ipynb"
-    if notebook_stem not in stems():
-        raise ValueError(f"there is no notebook {notebook_stem!r}; there are {', '.join(stems())}")
+    check_choice("notebook", notebook_stem, stems())
     defaults = declared(notebook)
     if unknown := [name for name in parameters if name not in defaults or not name.isidentifier()]:
         raise ValueError(
             f"{notebook_stem} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(defaults)}"
         )
+    profile = str(parameters.get("profile", defaults["profile"])).strip("\"'")
+    check_choice("profile", profile, PROFILES)
     if output is None:
-        profile = str(parameters.get("profile", defaults.get("profile", "default"))).strip("\"'")
-        if not profile.isidentifier():  # it names a folder
-            raise ValueError(f"profile must be a plain word, got {profile!r}")
         output = paths.FIGURES / notebook_stem / profile / f"{notebook_stem}.ipynb"
     output = Path(output).resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    require_folder(output.parent)
     partial = output.with_suffix(f".{os.getpid()}.partial.ipynb")
     failed = output.with_suffix(".failed.ipynb")
 

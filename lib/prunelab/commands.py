@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from prunelab import bench, engine, forecast, pages, paths, recipes, records, runs, stores, workers
 from prunelab.data import DatasetNotFoundError
-from prunelab.files import atomic_write
+from prunelab.files import atomic_write, require_folder
 from prunelab.forecast import Workload
 from prunelab.recipes import Recipe, runner
 from prunelab.runs import Run
@@ -23,9 +23,21 @@ COUNT_TOLERANCE = 0.2
 
 
 def _recipes(options: argparse.Namespace) -> list[Recipe]:
-    names = [Path(name).stem for name in options.notebooks]  # notebooks/01_rigl.ipynb will do
     every = sorted(recipe.notebook for recipe in recipes.RECIPES.values())
-    return [recipes.for_notebook(name) for name in dict.fromkeys(names) or every]
+    return [recipes.for_notebook(stem) for stem in _stems(options) or every]
+
+
+def _stems(options: argparse.Namespace) -> list[str]:
+    """Returns the stems of the notebooks that were named, each once; a path such as notebooks/01_rigl.ipynb will do.
+
+    Raises:
+        ValueError: A path that leads elsewhere.
+    """
+    for name in options.notebooks:
+        stem = Path(name).stem
+        if name != stem and Path(name).resolve() != (paths.NOTEBOOKS / f"{stem}.ipynb").resolve():
+            raise ValueError(f"{name} is no notebook of {paths.NOTEBOOKS}; those are named as 01_rigl is")
+    return list(dict.fromkeys(Path(name).stem for name in options.notebooks))
 
 
 def _plans(options: argparse.Namespace) -> Iterator[tuple[Recipe, str, list[Run]]]:
@@ -111,12 +123,15 @@ def _run(options: argparse.Namespace) -> None:
 def _figures(options: argparse.Namespace) -> int:
     from prunelab import batch
 
-    if options.profile not in (None, *runs.PROFILES):  # before a notebook starts
-        raise ValueError(f"unknown profile {options.profile!r}; there are {', '.join(runs.PROFILES)}")
+    stems = _stems(options) or batch.stems()
+    for stem in stems:  # all that can be wrong, before anything is trained
+        runs.check_choice("notebook", stem, batch.stems())
+    if options.profile is not None:
+        runs.check_choice("profile", options.profile, runs.PROFILES)
+    require_folder(paths.FIGURES)
     seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
     given = {"profile": options.profile, "seeds": seeds, "device": options.device, "fresh": options.fresh or None}
     parameters = {name: value for name, value in given.items() if value is not None}
-    stems = list(dict.fromkeys(Path(name).stem for name in options.notebooks)) or batch.stems()
     at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
     failed = []
 

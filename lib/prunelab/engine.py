@@ -2,7 +2,8 @@
 
 It says which runs are ready; workers train them. When a worker dies (out of memory, SIGKILL), each run that it had in
 hand is tried again. Where it had several, they are trained alone from there on, so that one bad run costs the others
-nothing more: only a death with the worker to itself counts against a run.
+nothing more: only a death with the worker to itself counts against a run. A worker that dies while it starts is none of
+their doing: it is started once more.
 
 Where a child is to be trained and its parent's state is not on this machine, or damaged, the parent is trained again;
 its record stays as it was.
@@ -76,8 +77,9 @@ def run(
     Raises:
         ValueError: Device or options that do not exist, jobs below 1.
         DatasetNotFoundError: Images of runs to train are missing; nothing is trained.
-        OSError: Nothing can be written into the store; nothing is trained.
+        OSError: Nothing can be written into the store, or into a folder of a run there; nothing is trained.
         RunFailed: A run raised an error or lost two workers; all others are finished and on record by then.
+        RuntimeError: No worker could start: the script has no `if __name__ == "__main__":`, or is no file.
         KeyboardInterrupt: Runs in hand stop; says what is kept, and how to go on.
     """
     plan, store = list(plan), store or paths.RUNS
@@ -87,7 +89,8 @@ def run(
     done = stores.on_record(with_parents(plan), fresh=fresh, store=store)
     if train and (missing := to_train(plan, done, store=store)):
         stores.require_images(missing)
-        require_folder(store)
+        for folder in (store, *filter(Path.exists, (store / run.id for run in missing))):
+            require_folder(folder)
         n_workers, slots = workers.share_out(min(jobs or workers.default_jobs(device), len(missing)), device)
         pool = _Pool(Schedule(missing), store=store, device=device, n_workers=n_workers, slots=slots)
         done = pool.train(progress=progress) | done
@@ -135,7 +138,7 @@ def verify(
     if not eligible or sample < 1:
         raise ValueError(f"cannot draw {sample} runs from {len(eligible)} on record")
     drawn = random.Random(seed).sample(eligible, min(sample, len(eligible)))
-    paths.RUNS.parent.mkdir(parents=True, exist_ok=True)
+    require_folder(paths.RUNS.parent)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=paths.RUNS.parent, ignore_cleanup_errors=True) as store:
         trained = run(drawn, fresh=True, device=device, jobs=jobs, store=Path(store))
     return [
@@ -224,6 +227,7 @@ class _Pool:
         self.workers = [self.new_worker(number) for number in range(n_workers)]
         self.done: dict[str, dict] = {}
         self.deaths: Counter[str] = Counter()
+        self.failed_starts: Counter[int] = Counter()  # by the number of the worker
         self.suspects: deque[Run] = deque()  # to be tried again, each alone
 
     def train(self, *, progress: bool) -> dict[str, dict]:
@@ -266,13 +270,16 @@ class _Pool:
         return not worker.in_hand or (len(worker.in_hand) < self.slots and not worker.is_reserved)
 
     def _collect(self) -> None:
-        busy = {worker.pipe: worker for worker in self.workers if worker.in_hand}
+        busy = {worker.pipe: worker for worker in self.workers if worker.in_hand or not worker.is_up}
         for pipe in connection.wait(list(busy), timeout=POLL_SECONDS):
             try:
-                run, answer = busy[pipe].answer()
+                answered = busy[pipe].answer()
             except (EOFError, OSError):
                 self._replace(busy[pipe])
                 continue
+            if answered is None:
+                continue
+            run, answer = answered
             if answer is None:
                 self.schedule.later(run.id, BUSY_SECONDS)
             elif isinstance(answer, str):
@@ -282,11 +289,29 @@ class _Pool:
                 self.schedule.finished(run.id)
 
     def _replace(self, worker: workers.Worker) -> None:
-        """Puts a new worker in place of a dead one, whose runs are tried again or given up."""
+        """Puts a new worker in place of a dead one, whose runs are tried again or given up.
+
+        Raises:
+            RuntimeError: It could not start, and no other one is left.
+        """
         worker.kill()
-        self.workers[worker.number] = self.new_worker(worker.number)
-        self.suspects.extendleft(reversed(worker.in_hand.values()))
-        if len(worker.in_hand) == 1:
+        self.workers.remove(worker)
+        if not worker.is_up:
+            for run_id in worker.in_hand:
+                self.schedule.later(run_id, 0.0)
+            self.failed_starts[worker.number] += 1
+            if self.failed_starts[worker.number] == MAX_DEATHS or worker.process.exitcode == workers.NO_GUARD:
+                if not self.workers:
+                    raise RuntimeError(worker.why_not_started) from None
+                return
+        self.workers.append(self.new_worker(worker.number))
+        if worker.is_up:
+            self._suspect(list(worker.in_hand.values()))
+
+    def _suspect(self, runs: list[Run]) -> None:
+        """Has the runs of a dead worker tried again, each alone; one that has lost two of its own is given up."""
+        self.suspects.extendleft(reversed(runs))
+        if len(runs) == 1:
             run = self.suspects[0]
             self.deaths[run.id] += 1
             if self.deaths[run.id] == MAX_DEATHS:

@@ -1,7 +1,6 @@
 """What the first cells of a notebook need: checked parameters, where it runs, where its numbers come from."""
 
 import ast
-import difflib
 import inspect
 import os
 import textwrap
@@ -11,8 +10,9 @@ from types import SimpleNamespace
 
 import pandas as pd
 
-from prunelab import __version__, records
-from prunelab.runs import PROFILES, parse_seeds
+from prunelab import __version__, paths, records
+from prunelab.files import require_folder
+from prunelab.runs import PROFILES, check_choice, did_you_mean, finite, parse_seeds
 
 _ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("auto", "cpu", "cuda")}
 _TRAINED_UNASKED = ("smoke", "small")  # the other profiles take a GPU, or a cluster
@@ -36,11 +36,10 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
         or the profile is a small one.
     Raises:
         ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
+        OSError: Figures have nowhere to go; says what to do.
     """
     if _CHECKED not in namespace and (unknown := [name for name in _assigned(namespace) if name not in types]):
-        close = difflib.get_close_matches(unknown[0], types, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no parameter {unknown[0]!r}; there are {', '.join(types)}.{hint}")
+        raise ValueError(f"no parameter {unknown[0]!r}; there are {', '.join(types)}{did_you_mean(unknown[0], types)}")
     if missing := [name for name in types if name not in namespace]:
         raise ValueError(f"parameter {missing[0]!r} is not set; run the cell of parameters first")
     values = {name: _value(name, namespace[name], kind) for name, kind in types.items()}
@@ -48,6 +47,7 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
     values["train"] = asked == "yes" or (
         asked == "auto" and (values.get("fresh", False) or values.get("profile") in _TRAINED_UNASKED)
     )
+    require_folder(paths.FIGURES)
     namespace[_CHECKED] = True
     return SimpleNamespace(**values)
 
@@ -77,13 +77,15 @@ def _targets(cell: str) -> list[str]:
 
 
 def _value(name: str, value: object, kind: type) -> object:
-    if type(value) is int and (kind is float or name == "seeds"):
-        value = kind(value)  # papermill makes a number of `-p seeds 0`
+    if type(value) in (int, float) and kind is float:
+        value = finite(f"parameter {name}", value)
+    if type(value) is int and name == "seeds":
+        value = str(value)  # papermill makes a number of `-p seeds 0`
     if type(value) is not kind:
         hint = ', such as "0,1,2"' if name == "seeds" else ""
         raise ValueError(f"parameter {name} must be {kind.__name__}{hint}, got {value!r} ({type(value).__name__})")
-    if name in _ALLOWED and value not in _ALLOWED[name]:
-        raise ValueError(f"unknown {name} {value!r}; there are {', '.join(_ALLOWED[name])}")
+    if name in _ALLOWED:
+        check_choice(name, value, _ALLOWED[name])
     if name == "seeds":
         return parse_seeds(value) if value else ()
     return value

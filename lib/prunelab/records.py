@@ -296,10 +296,13 @@ def _options(by_id: Mapping[str, dict], parent: str | list[str] | None) -> dict:
 
 @functools.cache
 def commit() -> str:
-    """Returns the short hash of the commit, with "+" where library code differs from it; "unknown" outside git."""
+    """Returns the short hash of the commit, with "+" where library code differs from it; "unknown" outside git.
+
+    A repository that only surrounds the library, as one with an environment in it does, is not the library's.
+    """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(paths.ROOT), *arguments]
+        command = ["git", "-C", str(paths.ROOT), "--git-dir", ".git", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

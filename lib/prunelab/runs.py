@@ -1,8 +1,11 @@
 """A run is a value: what is trained, with which options, seed and parents. Its id is a hash of just that."""
 
+import contextlib
+import difflib
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -10,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 Option = str | int | float | bool | None
 PROFILES = ("smoke", "small", "full", "paper")  # plans of growing size
+MAX_SEED = 2**63 - 1  # what generators and tables alike take
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,15 @@ class Options:
     """What may be chosen of a recipe's runs: one typed field each, whose metadata has one line of help.
 
     Raises:
-        ValueError: A value of another type than its field's. A whole number given for a fraction becomes one.
+        ValueError: A value of another type than its field's, or a fraction that is not finite. A whole number given
+            for a fraction becomes one.
     """
 
     def __post_init__(self) -> None:
         for name, allowed in _types(type(self)).items():
             value = getattr(self, name)
-            if type(value) is int and float in allowed:  # so 1 and 1.0 are one run
-                object.__setattr__(self, name, float(value))
+            if type(value) in (int, float) and float in allowed:  # so 1 and 1.0 are one run
+                object.__setattr__(self, name, finite(f"option {name}", value))
             elif type(value) not in allowed:
                 raise ValueError(f"option {name} is {_in_words(allowed)}, got {value!r}")
 
@@ -127,17 +132,48 @@ def build_options(recipe: str, kind: type[Options], options: Mapping[str, Option
     return kind(**options)
 
 
+def finite(what: str, number: float) -> float:
+    """Returns a number as a float.
+
+    Raises:
+        ValueError: It is not finite, or too large for one.
+    """
+    with contextlib.suppress(OverflowError):
+        if math.isfinite(number):
+            return float(number)
+    raise ValueError(f"{what} must be a finite number of 64 bits, got {number!r:.40}")
+
+
+def check_choice(what: str, value: object, allowed: Iterable[Option]) -> None:
+    """Makes sure that a value is one of those allowed.
+
+    Raises:
+        ValueError: It is another; names those there are, and the nearest.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        names = list(map(str, allowed))
+        raise ValueError(f"unknown {what} {value!r}; there are {', '.join(names)}{did_you_mean(value, names)}")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Asks whether the known name nearest to one was meant; no text where none is near."""
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Reads seeds as command line and notebooks have them, such as "0,1,2".
 
     Raises:
-        ValueError: Something else, a seed below 0, or one twice.
+        ValueError: Something else, a seed below 0 or above `MAX_SEED`, or one twice.
     """
     parts = text.split(",")
-    seeds = tuple(int(part) for part in parts if re.fullmatch(r"\s*[0-9]{1,18}\s*", part))
-    if len(set(seeds)) < len(parts):
+    seeds = tuple(int(part) for part in parts if re.fullmatch(r"\s*[0-9]{1,19}\s*", part))
+    if len(set(seeds)) < len(parts) or max(seeds) > MAX_SEED:
         raise ValueError(
-            f"seeds must be different whole numbers from 0 on, separated by commas, such as 0,1,2; got {text!r}"
+            f"seeds must be different whole numbers from 0 to {MAX_SEED}, separated by commas, such as 0,1,2; "
+            f"got {text!r}"
         )
     return seeds
 
@@ -146,8 +182,8 @@ def make_run(recipe: str, kind: type[Options], *, seed: int, parents: tuple[Run,
     """Makes a run whose options are checked, and stripped of those that are the defaults.
 
     Raises:
-        ValueError: An option that the recipe does not have, one of another type, or a seed below 0.
+        ValueError: An option that the recipe does not have, one of another type, or a seed below 0 or above `MAX_SEED`.
     """
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, got {seed!r}")
     return Run(recipe, build_options(recipe, kind, options).changed, seed, parents)

@@ -11,6 +11,7 @@ start from leaves its state (weights, masks) in `data/runs/<id>/state`.
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -26,10 +27,11 @@ from prunelab import interrupts, recipes, records, stores
 from prunelab.files import atomic_write
 from prunelab.recipes import runner
 from prunelab.recipes.recipe import State
-from prunelab.runs import Run
+from prunelab.runs import Run, check_choice
 from prunelab.turns import Turns, exhaust
 
 TIDY_SECONDS = 1.0  # for a worker to end by itself, when it sees that its pipe is closed
+NO_GUARD = 3  # exit code of a worker that came to train runs itself, as it imported the script
 RUNS_PER_GPU = 8  # where ResNet-20 stops gaining images a second, on an H100
 
 
@@ -39,8 +41,7 @@ def resolve_device(device: str) -> str:
     Raises:
         ValueError: Another name than auto, cpu, cuda; or cuda where there is none.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}; there are auto, cpu, cuda")
+    check_choice("device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch sees no GPU; use device 'auto' or 'cpu'")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -138,11 +139,18 @@ class Worker:
 
     Attributes:
         number: Of the GPU that it uses, where there are several.
+        is_up: It has started.
         in_hand: The runs that it has not answered yet, by id.
         is_reserved: The run that it has in hand is to be trained alone.
     """
 
     def __init__(self, number: int, *, store: Path, device: str) -> None:
+        """Starts the process.
+
+        Raises:
+            RuntimeError: The script that runs here cannot be imported there.
+        """
+        _require_importable_script()
         # Spawned: a forked process cannot use a GPU, nor threads that its parent had.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
@@ -150,7 +158,7 @@ class Worker:
         with interrupts.held_back():  # they reach the engine, which ends its workers
             self.process.start()
         theirs.close()
-        self.number, self.in_hand, self.is_reserved = number, dict[str, Run](), False
+        self.number, self.is_up, self.in_hand, self.is_reserved = number, False, dict[str, Run](), False
 
     def start(self, run: Run, *, keep_state: bool, is_reserved: bool) -> None:
         """Hands over a run.
@@ -161,14 +169,28 @@ class Worker:
         self.pipe.send((run, keep_state))
         self.in_hand[run.id], self.is_reserved = run, is_reserved
 
-    def answer(self) -> tuple[Run, dict | str | None]:
+    def answer(self) -> tuple[Run, dict | str | None] | None:
         """Returns a run that ended, and its record, or what went wrong, or None where another process trains it.
+
+        The first answer is None: the worker has started.
 
         Raises:
             EOFError, OSError: The worker is dead.
         """
+        if not self.is_up:
+            self.is_up = self.pipe.recv()
+            return None
         run_id, answer = self.pipe.recv()
         return self.in_hand.pop(run_id), answer
+
+    @property
+    def why_not_started(self) -> str:
+        """What is known of a process that died while it started."""
+        code = self.process.exitcode
+        if code == NO_GUARD:
+            return 'workers import the script, which calls engine.run; put the call under `if __name__ == "__main__":`'
+        how = "killed; out of memory? Try fewer runs at once" if code < 0 else "what it said of it stands above"
+        return f"no worker could start: the last one ended with exit code {code}, {how}"
 
     def kill(self) -> None:
         """Ends the process, which gets a moment to tidy up after itself."""
@@ -176,6 +198,24 @@ class Worker:
         self.process.join(TIDY_SECONDS)
         self.process.kill()
         self.process.join()
+
+
+def _require_importable_script() -> None:
+    """Makes sure that workers can import the script that runs here, as Python does when it starts a process.
+
+    Raises:
+        SystemExit: This is such a process: the script starts workers where it is only imported.
+        RuntimeError: The script is no file.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(NO_GUARD)
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if script and main.__spec__ is None and not os.path.exists(script):
+        raise RuntimeError(
+            f"workers import the script, and {script} is no file; save it as one, with the call of engine.run under "
+            '`if __name__ == "__main__":`'
+        )
 
 
 def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
@@ -187,6 +227,7 @@ def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -
         # The same numbers, whoever else keeps the GPU busy. cudnn.benchmark stays off: it chooses by timing.
         torch.backends.cudnn.deterministic = True
     with suppress(EOFError, ConnectionError):  # the engine is gone
+        pipe.send(True)
         take_turns(pipe, partial(executing, store=store, device=device))
 
 

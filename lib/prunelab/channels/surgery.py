@@ -145,7 +145,7 @@ def load(model: nn.Module, path: Path) -> nn.Module:
         ValueError: It holds something else, or a network of another kind; names the first layer that differs.
     """
     saved = load_checkpoint(path)
-    if not isinstance(saved, dict) or saved.keys() != {"sizes", "state"}:
+    if not _is_saved(saved):
         raise ValueError(f"{path} holds no network that `surgery.save` wrote")
     sizes, state = saved["sizes"], saved["state"]
     model = as_given(model)
@@ -157,15 +157,18 @@ def load(model: nn.Module, path: Path) -> nn.Module:
             raise ValueError(
                 f"{path} holds another network: {name!r} is {there} there and {here} in {type(model).__name__}"
             )
+        if unknown := sizes[name].keys() - own[name].keys():
+            raise ValueError(f"{path} gives {name!r} what no {here} has: {', '.join(map(repr, unknown))}")
     tensors, stored = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}, loaded.state_dict()
     replaced = {}
     for key, tensor in tensors.items():
         other = state.get(key)
         if other is None and key not in stored:  # a buffer that is not
             continue
-        if other is None or other.dim() != tensor.dim() or (tensor.dim() > 2 and other.shape[2:] != tensor.shape[2:]):
+        there = tuple(other.shape) if isinstance(other, Tensor) else None
+        if there is None or len(there) != tensor.dim() or (tensor.dim() > 2 and there[2:] != tensor.shape[2:]):
             raise ValueError(
-                f"{path} holds another network: {key} is {'nothing' if other is None else tuple(other.shape)} there"
+                f"{path} holds another network: {key} is {'nothing' if there is None else there} there"
                 f" and {tuple(tensor.shape)} in {type(model).__name__}"
             )
         if not tensor.is_meta:
@@ -174,10 +177,23 @@ def load(model: nn.Module, path: Path) -> nn.Module:
         replaced[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     loaded = copy.deepcopy(loaded, replaced)
     for name, size in sizes.items():
-        for attribute in size.keys() & {*_attributes(loaded.get_submodule(name))}:
+        for attribute in size.keys() - {"kind"}:
             setattr(loaded.get_submodule(name), attribute, size[attribute])
     loaded.load_state_dict(state)
     return loaded
+
+
+def _is_saved(content: object) -> bool:
+    """Tells whether a file's content has the form that `save` gives it: sizes are above 0, but for what is padded."""
+    match content:
+        case {"sizes": dict(sizes), "state": dict(), **others}:
+            return not others and all(
+                isinstance(size, dict)
+                and isinstance(size.get("kind"), str)
+                and all(type(n) is int and (n > 0 or name == "n_new") for name, n in size.items() if name != "kind")
+                for size in sizes.values()
+            )
+    return False
 
 
 def _gone(traced: Trace, kept: Mapping[str, Iterable[int]]) -> set[int]:

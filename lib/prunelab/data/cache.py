@@ -65,7 +65,8 @@ def write(path: Path, entry: Entry, *, key: str | None) -> None:
     try:
         files.atomic_write(path, _header(content) + content)
     except OSError as error:
-        _warn_once(f"decoded images cannot be kept in {path.parent} and will be decoded again: {error}")
+        reason = error.strerror or error  # that of all files of the folder, so it is told once
+        _warn_once(f"decoded images cannot be kept in {path.parent} and will be decoded again: {reason}")
 
 
 @contextmanager

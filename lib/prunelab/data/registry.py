@@ -36,6 +36,20 @@ _OMNIGLOT_SMALL = re.compile(  # alphabet, character, drawer
     r"images_background/(Balinese|Early_Aramaic|Greek|Japanese_\(katakana\)|Korean|Latin|Sanskrit|Tagalog)"
     r"/(character\d\d)/\d{4}_(\d\d)\.png"
 )
+_UNPACKED_SHA256 = {  # of what torchvision unpacks from archives that it checks, and reads unchecked from then on
+    "MNIST": {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "FashionMNIST": {
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+}
 _NEVER_FLIPPED = {"svhn"}  # digits, though in colour
 _DRAWN_BY = ("matplotlib", "pillow", "scikit-learn", "torch")
 
@@ -222,8 +236,9 @@ def _build_task(whole: str, task: str, image_size: int | None) -> cache.Entry:
 
 
 def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
-    """Builds from torchvision, which downloads where it must and checks its files by MD5."""
+    """Builds from torchvision, which downloads where it must and checks its files by MD5; CIFAR's are pickles."""
     root = paths.CACHE / "torchvision" / name
+    _check_unpacked(root / TORCHVISION[name])
     try:
         with files.download_timeout():
             images = _torchvision_images(name, root)
@@ -237,6 +252,18 @@ def _build_torchvision(name: str, image_size: int | None) -> cache.Entry:
     raw = sorted(path for path in root.rglob("*") if path.is_file())
     sha256 = folders.sha256_of_files((path.relative_to(root).as_posix(), path.read_bytes()) for path in raw)
     return cache.Entry(_resized(images, image_size), f"torchvision {TORCHVISION[name]}", sha256)
+
+
+def _check_unpacked(folder: Path) -> None:
+    """Raises ValueError where torchvision would read, unchecked, what is not as published."""
+    published = _UNPACKED_SHA256.get(folder.name, {})
+    for name, sha256 in published.items():
+        if (file := folder / "raw" / name).exists() and files.sha256(file) != sha256:
+            raise ValueError(
+                f"{file} is not as published, by its SHA-256; remove it, and torchvision unpacks or downloads it anew"
+            )
+    if published and (earlier := folder / "processed").exists():
+        raise ValueError(f"{earlier} is an earlier torchvision's, and nothing tells what is in it; remove it")
 
 
 def _torchvision_images(name: str, root: Path) -> Images:

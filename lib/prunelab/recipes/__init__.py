@@ -10,7 +10,7 @@ from prunelab.recipes.recipe import Recipe
 from prunelab.recipes.rethinking import RETHINKING
 from prunelab.recipes.rigl import RIGL
 from prunelab.recipes.transfer import TRANSFER
-from prunelab.runs import PROFILES
+from prunelab.runs import PROFILES, check_choice
 
 __all__ = ["PROFILES", "RECIPES", "Recipe", "for_notebook", "get"]
 
@@ -23,8 +23,7 @@ def get(name: str) -> Recipe:
     Raises:
         ValueError: There is none.
     """
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
+    check_choice("recipe", name, RECIPES)
     return RECIPES[name]
 
 
@@ -35,6 +34,5 @@ def for_notebook(stem: str) -> Recipe:
         ValueError: No recipe belongs to that notebook.
     """
     by_notebook = {recipe.notebook: recipe for recipe in RECIPES.values()}
-    if stem not in by_notebook:
-        raise ValueError(f"unknown notebook {stem!r}; there are {', '.join(by_notebook)}")
+    check_choice("notebook", stem, by_notebook)
     return by_notebook[stem]

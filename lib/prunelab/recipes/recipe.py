@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prunelab.data import LabelledImages
 from prunelab.methods.hooks import Hooks
-from prunelab.runs import PROFILES, Option, Options, Run, build_options, make_run, option
+from prunelab.runs import PROFILES, Option, Options, Run, build_options, check_choice, make_run, option
 from prunelab.training import Result
 
 
@@ -79,8 +79,7 @@ class PruningOptions(TrainingOptions):
 def check_choices(options: Options, choices: Mapping[str, Iterable[Option]]) -> None:
     """Raises ValueError unless each named option is one of its choices."""
     for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"unknown {name} {getattr(options, name)!r}; there are {', '.join(map(str, allowed))}")
+        check_choice(name, getattr(options, name), allowed)
 
 
 @dataclass
@@ -222,8 +221,7 @@ class Recipe:
         Raises:
             ValueError: Unknown profile, no seed, or a seed twice.
         """
-        if profile not in PROFILES:
-            raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
+        check_choice("profile", profile, PROFILES)
         seeds = self.seeds[profile] if seeds is None else tuple(seeds)
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
