@@ -214,6 +214,13 @@ def test_layers_that_share_a_parameter_are_refused_unless_they_are_one():
             Selection(model, {name: 2}, penalty=0.1)
 
 
+def test_frozen_layer_into_which_no_factor_can_be_folded_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    Selection(model, {"0": 2}, penalty=0.1)
+    with pytest.raises(ValueError, match="layer '1' is frozen, and the factors would be folded into it; let it learn"):
+        Selection(model, {"1": 2}, penalty=0.1)
+
+
 @pytest.mark.parametrize("n", [-1, 0, 4, 12])
 def test_channels_that_do_not_split_evenly_are_refused(n):
     with pytest.raises(ValueError, match=f"6 channels of layer '0' cannot be split into {n} equal structures"):

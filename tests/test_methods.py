@@ -193,30 +193,33 @@ class Uneven(nn.Module):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_layers_that_do_not_learn_stay_and_layers_that_share_a_weight_have_one_mask(name, optimizer):
     torch.manual_seed(0)
-    model, before = Uneven(), {}
+    model = Uneven()
+    frozen = model.frozen.weight.clone()
     method = build_method(
         name, model, density=0.3, generator=torch.Generator().manual_seed(0), update_every=2, stop_step=4
     )
     rule = build_optimizer(model, optimizer=optimizer, momentum=0.9, weight_decay=0.1)
+    assert sum(len(group["params"]) for group in rule.param_groups) == len(list(model.parameters()))
     set_learning_rate(rule, 0.01)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     step = 0
     while step < 5:
         step += train_step(model, rule, torch.randn(8, 3, 8, 8), torch.arange(8), step, method=method)[1]
+    assert torch.equal(model.frozen.weight, frozen)  # which building the method leaves alone, too
     for key, value in model.state_dict().items():
-        layer = key.partition(".")[0]
-        learns = layer not in ("frozen", "idle")
-        prunes_all = name in ("gmp", "woodfisher", "acdc")  # layers that do not learn, too
-        kept = value != 0 if prunes_all else torch.ones_like(value, dtype=torch.bool)
-        assert torch.equal(value[kept], before[key][kept]) != learns, key
+        assert torch.equal(value, before[key]) == (key.partition(".")[0] in ("frozen", "idle")), key
     if method is not None:
-        assert list(method.masks) == ["frozen", "first", "idle", "head"][: 3 if name == "lottery" else 4]
+        assert list(method.masks) == ["first", "idle", "head"][: 2 if name == "lottery" else 3]
         for layer, weight in method.weights.items():
             assert not weight[~method.masks[layer]].any()
-    if name in ("static", "set", "snfs", "rigl", "gmp", "woodfisher", "acdc"):  # STR reaches what nobody sets
-        n_weights = sum(mask.numel() for mask in method.masks.values())
-        assert sum(int(mask.sum()) for mask in method.masks.values()) == round(0.3 * n_weights)
-        assert int(model.second.weight.count_nonzero()) <= int(method.masks["first"].sum())
+        found = {layer: int(mask.sum()) for layer, mask in method.masks.items()}
+    counts = active_counts(model, density=0.3, distribution="erk")
+    if name in ("static", "set", "snfs", "rigl"):
+        assert found == counts
+    elif name in ("snip", "gmp", "woodfisher", "acdc"):  # prune what has a gradient
+        assert found.pop("idle") == model.idle.weight.numel()
+        del counts["idle"]
+        assert sum(found.values()) == sum(counts.values())
 
 
 @pytest.mark.parametrize("method_class", [RigL, SparseEvolutionaryTraining])

@@ -22,8 +22,8 @@ def distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns those of `layer_weights` that may be pruned: all but depthwise convolutions, which are few, stay dense.
 
-    A weight that layers share is one, with one mask, under the first layer's name. Biases and normalisation are never
-    pruned.
+    A weight that layers share is one, with one mask, under the first layer's name. Biases, normalisation and frozen
+    weights, those that require no gradient, are never pruned.
 
     Raises:
         ValueError: The model has no such layer.
@@ -33,7 +33,9 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     weights = {name: weight for name, weight in weights.items() if not _is_depthwise(model.get_submodule(name))}
     if not weights:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer, so nothing in it can be pruned")
-    return weights
+    if learning := {name: weight for name, weight in weights.items() if weight.requires_grad}:
+        return learning
+    raise ValueError(f"all layers of {type(model).__name__} are frozen, so nothing in it can be pruned: let some learn")
 
 
 def _is_depthwise(layer: nn.Module) -> bool:

@@ -22,7 +22,10 @@ def l2_scores(weight: Tensor) -> Tensor:
 
 
 class SoftFilterPruning(Hooks):
-    """Now and then zeroes all filters of a layer but those of largest L2 norm; zeroed ones may grow back."""
+    """Now and then zeroes all filters of a layer but those of largest L2 norm; zeroed ones may grow back.
+
+    A layer that has no gradient, be it frozen or never reached by the loss, keeps all of its filters.
+    """
 
     def __init__(self, model: nn.Module, counts: Mapping[str, int], *, prune_every_steps: int) -> None:
         """Leaves `model` dense until the first pruning.
@@ -52,4 +55,5 @@ class SoftFilterPruning(Hooks):
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         if step % self.prune_every_steps == 0:
             for name, weight in self.weights.items():
-                weight[~largest(l2_scores(weight), self.counts[name])] = 0.0
+                if weight.grad is not None:
+                    weight[~largest(l2_scores(weight), self.counts[name])] = 0.0

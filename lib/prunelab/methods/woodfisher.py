@@ -49,8 +49,8 @@ def mean_gradients(
 class WoodFisher(GradualPruning):
     """As gradual pruning, but the weights that leave are those that cost least by the Fisher matrix, in any layer.
 
-    The masks have as many active weights in total as the schedule says; how many each layer has follows. Weights of a
-    frozen layer may leave, but those that stay do not move.
+    The masks have as many active weights in total as the schedule says; how many each layer has follows. A layer that
+    has no gradient stays as it is, and counts in neither.
 
     Differs: Training images are drawn and augmented as in training, by a stream of their own. The loss has hard labels.
         The authors prune at the beginning of an epoch; we do so every so many steps, as our gradual pruning.
@@ -125,16 +125,16 @@ class WoodFisher(GradualPruning):
     @torch.no_grad()
     def prune(self, step: int) -> None:
         """Sets all masks to what the schedule leaves at `step`, and moves the weights that stay."""
-        size = sum(mask.numel() for mask in self.masks.values())
-        n_left = self.count_at(step, size=size, n_active=sum(self.n_active.values()))
-        if n_left == sum(int(mask.sum()) for mask in self.masks.values()):
+        masks = {name: self.masks[name] for name in self._gradients()}
+        size = sum(mask.numel() for mask in masks.values())
+        n_left = self.count_at(step, size=size, n_active=sum(self.n_active[name] for name in masks))
+        if n_left == sum(int(mask.sum()) for mask in masks.values()):
             return
         inverses = self.inverse_fisher()
-        costs = {name: self._cost(name, inverses[name]) for name in self.weights}
-        for name, mask in global_masks(costs, density=n_left / size, masks=self.masks).items():
-            weight, leaving = self.weights[name], self.masks[name] & ~mask
-            if weight.requires_grad:
-                weight.add_(fisher.pruning_update(weight, inverses[name], leaving, joint=self.joint))
+        costs = {name: self._cost(name, inverses[name]) for name in masks}
+        for name, mask in global_masks(costs, density=n_left / size, masks=masks).items():
+            weight, leaving = self.weights[name], masks[name] & ~mask
+            weight.add_(fisher.pruning_update(weight, inverses[name], leaving, joint=self.joint))
             self.set_mask(name, mask)
 
     def _cost(self, name: str, inverse: Tensor) -> Tensor:
