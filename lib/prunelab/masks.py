@@ -83,12 +83,14 @@ def global_masks(
         Bool masks on the scores' device, `round(density * n)` active in total, each of them active in `masks`.
     Raises:
         ValueError: A density outside (0, 1], above the share that is active now or too small for a single weight; no
-            layer at all; a score that is NaN or -inf; masks of other layers or shapes.
+            layer at all; a score that is NaN, -inf or without numbers; masks of other layers or shapes.
     """
     check_density(density)
     if not scores:
         raise ValueError("no scores, so there is nothing to prune")
     for name, score in scores.items():
+        if score.is_meta:
+            raise ValueError(f"layer {name!r} has scores on the meta device, without numbers to be ranked")
         if not (score > -torch.inf).all():
             raise ValueError(f"layer {name!r} has scores that cannot be ranked: NaN or -inf")
     if masks is None:

@@ -201,6 +201,8 @@ def keep_largest_globally(scores: Mapping[str, Tensor], *, density: float) -> di
 def _checked(name: str, score: Tensor | Sequence[float]) -> Tensor:
     """Returns a layer's scores as a tensor."""
     score = torch.as_tensor(score)
+    if score.is_meta:
+        raise ValueError(f"layer {name!r} has scores on the meta device, without numbers to be ranked")
     if score.dim() != 1 or score.isnan().any():
         found = "NaN among them" if score.dim() == 1 else f"a shape of {tuple(score.shape)}"
         raise ValueError(f"layer {name!r} needs one number a channel as its scores; there is {found}")

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from prunelab import fisher
 from prunelab.masks import global_masks
 from prunelab.methods.gradual import GradualPruning
+from prunelab.shadows import precision_of
 
 _N_AT_ONCE = 32  # images whose gradients are held, unless one gradient takes more
 
@@ -133,8 +134,8 @@ class WoodFisher(GradualPruning):
         inverses = self.inverse_fisher()
         costs = {name: self._cost(name, inverses[name]) for name in masks}
         for name, mask in global_masks(costs, density=n_left / size, masks=masks).items():
-            weight, leaving = self.weights[name], masks[name] & ~mask
-            weight.add_(fisher.pruning_update(weight, inverses[name], leaving, joint=self.joint))
+            weight, inverse, leaving = self.weights[name], inverses[name], masks[name] & ~mask
+            weight.add_(fisher.pruning_update(weight.to(inverse), inverse, leaving, joint=self.joint))
             self.set_mask(name, mask)
 
     def _cost(self, name: str, inverse: Tensor) -> Tensor:
@@ -142,25 +143,33 @@ class WoodFisher(GradualPruning):
 
         So training of a diverged network ends as it does elsewhere.
         """
-        cost = fisher.pruning_cost(self.weights[name], inverse).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        cost = fisher.pruning_cost(self.weights[name].to(inverse), inverse).nan_to_num(nan=torch.inf, posinf=torch.inf)
         if n_lost := int((is_lost := cost < 0).sum()):
             warnings.warn(f"rounding loses the cost of {n_lost} weights of {name}: take a larger damping", stacklevel=2)
         return cost.masked_fill(is_lost, torch.inf)
 
     @torch.no_grad()
     def inverse_fisher(self) -> dict[str, Tensor]:
-        """Estimates the inverse of the Fisher matrix in blocks, by layer name, from the next training images."""
+        """Estimates the inverse of the Fisher matrix in blocks, by layer name, from the next training images.
+
+        It is in single precision at least.
+        """
         options = {"block_size": self.block_size, "damping": self.damping}
         inverses = {
-            name: fisher.inverse_without_gradients(weight.detach(), **options) for name, weight in self.weights.items()
+            name: fisher.inverse_without_gradients(
+                weight.detach().to(torch.promote_types(weight.dtype, torch.float32)), **options
+            )
+            for name, weight in self.weights.items()
         }
         n_missing, was_training = self.n_gradients, self.model.training
         self.model.eval()
         while n_missing:
             images, labels = (part[: n_missing * self.n_averaged] for part in next(self.batches))
+            images = images.to(precision_of(self.model))
             gradients = mean_gradients(self.model, self.weights, images, labels, n_averaged=self.n_averaged)
             for name, gradient in gradients.items():
-                fisher.add_gradients(inverses[name], gradient * self.masks[name], n_gradients=self.n_gradients)
+                inverse, masked = inverses[name], gradient * self.masks[name]
+                fisher.add_gradients(inverse, masked.to(inverse), n_gradients=self.n_gradients)
             n_missing -= len(images) // self.n_averaged
             self.n_extra_images += len(images)
         self.model.train(was_training)
