@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -39,8 +40,26 @@ class Shapes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Scaling(partial):
+    """A forward hook that scales what a layer gives by factors that are no parameters of the network."""
+
+
+def _check_folded(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if any(isinstance(hook, Scaling) for hook in module._forward_hooks.values()):
+            raise ValueError(
+                f"what {name!r} gives is scaled by factors that are not part of {type(model).__name__}; call fold() of"
+                " the method that trains them first"
+            )
+
+
 def without_numbers(model: nn.Module) -> nn.Module:
-    """Copies a network in evaluation mode, shapes only; parameters that it shares are shared in the copy."""
+    """Copies a network in evaluation mode, shapes only; parameters that it shares are shared in the copy.
+
+    Raises:
+        ValueError: Factors of `channels.selection` scale it, which are to be folded first.
+    """
+    _check_folded(model)
     tensors = chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}).eval()
 
@@ -64,10 +83,12 @@ def as_given(model: nn.Module) -> nn.Module:
     """Returns the network inside of one that was compiled or made parallel.
 
     Raises:
-        ValueError: Weights that are not parameters but made of them anew; says what to call first.
+        ValueError: Weights that are not parameters but made of them anew, or factors that scale it as in
+            `without_numbers`; says what to call first.
     """
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    _check_folded(model)
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             remedy = "torch.nn.utils.parametrize.remove_parametrizations"

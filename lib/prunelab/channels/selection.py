@@ -4,13 +4,13 @@ Source: Huang & Wang 2018, arXiv:1707.01213, Eq. 10-12; as in TuSimple/sparse-st
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunelab.methods.hooks import Hooks
+from prunelab.shadows import Scaling
 
 
 def _along(factors: Tensor, tensor: Tensor, *, dim: int) -> Tensor:
@@ -104,7 +104,7 @@ class Selection(Hooks):
         for factors, part in zip(self.factors.values(), self._gradient.split(sizes), strict=True):
             factors.grad = part
         self._hooks = {
-            name: layer.register_forward_hook(partial(_scale, self.factors[name]))
+            name: layer.register_forward_hook(Scaling(_scale, self.factors[name]))
             for name, layer in self._layers.items()
         }
 
