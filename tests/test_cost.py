@@ -3,6 +3,7 @@
 import csv
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -330,6 +331,25 @@ def test_repeated_idle_and_sharing_layers_by_hand(is_inference):
 def test_masked_layer_without_a_weight_of_its_own_is_named(name):
     with pytest.raises(ValueError, match=f"Calls has no layers {name} with a weight of their own.* step, idle, first$"):
         cost.layer_table(Calls(), in_channels=3, image_size=5, n_active={name: 1, "step": 1})
+
+
+@pytest.mark.parametrize("n", [-1, 82, 2.5])
+def test_more_active_weights_than_there_are_are_refused(n):
+    with pytest.raises(ValueError, match=f"layer 'step' of 81 weights cannot have {n} active ones"):
+        cost.layer_table(Calls(), in_channels=3, image_size=5, n_active={"step": n})
+
+
+@pytest.mark.parametrize("image_size", [0, -8, 8.5, "8", None, (8,), (8, 8, 3), (8, 0), {8, 9}])
+def test_impossible_sizes_of_images_are_refused(image_size):
+    with pytest.raises(
+        ValueError, match=r"image_size must be a number of pixels or \(height, width\), all above 0; got"
+    ):
+        cost.layer_table(Calls(), in_channels=3, image_size=image_size)
+
+
+def test_sizes_of_images_may_be_of_any_kind_of_whole_number():
+    tables = [cost.layer_table(Calls(), in_channels=3, image_size=size) for size in (5, np.int64(5), [5, np.int8(5)])]
+    assert tables[0] == tables[1] == tables[2]
 
 
 def test_weights_that_are_shared_are_counted_once():

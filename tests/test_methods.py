@@ -1,5 +1,8 @@
 """Methods on a network of eight weights, where every value is known, and their invariants on real networks."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from conftest import build_method, train_step
@@ -7,7 +10,7 @@ from torch import nn
 
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining
-from prunelab.methods.static import Static, active_counts, random_masks
+from prunelab.methods.static import Static, active_counts, full_masks, random_masks
 from prunelab.models import build_model
 from prunelab.steps import OPTIMIZERS, build_optimizer, set_learning_rate
 
@@ -248,6 +251,25 @@ def test_mask_for_another_network_is_refused():
         Static(nn.Sequential(nn.Linear(2, 2)), {"nowhere": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"mask '0' of shape \(3, 2\) fits no layer"):
         Static(nn.Sequential(nn.Linear(2, 2)), {"0": torch.ones(3, 2, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 2), [[True, False]] * 2, np.ones((2, 2), dtype=bool), None])
+def test_mask_that_is_no_tensor_of_bools_is_refused(mask):
+    with pytest.raises(ValueError, match="mask '0' must be a bool tensor, True where a weight is active; got "):
+        Static(nn.Sequential(nn.Linear(2, 2)), {"0": mask})
+
+
+@pytest.mark.parametrize("n", [2.5, 0, 5, "2"])
+def test_count_that_a_layer_cannot_have_is_refused(n):
+    with pytest.raises(ValueError, match=f"layer '0' of 4 weights cannot keep {n} of them"):
+        full_masks(nn.Sequential(nn.Linear(2, 2)), {"0": n})
+
+
+def test_layers_that_are_not_there_are_named_with_those_that_are():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    for act in (full_masks, partial(random_masks, generator=torch.Generator())):
+        with pytest.raises(ValueError, match=r"no convolution or linear layer '1' with a weight .*; there are 0, 2$"):
+            act(model, {"1": 1})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def layer_table(
         One dict a row, first layer first: `name`, `shape` of the weight ([] where there is none, or several),
         `n_weights`, `n_active`, `masked`, and `macs`, in which an inactive weight costs nothing.
     Raises:
-        ValueError: A masked layer that is not there, or has no weight of its own.
+        ValueError: A masked layer that is not there, has no weight of its own, or fewer than are active.
     """
     n_active = n_active or {}
     with torch.inference_mode(False), torch.no_grad():  # inference hides the products that an operation consists of
@@ -84,6 +85,8 @@ def layer_table(
             "n_active": n_active.get(name, n_weights),
             "masked": name in n_active,
         }
+        if not isinstance(row["n_active"], Integral) or not 0 <= row["n_active"] <= n_weights:
+            raise ValueError(f"layer {name!r} of {n_weights} weights cannot have {row['n_active']} active ones")
         table.append(row | {"macs": _at(macs, n_weights, row["n_active"])})
     return table
 

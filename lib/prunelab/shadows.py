@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -65,8 +66,15 @@ def without_numbers(model: nn.Module) -> nn.Module:
 
 
 def sides(image_size: Size) -> tuple[int, int]:
-    """Returns height and width of images, of which one number stands for both."""
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
+    """Returns height and width of images, of which one number stands for both.
+
+    Raises:
+        ValueError: Anything but one or two whole numbers of pixels.
+    """
+    pair = (image_size, image_size) if isinstance(image_size, Integral) else image_size
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(n, Integral) and n > 0 for n in pair):
+        raise ValueError(f"image_size must be a number of pixels or (height, width), all above 0; got {image_size!r}")
+    return tuple(pair)
 
 
 def precision_of(model: nn.Module) -> torch.dtype:

@@ -6,6 +6,7 @@ Differs: The fresh network is not pruned before the first epoch, as in Algorithm
 """
 
 from collections.abc import Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class SoftFilterPruning(Hooks):
             raise ValueError(f"prune_every_steps must be at least 1, got {prune_every_steps}")
         self.weights = named_weights(model, counts)
         for name, weight in self.weights.items():
-            if not 1 <= counts[name] <= len(weight):
+            if not isinstance(counts[name], Integral) or not 1 <= counts[name] <= len(weight):
                 raise ValueError(f"layer {name!r} of {len(weight)} filters cannot keep {counts[name]} of them")
         self.counts = dict(counts)
         self.prune_every_steps = prune_every_steps
