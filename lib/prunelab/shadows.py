@@ -1,7 +1,7 @@
 """Networks without numbers: as large as the ones they stand for, and run in no time to learn about shapes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from numbers import Integral
@@ -61,7 +61,9 @@ def without_numbers(model: nn.Module) -> nn.Module:
         ValueError: Factors of `channels.selection` scale it, which are to be folded first.
     """
     _check_folded(model)
-    tensors = chain(model.parameters(), model.buffers())
+    held = (each for module in model.modules() for each in vars(module).values() if isinstance(each, Tensor))
+    made_anew = (each for each in held if not each.is_leaf)  # which deepcopy refuses
+    tensors = chain(model.parameters(), model.buffers(), made_anew)
     return copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}).eval()
 
 
@@ -98,17 +100,20 @@ def as_given(model: nn.Module) -> nn.Module:
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
     _check_folded(model)
     for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
-        elif prune.is_pruned(module) and any(
-            isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()
-        ):
-            remedy = "torch.nn.utils.prune.remove"
-        elif any(hasattr(module, f"weight_{part}") for part in ("g", "orig")):
-            remedy = "torch.nn.utils.remove_weight_norm or remove_spectral_norm"
-        else:
-            continue
-        raise ValueError(
-            f"the weight of {name!r} is no parameter but made of others before each run; call {remedy} on it first"
-        )
+        for own, remedy in _made_anew(module):
+            raise ValueError(
+                f"the {own} of {name!r} is no parameter but made of others before each run; call {remedy} on it first"
+            )
     return model
+
+
+def _made_anew(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yields the names of tensors that a module makes of its parameters before it runs, and what puts an end to it."""
+    for name in module.parametrizations if parametrize.is_parametrized(module) else ():
+        yield name, "torch.nn.utils.parametrize.remove_parametrizations"
+    is_masked = any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+    for parameter in module._parameters:
+        name, _, part = parameter.rpartition("_")
+        if part in ("orig", "g") and isinstance(vars(module).get(name), Tensor):
+            by_norm = "remove_weight_norm" if part == "g" else "remove_spectral_norm"
+            yield name, "torch.nn.utils." + ("prune.remove" if is_masked else by_norm)
