@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from test_channels_following import IMAGE, Net, pooled, silenced
-from test_strangers import silenced as all_silenced
 from torch import nn
 from torch.nn import functional as F
 
+from prunelab.bench.strangers import compared
 from prunelab.channels.filters import keep_largest, l1_scores, uniform_counts
 from prunelab.channels.surgery import save, shrink
 from prunelab.channels.trace import UntraceableError, trace
@@ -209,17 +209,15 @@ GROUPED = {
 
 
 @pytest.mark.parametrize("name", GROUPED)
-@pytest.mark.parametrize("density", [0.25, 0.5, 0.7])
-def test_half_of_the_channels_that_may_go_leave_a_network_with_groups_that_computes_the_same(name, density):
+def test_half_of_the_channels_that_may_go_leave_a_network_with_groups_that_computes_the_same(name):
     torch.manual_seed(0)
     last = nn.Conv2d(12 if name == "groups after other groups" else 8, 6, 1)
-    net = nn.Sequential(*copy.deepcopy(GROUPED[name]), nn.ReLU(), last, nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
-    traced, x = trace(net, **IMAGE), torch.randn(2, 3, 8, 8)
-    kept = keep_largest(l1_scores(net, traced.widths), uniform_counts(traced.widths, density=density))
-    smaller = shrink(net, kept, **IMAGE)
-    assert sum(each.numel() for each in smaller.parameters()) < sum(each.numel() for each in net.parameters())
-    stays = {layer: channels.tolist() for layer, channels in kept.items()}
-    torch.testing.assert_close(smaller(x), all_silenced(net, traced, stays)(x))
+    net = nn.Sequential(*copy.deepcopy(GROUPED[name]), nn.ReLU(), last, nn.ReLU(), nn.Conv2d(6, 2, 1)).double().eval()
+    widths = trace(net, **IMAGE).widths
+    smaller = shrink(net, keep_largest(l1_scores(net, widths), uniform_counts(widths, density=0.5)), **IMAGE)
+    assert smaller(torch.randn(2, 3, 8, 8).double()).isfinite().all()
+    row, _ = compared(net, **IMAGE)
+    assert row["left"] < 1 and row["difference"] < 1e-7
 
 
 # What is not right yet.
