@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from prunelab.bench.strangers import compared
 from prunelab.channels.filters import keep_largest, l1_scores, uniform_counts
-from prunelab.channels.surgery import save, shrink
+from prunelab.channels.surgery import load, save, shrink
 from prunelab.channels.trace import UntraceableError, trace
 
 TOKENS, WIDE = nn.Linear(8, 4), nn.Conv2d(24, 4, 1)
@@ -179,6 +179,21 @@ def test_what_only_runs_in_training_is_tried_too():
     net = net_of(lambda net, x: x + x.new_zeros(8, 1, 1) if net.training else x)
     with pytest.raises(UntraceableError, match="the smaller network could not run in training: "):
         shrink(net, {"conv": [0, 2, 3, 7]}, **IMAGE)
+
+
+def test_what_is_shared_stays_shared_also_in_a_file(tmp_path):
+    def between(net, x):
+        return x + net.one(x) + net.other(x) + net.same(x)
+
+    net = net_of(between, one=nn.Conv2d(8, 8, 1), other=nn.Conv2d(8, 8, 1))
+    net.other.weight, net.same = net.one.weight, net.one  # a parameter of two layers, a layer of two names
+    kept, x = [0, 2, 3, 7], torch.randn(2, 3, 8, 8)
+    smaller = shrink(net, {"conv": kept}, **IMAGE)
+    save(smaller, tmp_path / "network")
+    for each in (smaller, load(net, tmp_path / "network").eval()):
+        assert each.other.weight is each.one.weight and each.same is each.one and each.other.bias is not each.one.bias
+        assert each.one.weight.shape == (4, 4, 1, 1)
+        torch.testing.assert_close(each(x), silenced(net, kept)(x))
 
 
 class Residual(nn.Module):

@@ -177,17 +177,17 @@ def test_adam_does_not_revive_inactive_weights(name):
 
 
 class Uneven(nn.Module):
-    """A frozen layer, one that never runs, and two that share their weight."""
+    """A frozen layer, one that never runs, two that share their weight, of which one has another name."""
 
     def __init__(self):
         super().__init__()
-        self.frozen, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.frozen, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
         self.idle, self.head = nn.Linear(8, 10), nn.Linear(8, 10)
-        self.second.weight = self.first.weight
+        self.second.weight, self.third = self.first.weight, self.second
         self.frozen.requires_grad_(False)
 
     def forward(self, x):
-        for layer in (self.frozen, self.first, self.second):
+        for layer in (self.frozen, self.first, self.second, self.third):
             x = layer(x).relu()
         return self.head(x.mean((2, 3)))
 

@@ -38,13 +38,22 @@ def mean_gradients(
         (k, *shape of the weight) by layer name.
     """
 
-    def loss(values: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, values, (images,)), labels)
+    names = {id(weight): name for name, weight in weights.items()}
+    # Each place once: torch, left to tie them, unties what a layer of two names shares with another.
+    places = {
+        place: names[id(parameter)]
+        for prefix, module in model.named_modules()
+        for place, parameter in module.named_parameters(prefix, recurse=False)
+        if id(parameter) in names
+    }
 
-    values = {f"{name}.weight": weight.detach() for name, weight in weights.items()}
+    def loss(values: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        own = {place: values[name] for place, name in places.items()}
+        return F.cross_entropy(functional_call(model, own, (images,), tie_weights=False), labels)
+
+    values = {name: weight.detach() for name, weight in weights.items()}
     groups = (tensor.unflatten(0, (-1, n_averaged)) for tensor in (images, labels))
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0))(values, *groups)
-    return {name: gradients[f"{name}.weight"] for name in weights}
+    return vmap(grad(loss), in_dims=(None, 0, 0))(values, *groups)
 
 
 class WoodFisher(GradualPruning):
