@@ -8,7 +8,7 @@ from torch import nn
 
 from prunelab import data, records
 from prunelab.channels.trace import NORMS
-from prunelab.masks import prunable_weights
+from prunelab.masks import layer_weights
 from prunelab.methods import METHODS
 from prunelab.methods.static import active_counts
 from prunelab.models import build_model
@@ -60,7 +60,7 @@ def build_method(name, model, *, density, generator, update_every, stop_step):
     )
 
     def batches(**size):
-        first = next(iter(prunable_weights(model).values()))
+        first = next(iter(layer_weights(model).values()))
         images = data.load("digits", n_train=256, in_colour=first.shape[1] == 3).to(first.device)
         return images.train_batches(augment=True, generator=torch.Generator().manual_seed(2), **size)
 

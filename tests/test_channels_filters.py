@@ -214,8 +214,13 @@ def test_targets_for_other_networks_are_refused():
     "score, found",
     [
         (torch.tensor([0.1, float("nan"), 0.3]), "NaN among them"),
-        (torch.rand(3, 2), r"a shape of \(3, 2\)"),
-        (torch.tensor(1.0), r"a shape of \(\)"),
+        (torch.rand(3, 2), r"a torch.float32 of shape \(3, 2\)"),
+        (torch.tensor(1.0), r"a torch.float32 of shape \(\)"),
+        (torch.tensor([1j, 2.0]), r"a torch.complex64 of shape \(2,\)"),
+        ([], r"a torch.float32 of shape \(0,\)"),
+        ([[1.0], [2.0, 3.0]], r"\[\[1.0\], \[2.0, 3.0\]\]"),
+        ("large", "'large'"),
+        (None, "None"),
     ],
 )
 def test_scores_that_are_not_one_number_a_channel_are_refused_by_name(score, found):
@@ -230,3 +235,17 @@ def test_scores_may_be_lists_and_arrays():
     for score in ([0.1, 0.4, 0.3], np.array([0.1, 0.4, 0.3]), (0.1, 0.4, 0.3)):
         assert keep_largest({"conv": score}, {"conv": 2})["conv"].tolist() == [1, 2]
         assert keep_largest_globally({"conv": score}, density=0.34)["conv"].tolist() == [1]
+
+
+@pytest.mark.parametrize("count", [2.5, 0.5, True, "2", None])
+def test_counts_that_are_no_whole_numbers_are_refused_by_name(count):
+    with pytest.raises(ValueError, match=f"layer 'conv' must keep a whole number of channels, got {count!r}"):
+        keep_largest({"conv": torch.rand(4)}, {"conv": count})
+    assert keep_largest({"conv": torch.tensor([3, 1, 2])}, {"conv": np.int64(1)})["conv"].tolist() == [0]
+
+
+def test_no_scores_at_all_leave_nothing_to_choose_from():
+    with pytest.raises(ValueError, match="no scores for layer 'conv'"):
+        keep_largest({}, {"conv": 1})
+    with pytest.raises(ValueError, match="no scores of any layer, so there are no channels to choose from"):
+        keep_largest_globally({}, density=0.5)

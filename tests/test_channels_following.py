@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from prunelab.channels.surgery import load, save, shrink
 from prunelab.channels.trace import UntraceableError, trace
+from prunelab.cost import layer_table
 
 IMAGE = {"in_channels": 3, "image_size": 8}
 
@@ -180,20 +181,53 @@ def test_networks_are_unwrapped(wrap):
     assert type(shrink(wrap(net), {"0": [1]}, **IMAGE)) is nn.Sequential
 
 
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
 @pytest.mark.parametrize(
-    "make, remedy",
+    "make, name, remedy",
     [
-        (lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5), "torch.nn.utils.prune.remove"),
-        (parametrizations.weight_norm, "remove_parametrizations"),
-        (parametrizations.spectral_norm, "remove_parametrizations"),
-        (parametrizations.orthogonal, "remove_parametrizations"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5), "weight", "prune.remove"),
+        (lambda layer: prune.random_structured(layer, "weight", amount=0.5, dim=1), "weight", "prune.remove"),
+        (lambda layer: prune.custom_from_mask(layer, "bias", torch.ones(4)), "bias", "prune.remove"),
+        (lambda layer: prune.identity(layer, "weight"), "weight", "prune.remove"),
+        (parametrizations.weight_norm, "weight", "parametrize.remove_parametrizations"),
+        (parametrizations.spectral_norm, "weight", "parametrize.remove_parametrizations"),
+        (parametrizations.orthogonal, "weight", "parametrize.remove_parametrizations"),
+        (
+            lambda layer: parametrize.register_parametrization(layer, "bias", Doubled()),
+            "bias",
+            "parametrize.remove_parametrizations",
+        ),
+        (nn.utils.spectral_norm, "weight", "remove_spectral_norm"),
+        pytest.param(
+            nn.utils.weight_norm,
+            "weight",
+            "remove_weight_norm",
+            marks=pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning"),
+        ),
     ],
 )
-def test_weights_that_are_made_of_others_are_refused_with_what_to_call(make, remedy):
+def test_weights_that_are_made_of_others_are_refused_with_what_to_call(make, name, remedy):
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
     make(net[1])
-    with pytest.raises(ValueError, match=f"the weight of '1' is no parameter .*{remedy}"):
-        shrink(net, {"0": [0]}, **IMAGE)
+    net(torch.ones(1, 3, 8, 8))  # after which old norms and masks hold what they made, with its history
+    message = f"the {name} of '1' is no parameter .*; call torch.nn.utils.{remedy} on it first"
+    for act in (lambda: shrink(net, {"0": [0]}, **IMAGE), lambda: save(net, "nowhere")):
+        with pytest.raises(ValueError, match=message):
+            act()
+    wanted = {"0": 24 * 64, "1": 32 * 64}  # costs are known all the same
+    assert {row["name"]: row["macs"] for row in layer_table(net, **IMAGE)}.items() >= wanted.items()
+
+
+def test_weights_are_cut_once_the_masks_are_made_permanent():
+    net, x = Net(lambda net, x: x).eval(), torch.randn(2, 3, 8, 8)
+    prune.ln_structured(net.reader, "weight", amount=0.5, n=1, dim=1)
+    prune.remove(net.reader, "weight")
+    kept = net.reader.weight.detach().flatten(2).abs().sum((0, 2)) > 0
+    torch.testing.assert_close(shrink(net, {"conv": kept}, **IMAGE)(x), net(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from prunelab import steps, training
 from prunelab.channels.selection import Selection
+from prunelab.channels.surgery import load, save, shrink
+from prunelab.channels.trace import trace
+from prunelab.cost import layer_table
 from prunelab.training import train
 
 # Of a ResNet-8 at a quarter of its width: all 4 channels of a layer, runs of 2 of 8, and a block.
@@ -212,6 +215,38 @@ def test_layers_that_share_a_parameter_are_refused_unless_they_are_one():
     for name in ("0", "1"):
         with pytest.raises(ValueError, match="layers '0' and '1' share a parameter, which the factors of one would"):
             Selection(model, {name: 2}, penalty=0.1)
+
+
+def test_factors_are_folded_before_the_network_is_followed_costed_or_saved(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    image, path, images = {"in_channels": 3, "image_size": 8}, tmp_path / "network", torch.randn(2, 3, 8, 8)
+    save(model, path)
+    method = Selection(model, {"1": 4}, penalty=0.1)
+    method.factors["1"].data[:2] = 0.0
+    acts = {
+        "trace": lambda: trace(model, **image),
+        "shrink": lambda: shrink(model, {"0": [2, 3]}, **image)(images),
+        "cost": lambda: layer_table(model, **image),
+        "save": lambda: save(model, path),
+        "load": lambda: load(model, path).eval()(images),
+    }
+    for act in acts.values():
+        with pytest.raises(
+            ValueError, match=r"what '1' gives is scaled by factors .* call fold\(\) of the method that"
+        ):
+            act()
+    expected = model(images)
+    method.fold()
+    results = {name: act() for name, act in acts.items()}
+    torch.testing.assert_close(results["shrink"], expected)  # the channels that are gone were zero
+    torch.testing.assert_close(results["load"], expected)
+
+
+def test_frozen_layer_into_which_no_factor_can_be_folded_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    Selection(model, {"0": 2}, penalty=0.1)
+    with pytest.raises(ValueError, match="layer '1' is frozen, and the factors would be folded into it; let it learn"):
+        Selection(model, {"1": 2}, penalty=0.1)
 
 
 @pytest.mark.parametrize("n", [-1, 0, 4, 12])

@@ -114,6 +114,19 @@ def test_on_a_gpu_captured_and_eager_steps_agree(digits, monkeypatch):
         torch.testing.assert_close(score, gamma_scores(eager, NORMS)[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", steps.OPTIMIZERS)
+def test_gammas_without_a_gradient_stay(optimizer):
+    norms = nn.ModuleList(nn.BatchNorm1d(3) for _ in range(3))  # one learns, one is frozen, one never runs
+    norms[1].requires_grad_(False)
+    rule = steps.build_optimizer(norms, optimizer=optimizer, momentum=0.9, weight_decay=0.1)
+    steps.set_learning_rate(rule, 0.1)
+    method = Slimming(norms, ["0", "1", "2"], penalty=0.1)
+    norms[1](norms[0](torch.randn(8, 3))).pow(3).sum().backward()
+    method.change_gradients()
+    rule.step()
+    assert [bool((norm.weight == 1).all()) for norm in norms] == [False, True, True]
+
+
 @pytest.mark.parametrize("name", ["0", "1", "head"])  # a linear layer, a BatchNorm without gamma, nothing
 def test_layer_that_has_no_gamma_is_named(name):
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))

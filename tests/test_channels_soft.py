@@ -17,7 +17,7 @@ FILTERS = torch.tensor([[3.0, 0.0, 0.0], [1.9, -1.9, 0.0], [2.0, 2.0, -2.0], [0.
 
 def four_filters(*, kept, prune_every_steps=2):
     layer = nn.Linear(3, 4)
-    layer.weight.data = FILTERS.clone()
+    layer.weight.data, layer.weight.grad = FILTERS.clone(), torch.zeros(4, 3)
     method = SoftFilterPruning(nn.Sequential(layer), {"0": kept}, prune_every_steps=prune_every_steps)
     return layer, method, torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.5)
 
@@ -107,6 +107,16 @@ def test_counts_are_exact_and_all_filters_go_on_being_trained(share):
                 assert len(kept) == counts[name] and torch.equal(kept, method.kept()[name])
             else:
                 assert len(kept) == len(weight)
+
+
+def test_filters_without_a_gradient_stay():
+    layers = nn.ModuleList(nn.Linear(3, 4) for _ in range(3))  # one learns, one is frozen, one never runs
+    layers[1].requires_grad_(False)
+    before = [layer.weight.detach().clone() for layer in layers]
+    method = SoftFilterPruning(layers, {"0": 1, "1": 1, "2": 1}, prune_every_steps=1)
+    layers[1](layers[0](torch.ones(1, 3))[:, :3]).sum().backward()
+    method.after_update(1, torch.optim.SGD(layers.parameters(), lr=1.0))
+    assert [torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True)] == [False, True, True]
 
 
 def test_training_ends_on_zeroed_filters(digits):

@@ -1,17 +1,21 @@
 """Costs: counted by hand, against torch's own counter, and against the published and derived numbers of RigL."""
 
 import csv
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
+from torchvision.ops import DeformConv2d
 
 from prunelab import cost, paths
 from prunelab.methods.static import active_counts
 from prunelab.models import MODELS, build_model
+from prunelab.shadows import sides
 
 IMAGE = {"in_channels": 3, "image_size": 32}
 
@@ -35,7 +39,7 @@ def test_grouped_convolution_counts_only_its_own_inputs():
 def flops(model, image_size):
     """What torch's own counter makes of a model, for one image."""
     with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
+        model.eval()(torch.zeros(1, 3, *sides(image_size), device=next(model.parameters()).device))
     return counter.get_total_flops()
 
 
@@ -44,6 +48,34 @@ def test_dense_macs_are_half_of_torchs_flops(name):
     with torch.device("meta"):
         model = build_model(name, num_classes=10)
     assert cost.total(cost.layer_table(model, **IMAGE), "macs") * 2 == flops(model, 32)
+
+
+PUBLISHED = [
+    *("alexnet", "resnet18", "resnext50_32x4d", "densenet121", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_large"),
+    *("mnasnet1_0", "shufflenet_v2_x1_0", "efficientnet_b0", "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny"),
+    *("swin_t", "swin_v2_t", "maxvit_t", "vit_b_16", "googlenet", "inception_v3", "fcn_resnet50", "deeplabv3_resnet50"),
+    "lraspp_mobilenet_v3_large",
+]
+
+
+OPTIONS = {
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
+    "fcn_resnet50": {"weights_backbone": None, "aux_loss": True},
+    "deeplabv3_resnet50": {"weights_backbone": None, "aux_loss": True},
+    "lraspp_mobilenet_v3_large": {"weights_backbone": None},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_macs_of_torchvisions_networks_are_torchs_and_the_published_ones(name):
+    weights = next(iter(models.get_model_weights(name)))
+    model = models.get_model(name, weights=None, **OPTIONS.get(name, {}))
+    image_size = getattr(weights.transforms(), "crop_size", [520])[0]
+    with warnings.catch_warnings(action="error"):
+        macs = cost.total(cost.layer_table(model, in_channels=3, image_size=image_size), "macs")
+    assert 2 * macs == flops(model.to("meta"), image_size)
+    assert round(macs / 1e9, 3) == weights.meta["_ops"]
 
 
 @pytest.mark.parametrize("image_size", [32, 224])
@@ -105,7 +137,7 @@ def between(module):
     rows = [
         [row["name"].removeprefix("between."), *(row[key] for key in ("shape", "n_weights", "macs"))] for row in rows
     ]
-    assert sum(row[3] for row in rows) == flops(Tokens(module), 16) / 2 - 16 * 768 - 160
+    assert sum(row[3] for row in rows) == flops(Tokens(module).to("meta"), 16) / 2 - 16 * 768 - 160
     return rows
 
 
@@ -152,6 +184,123 @@ def test_only_what_a_module_multiplies_itself_is_its_weight():
     ]
 
 
+CONVOLUTIONS = {
+    # kernel and channels of each position of the output, and how many positions; of a transposed one, of the input
+    "two dimensions": (nn.Conv2d(16, 8, (3, 1), dilation=2), 3 * 16 * 8 * 4 * 8),
+    "groups": (nn.Conv2d(16, 8, 3, groups=4, padding=1), 9 * 4 * 8 * 8 * 8),
+    "each channel by itself": (nn.Conv2d(16, 16, 3, stride=2, groups=16), 9 * 16 * 3 * 3),
+    "transposed": (nn.ConvTranspose2d(16, 4, 2, stride=2), 4 * 16 * 4 * 8 * 8),
+    "transposed, groups": (nn.ConvTranspose2d(16, 4, 3, groups=2), 9 * 8 * 4 * 8 * 8),
+    "one dimension": (nn.Sequential(nn.Flatten(2), nn.Conv1d(16, 4, 5, stride=3)), 5 * 16 * 4 * 20),
+    "three dimensions": (nn.Sequential(nn.Unflatten(1, (2, 8)), nn.Conv3d(2, 3, (3, 2, 1))), 6 * 2 * 3 * 6 * 7 * 8),
+    "of one's own": (nn.Sequential(nn.Unfold(3, padding=1), nn.Conv1d(144, 2, 1)), 9 * 16 * 2 * 64),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_every_kind_by_hand(name):
+    module, macs = CONVOLUTIONS[name]
+    model = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), module)
+    first, layer = cost.layer_table(model, in_channels=3, image_size=32)
+    assert (first["macs"], layer["macs"]) == (48 * 16 * 64, macs)
+    assert layer["n_weights"] == sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
+    assert 2 * (first["macs"] + macs) == flops(model, 32)
+
+
+def test_oblong_images_cost_their_own_positions():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ConvTranspose2d(4, 2, 2, 2), nn.AdaptiveAvgPool2d((2, 3)))
+    layers = cost.layer_table(model, in_channels=3, image_size=(6, 10))
+    assert [layer["macs"] for layer in layers] == [108 * 60, 32 * 60]
+    assert 2 * cost.total(layers, "macs") == flops(model, (6, 10))
+
+
+class Unet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.up, self.head = nn.ConvTranspose2d(16, 8, 2, stride=2), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        fine = self.down(x).relu()
+        return self.head(torch.cat([self.up(self.middle(fine).relu()), fine], dim=1))
+
+
+def test_macs_of_a_u_net_by_hand():
+    layers = cost.layer_table(Unet(), in_channels=3, image_size=8)
+    by_name = {"down": 216 * 64, "middle": 1152 * 16, "up": 512 * 16, "head": 32 * 64}
+    assert {layer["name"]: layer["macs"] for layer in layers} == by_name
+    assert 2 * sum(by_name.values()) == flops(Unet(), 8)
+
+
+class Own(nn.Module):
+    """Tokens that a function makes something of, with a parameter or modules of its own."""
+
+    def __init__(self, function, own=()):
+        super().__init__()
+        self.function = function
+        if isinstance(own, nn.Module):
+            self.own = own
+        else:
+            self.own = nn.Parameter(torch.ones(own))
+
+    def forward(self, x):
+        return self.function(x, self.own)
+
+
+COUNTED = {  # of 16 tokens of 16 numbers
+    "a product": (Own(lambda x, own: x @ own, (16, 16)), [["between", [16, 16], 256, 16 * 256]]),
+    "a sum over an index": (
+        Own(lambda x, own: torch.einsum("nld,hde->nhle", x, own).sum(1), (2, 16, 16)),
+        [["between", [2, 16, 16], 512, 16 * 512]],
+    ),
+    "a recurrent network": (
+        Own(lambda x, own: own(x)[0], nn.LSTM(16, 16, batch_first=True)),
+        [["own", [], 2048, 16 * 2048]],
+    ),
+    "one cell of it": (
+        Own(lambda x, own: own(x[0]).unsqueeze(0), nn.GRUCell(16, 16)),
+        [["own", [], 1536, 16 * 1536]],
+    ),
+    "a layer of a transformer": (
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+        [
+            ["self_attn", [48, 16], 768, 16 * 768 + PRODUCTS],
+            ["self_attn.out_proj", [16, 16], 256, 16 * 256],
+            ["linear1", [32, 16], 512, 16 * 512],
+            ["linear2", [16, 32], 512, 16 * 512],
+        ],
+    ),
+    "no product": (Own(lambda x, own: torch.cat([x * own, x + own, own + 0 * x], 1), (16, 16)), []),
+    "an embedding": (Own(lambda x, own: x + own(x[0, :, 0].long()), nn.Embedding(2, 16)), []),
+    "a table of positions": (Own(lambda x, own: x + own[x[0, :, 0].long()], (9, 16)), []),
+    "normalisation": (nn.Sequential(nn.LayerNorm(16), nn.GroupNorm(2, 16), nn.BatchNorm1d(16), nn.PReLU(16)), []),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_products_of_ones_own_are_counted_and_what_is_no_product_costs_nothing(name):
+    module, rows = COUNTED[name]
+    with warnings.catch_warnings(action="error"):
+        assert between(module) == rows
+
+
+def deformed(x, own):
+    return own(x.mT.unflatten(2, (4, 4)), x.new_zeros(1, 2, 4, 4)).flatten(2).mT
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        (Own(lambda x, own: own(x, x), nn.Bilinear(16, 16, 16)), "'_trilinear' makes of between.own.weight"),
+        (Own(lambda x, own: x * (x @ own).unsqueeze(2), 16), "'mv' makes of between.own"),
+        (Own(deformed, DeformConv2d(16, 16, 1, bias=False)), "'deform_conv2d' makes of between.own.weight"),
+    ],
+)
+def test_weights_of_which_it_is_not_known_what_they_cost_are_named(module, message):
+    with pytest.warns(UserWarning, match=f"Tokens may cost more MACs than are counted: without what {message}$"):
+        cost.layer_table(Tokens(module), in_channels=3, image_size=16)
+
+
 class Calls(nn.Module):
     """A layer that runs three times, one that never does, and two that share a weight."""
 
@@ -184,10 +333,47 @@ def test_masked_layer_without_a_weight_of_its_own_is_named(name):
         cost.layer_table(Calls(), in_channels=3, image_size=5, n_active={name: 1, "step": 1})
 
 
+@pytest.mark.parametrize("n", [-1, 82, 2.5])
+def test_more_active_weights_than_there_are_are_refused(n):
+    with pytest.raises(ValueError, match=f"layer 'step' of 81 weights cannot have {n} active ones"):
+        cost.layer_table(Calls(), in_channels=3, image_size=5, n_active={"step": n})
+
+
+@pytest.mark.parametrize("image_size", [0, -8, 8.5, "8", None, (8,), (8, 8, 3), (8, 0), {8, 9}])
+def test_impossible_sizes_of_images_are_refused(image_size):
+    with pytest.raises(
+        ValueError, match=r"image_size must be a number of pixels or \(height, width\), all above 0; got"
+    ):
+        cost.layer_table(Calls(), in_channels=3, image_size=image_size)
+
+
+def test_sizes_of_images_may_be_of_any_kind_of_whole_number():
+    tables = [cost.layer_table(Calls(), in_channels=3, image_size=size) for size in (5, np.int64(5), [5, np.int8(5)])]
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_weights_that_are_shared_are_counted_once():
+    model = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 3, 3, padding=1), nn.Conv1d(3, 3, 3, padding=1))
+    model[2].weight = model[1].weight
+    layers = cost.layer_table(model, in_channels=3, image_size=5)
+    assert [(layer["n_weights"], layer["macs"]) for layer in layers] == [(27, 675), (0, 675)]
+    model = nn.Sequential(nn.ConvTranspose2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False))
+    model[0].weight = model[1].weight
+    layers = cost.layer_table(model, in_channels=3, image_size=5)
+    assert [(layer["n_weights"], layer["macs"]) for layer in layers] == [(9, 450)]  # of the one, for both
+
+
 def test_a_parametrized_layer_is_counted_as_any_other():
-    plain, normed = nn.Conv2d(3, 4, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    tables = [cost.layer_table(nn.Sequential(layer), in_channels=3, image_size=5) for layer in (plain, normed)]
-    assert tables[0] == tables[1]
+    def table(parametrize):
+        model = nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(6)))
+        for layer in model:
+            parametrize(layer)
+        return cost.layer_table(model, in_channels=3, image_size=15)
+
+    plain = table(lambda layer: None)
+    with warnings.catch_warnings(action="error"):
+        assert table(nn.utils.parametrizations.weight_norm) == plain
+        assert table(nn.utils.parametrizations.spectral_norm) == plain
 
 
 def test_counting_leaves_the_model_as_it_was():

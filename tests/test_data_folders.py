@@ -94,8 +94,20 @@ def test_val_stands_in_for_a_test_without_labels_as_tiny_imagenets_is(tmp_path):
     assert images.test_images[:, 0, 0, 0].tolist() == [50, 40] and images.class_names == ("cat", "dog")
     unsorted = {path.replace("val/cat/", "val/images/"): content for path, content in contents.items()}
     unsorted = {path.replace("val/dog/1", "val/images/2"): content for path, content in unsorted.items()}
-    with pytest.raises(ValueError, match=r"classes in its test set that have no image in train/: images"):
+    with pytest.raises(
+        ValueError, match=r"no image in train/: images; an image must lie in .* val_annotations\.txt says"
+    ):
         folders.read(write_tree(tmp_path / "b", unsorted))
+
+
+def test_test_images_in_no_folder_have_no_labels_either(tmp_path):
+    contents = {path.replace("test/", "val/"): content for path, content in FILES.items()} | {"test/1.png": grey(99)}
+    assert folders.read(write_tree(tmp_path / "a", contents)).test_images[:, 0, 0, 0].tolist() == [50, 40]
+    del contents["val/cat/1.png"], contents["val/dog/1.png"]
+    for path in ("test/1.png", "val/ILSVRC2012_val_00000001.png"):  # ImageNet's, as it is downloaded
+        flat = {each: content for each, content in contents.items() if "train" in each} | {path: grey(99)}
+        with pytest.raises(ValueError, match=f"{path} lies in no class folder; 1 such images must each be put into a"):
+            folders.read(write_tree(tmp_path / path.partition("/")[0], flat))
 
 
 def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
@@ -148,10 +160,20 @@ def test_a_palettes_colours_are_read_and_not_its_indices(tmp_path, transparency)
     assert images.train_images.tolist() == [[[first, [0, 255, 0]], [[0, 255, 0], [7, 8, 9]]]]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF"])
-def test_other_image_formats_are_read(tmp_path, kind):
+@pytest.mark.parametrize(
+    "kind, suffix",
+    [
+        *(("JPEG", suffix) for suffix in ("jpg", "JPEG", "jfif", "jpe")),
+        *(("PNG", "PNG"), ("BMP", "bmp"), ("DIB", "dib"), ("GIF", "Gif"), ("WEBP", "webp"), ("PPM", "ppm")),
+        *(("TIFF", "TIF"), ("JPEG2000", "jp2"), ("AVIF", "avif"), ("MPO", "mpo"), ("QOI", "qoi")),
+        *(("BMP", "png"), ("PNG", "jpg")),  # named wrongly
+    ],
+)
+def test_images_of_every_format_and_suffix_are_read(tmp_path, kind, suffix):
+    if f".{suffix.lower()}" not in folders.IMAGE_SUFFIXES:
+        pytest.skip(f"this PIL reads no {kind}")
     content = png(np.full((8, 8, 3), 128), kind=kind)
-    images = folders.read(write_tree(tmp_path, {"train/a/1.jpeg": content, "test/a/1.JPG": content}))
+    images = folders.read(write_tree(tmp_path, {f"train/a/1.{suffix}": content, f"test/a/1.{suffix}": content}))
     assert (images.train_images.int() - 128).abs().max() <= 2
 
 
@@ -387,7 +409,7 @@ def test_unreadable_images_are_counted_and_the_first_ones_named(tmp_path, kind):
 def test_images_of_more_than_eight_bits_are_refused(tmp_path, dtype):
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), dtype=dtype)).save(buffer, "TIFF")
-    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"deep\.tif \(more than 8 bits a channel; convert it to 8\)"):
         folders.read(write_tree(tmp_path, FILES | {"train/cat/deep.tif": buffer.getvalue()}))
 
 
@@ -411,19 +433,37 @@ def test_other_layouts_are_explained(tmp_path, contents, message):
     assert str(tmp_path / "set") in str(caught.value)
 
 
+@every_kind
+@pytest.mark.parametrize("enclosing", ["", "set/"])
 @pytest.mark.parametrize(
-    "files, held", [({"notes.txt": b""}, "holds 1 other files, such as notes.txt"), ({}, "is empty")]
+    "held, found",
+    [
+        ({"notes.txt": b"", "x.svg": b""}, "holds 2 other files, such as {}train/bird/notes.txt"),
+        ({".1.png": grey(1)}, "is empty, but for hidden files; remove it"),
+        ({}, "is empty, but for hidden files; remove it"),
+    ],
 )
-def test_a_class_without_an_image_is_named(tmp_path, files, held):
-    folder = write_tree(tmp_path, FILES | {f"train/bird/{name}": content for name, content in files.items()})
-    (folder / "train" / "bird").mkdir(exist_ok=True)
-    for read in (folders.read, folders.list_images):
-        with pytest.raises(
-            ValueError, match=f"class 'bird' has no image that can be read: its folder in train/ {held}"
-        ):
-            read(folder)
-    write_tree(folder, {"train/bird/1.jfif": png(np.full((2, 2, 3), 9), kind="JPEG")})
-    assert folders.list_images(folder).class_names == ("bird", "cat", "dog")
+def test_a_class_without_an_image_is_named(tmp_path, kind, enclosing, held, found):
+    contents = {enclosing + path: content for path, content in FILES.items()}
+    contents |= {f"{enclosing}train/bird/{name}": content for name, content in held.items()}
+    if kind == "/":
+        source = write_source(tmp_path, kind, contents)
+        (source / enclosing / "train" / "bird").mkdir(exist_ok=True)
+    else:  # an archive made of a folder has its folders
+
+        def edit(member):
+            member.type = tarfile.DIRTYPE if member.name.endswith("/") else member.type
+            return member
+
+        source = write_archive(tmp_path / f"set{kind}", {f"{enclosing}train/bird/": b""} | contents, edit=edit)
+    message = "class 'bird' has no image that can be read: its folder in train/ " + found.format(enclosing)
+    with pytest.raises(ValueError, match=message):
+        folders.read(source)
+    if kind == "/":
+        with pytest.raises(ValueError, match=message):
+            folders.list_images(source)
+        write_tree(source, {f"{enclosing}train/bird/1.jfif": png(np.full((2, 2, 3), 9), kind="JPEG")})
+        assert folders.list_images(source).class_names == ("bird", "cat", "dog")
 
 
 def test_what_cannot_be_read_to_an_end_is_named_and_not_waited_for(tmp_path):

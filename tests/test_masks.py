@@ -247,3 +247,11 @@ def test_scores_that_cannot_be_ranked_are_refused_with_their_layer(wrong):
 def test_impossible_global_masks_are_refused(density, scores, masks, match):
     with pytest.raises(ValueError, match=match):
         global_masks(scores, density=density, masks=masks)
+
+
+def test_frozen_weights_are_not_prunable():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    model[0].weight.requires_grad_(False)
+    assert list(prunable_weights(model)) == ["1"]
+    with pytest.raises(ValueError, match="all layers of Sequential are frozen, so nothing in it can be pruned"):
+        prunable_weights(model.requires_grad_(False))

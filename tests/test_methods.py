@@ -1,5 +1,8 @@
 """Methods on a network of eight weights, where every value is known, and their invariants on real networks."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from conftest import build_method, train_step
@@ -7,7 +10,7 @@ from torch import nn
 
 from prunelab.methods import METHODS
 from prunelab.methods.dynamic import RigL, SparseEvolutionaryTraining
-from prunelab.methods.static import Static, active_counts, random_masks
+from prunelab.methods.static import Static, active_counts, full_masks, random_masks
 from prunelab.models import build_model
 from prunelab.steps import OPTIMIZERS, build_optimizer, set_learning_rate
 
@@ -174,17 +177,17 @@ def test_adam_does_not_revive_inactive_weights(name):
 
 
 class Uneven(nn.Module):
-    """A frozen layer, one that never runs, and two that share their weight."""
+    """A frozen layer, one that never runs, two that share their weight, of which one has another name."""
 
     def __init__(self):
         super().__init__()
-        self.frozen, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.frozen, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
         self.idle, self.head = nn.Linear(8, 10), nn.Linear(8, 10)
-        self.second.weight = self.first.weight
+        self.second.weight, self.third = self.first.weight, self.second
         self.frozen.requires_grad_(False)
 
     def forward(self, x):
-        for layer in (self.frozen, self.first, self.second):
+        for layer in (self.frozen, self.first, self.second, self.third):
             x = layer(x).relu()
         return self.head(x.mean((2, 3)))
 
@@ -193,30 +196,33 @@ class Uneven(nn.Module):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_layers_that_do_not_learn_stay_and_layers_that_share_a_weight_have_one_mask(name, optimizer):
     torch.manual_seed(0)
-    model, before = Uneven(), {}
+    model = Uneven()
+    frozen = model.frozen.weight.clone()
     method = build_method(
         name, model, density=0.3, generator=torch.Generator().manual_seed(0), update_every=2, stop_step=4
     )
     rule = build_optimizer(model, optimizer=optimizer, momentum=0.9, weight_decay=0.1)
+    assert sum(len(group["params"]) for group in rule.param_groups) == len(list(model.parameters()))
     set_learning_rate(rule, 0.01)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     step = 0
     while step < 5:
         step += train_step(model, rule, torch.randn(8, 3, 8, 8), torch.arange(8), step, method=method)[1]
+    assert torch.equal(model.frozen.weight, frozen)  # which building the method leaves alone, too
     for key, value in model.state_dict().items():
-        layer = key.partition(".")[0]
-        learns = layer not in ("frozen", "idle")
-        prunes_all = name in ("gmp", "woodfisher", "acdc")  # layers that do not learn, too
-        kept = value != 0 if prunes_all else torch.ones_like(value, dtype=torch.bool)
-        assert torch.equal(value[kept], before[key][kept]) != learns, key
+        assert torch.equal(value, before[key]) == (key.partition(".")[0] in ("frozen", "idle")), key
     if method is not None:
-        assert list(method.masks) == ["frozen", "first", "idle", "head"][: 3 if name == "lottery" else 4]
+        assert list(method.masks) == ["first", "idle", "head"][: 2 if name == "lottery" else 3]
         for layer, weight in method.weights.items():
             assert not weight[~method.masks[layer]].any()
-    if name in ("static", "set", "snfs", "rigl", "gmp", "woodfisher", "acdc"):  # STR reaches what nobody sets
-        n_weights = sum(mask.numel() for mask in method.masks.values())
-        assert sum(int(mask.sum()) for mask in method.masks.values()) == round(0.3 * n_weights)
-        assert int(model.second.weight.count_nonzero()) <= int(method.masks["first"].sum())
+        found = {layer: int(mask.sum()) for layer, mask in method.masks.items()}
+    counts = active_counts(model, density=0.3, distribution="erk")
+    if name in ("static", "set", "snfs", "rigl"):
+        assert found == counts
+    elif name in ("snip", "gmp", "woodfisher", "acdc"):  # prune what has a gradient
+        assert found.pop("idle") == model.idle.weight.numel()
+        del counts["idle"]
+        assert sum(found.values()) == sum(counts.values())
 
 
 @pytest.mark.parametrize("method_class", [RigL, SparseEvolutionaryTraining])
@@ -245,6 +251,25 @@ def test_mask_for_another_network_is_refused():
         Static(nn.Sequential(nn.Linear(2, 2)), {"nowhere": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"mask '0' of shape \(3, 2\) fits no layer"):
         Static(nn.Sequential(nn.Linear(2, 2)), {"0": torch.ones(3, 2, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 2), [[True, False]] * 2, np.ones((2, 2), dtype=bool), None])
+def test_mask_that_is_no_tensor_of_bools_is_refused(mask):
+    with pytest.raises(ValueError, match="mask '0' must be a bool tensor, True where a weight is active; got "):
+        Static(nn.Sequential(nn.Linear(2, 2)), {"0": mask})
+
+
+@pytest.mark.parametrize("n", [2.5, 0, 5, "2"])
+def test_count_that_a_layer_cannot_have_is_refused(n):
+    with pytest.raises(ValueError, match=f"layer '0' of 4 weights cannot keep {n} of them"):
+        full_masks(nn.Sequential(nn.Linear(2, 2)), {"0": n})
+
+
+def test_layers_that_are_not_there_are_named_with_those_that_are():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    for act in (full_masks, partial(random_masks, generator=torch.Generator())):
+        with pytest.raises(ValueError, match=r"no convolution or linear layer '1' with a weight .*; there are 0, 2$"):
+            act(model, {"1": 1})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def eight_weights(phase_starts=(2, 4, 6), n_active=2):
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     for parameter in layer.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
+        parameter.grad = torch.zeros_like(parameter)
     return layer, method, optimizer
 
 
@@ -125,6 +126,7 @@ def test_layers_are_compressed_to_a_total_by_magnitude_alone():
     model[0].weight.data = torch.tensor([[0.1, -0.2, 0.3]])
     model[1].weight.data = torch.tensor([[-1.0], [0.25], [2.0]])
     method = AlternatingCompression(model, {"0": 2, "1": 1}, phase_starts=[1])
+    model(torch.ones(1, 3)).sum().backward()
     method.after_update(1, torch.optim.SGD(model.parameters(), lr=0.1))
     assert method.masks["0"].tolist() == [[False, False, True]]  # .3 is third of six
     assert method.masks["1"].tolist() == [[True], [False], [True]]

@@ -24,6 +24,7 @@ def eight_weights(**changes):
     method = GradualPruning(nn.Sequential(layer), {"0": 1}, **options)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     optimizer.state[layer.weight]["momentum_buffer"] = torch.ones(1, 8)
+    layer.weight.grad = torch.zeros(1, 8)
     return layer, method, optimizer
 
 

@@ -54,6 +54,12 @@ def test_gradients_are_those_of_each_image_or_means_of_some(n_averaged, digits):
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5)
 
 
+def let_all_learn(model):
+    """Gives each parameter a gradient, as training does."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("n_averaged", [1, 4])
 def test_one_pruning_is_that_of_slow_code(joint, n_averaged, digits):
@@ -73,6 +79,7 @@ def test_one_pruning_is_that_of_slow_code(joint, n_averaged, digits):
         inverses[name] = torch.block_diag(*blocks)
         costs[name] = before[name].flatten() ** 2 / (2 * inverses[name].diagonal())
     n_left = sum(method.n_active.values())
+    let_all_learn(model)
     threshold = torch.cat(list(costs.values())).sort(descending=True).values[n_left - 1]
     method.after_update(1, torch.optim.SGD(model.parameters(), lr=0.1))
     for name, weight in method.weights.items():
@@ -128,19 +135,21 @@ def test_weights_pruned_before_have_no_part_in_the_matrix(digits):
     assert (inverse[3, 4:] != 0).any()
 
 
-def test_frozen_layer_is_pruned_but_its_other_weights_do_not_move(digits):
+def test_a_layer_without_a_gradient_stays_and_counts_in_no_total(digits):
     model = small_resnet()
-    model.conv.requires_grad_(False)
-    before = model.conv.weight.clone()
+    before = model.conv.weight.detach().clone()
     _, method = build(digits, model=model, density=0.5, begin_step=0, end_step=1)
+    let_all_learn(model)
+    model.conv.weight.grad = None
     method.after_update(1, torch.optim.SGD(model.parameters(), lr=0.1))
-    kept = method.masks["conv"]
-    assert 0 < int(kept.sum()) < kept.numel()
-    assert torch.equal(model.conv.weight, before * kept)
+    assert torch.equal(model.conv.weight, before) and method.masks["conv"].all()
+    wanted = sum(n for name, n in method.n_active.items() if name != "conv")
+    assert sum(int(mask.sum()) for name, mask in method.masks.items() if name != "conv") == wanted
 
 
 def test_a_diverged_network_is_pruned_all_the_same_and_regains_nothing(digits):
     model, method = build(digits, begin_step=0, end_step=2, update_every=1)
+    let_all_learn(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method.after_update(1, optimizer)
     masks = copy.deepcopy(method.masks)

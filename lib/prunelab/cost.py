@@ -1,26 +1,39 @@
 """What a network costs: weights, multiply-accumulates (MACs), and the MACs of training it.
 
 Convention: one MAC is one multiplication and its addition. Products by weights are counted, of convolution and linear
-layers above all, and those of activations with each other, as in attention; biases, normalisation, activation functions
-and pooling are not. A masked weight costs nothing. These are counts, not speed: no ordinary kernel skips the zeros.
+layers above all, and those of activations with each other, as in attention; biases, normalisation, activation
+functions, pooling, embeddings and what is multiplied element by element are not. A masked weight costs nothing. These
+are counts, not speed: no ordinary kernel skips the zeros.
 
 Source: Evci et al. 2020, arXiv:1911.11134, App. H.
 Differs: The authors count 2 FLOPs a MAC plus one per output element, on padded images; ratios agree to 0.001.
 """
 
+import warnings
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from prunelab.masks import distinct, layer_weights
 from prunelab.shadows import Size, images_for, without_numbers
+
+aten = torch.ops.aten
+# Weights that meet other tensors here are joined to them, picked, or normalise; so are those of operations that torch
+# knows to be element by element.
+_NO_PRODUCTS = {
+    *(aten.cat, aten.stack, aten.index, aten.index_select, aten.gather, aten.embedding),
+    *(aten._embedding_bag, aten._embedding_bag_forward_only, aten._prelu_kernel, aten.native_layer_norm),
+    *(aten.native_group_norm, aten.native_batch_norm, aten._native_batch_norm_legit_no_training),
+}
 
 
 def layer_table(
@@ -30,7 +43,8 @@ def layer_table(
 
     A layer that runs several times has the MACs of all its calls, an idle one none. Layers that share a weight are one
     row, under the name of the first. Any other module has a row where it multiplies by itself: attention for the
-    products of queries, keys and values, in `nn.MultiheadAttention` with the input projection and its weights.
+    products of queries, keys and values, in `nn.MultiheadAttention` with the input projection and its weights. Where
+    weights are given to an operation of which neither is known, as in `nn.Bilinear`, a warning names them.
 
     Args:
         model: Left as it is; a copy without numbers runs.
@@ -41,13 +55,16 @@ def layer_table(
         One dict a row, first layer first: `name`, `shape` of the weight ([] where there is none, or several),
         `n_weights`, `n_active`, `masked`, and `macs`, in which an inactive weight costs nothing.
     Raises:
-        ValueError: A masked layer that is not there, or has no weight of its own.
+        ValueError: A masked layer that is not there, has no weight of its own, or fewer than are active.
     """
     n_active = n_active or {}
     with torch.inference_mode(False), torch.no_grad():  # inference hides the products that an operation consists of
-        shadow = without_numbers(model)
+        shadow, images = without_numbers(model), images_for(model, in_channels, image_size, n=1)
         with _Products(shadow) as products:
-            shadow(images_for(model, in_channels, image_size, n=1))
+            shadow(images)
+    if products.unknown:
+        uncounted = "; ".join(f"what {operation!r} makes of {name}" for name, operation in products.unknown.items())
+        warnings.warn(f"{type(model).__name__} may cost more MACs than are counted: without {uncounted}", stacklevel=2)
     weights = distinct(layer_weights(shadow))
     if unknown := sorted(n_active.keys() - weights):
         raise ValueError(
@@ -59,7 +76,7 @@ def layer_table(
         macs = products.macs[name]
         if name not in weights and not macs:
             continue
-        factors = [weights[name]] if name in weights else products.factors(module)
+        factors = [weights[name]] if name in weights else products.factors(name, module)
         n_weights = sum(weight.numel() for weight in factors)
         row = {
             "name": name,
@@ -68,6 +85,8 @@ def layer_table(
             "n_active": n_active.get(name, n_weights),
             "masked": name in n_active,
         }
+        if not isinstance(row["n_active"], Integral) or not 0 <= row["n_active"] <= n_weights:
+            raise ValueError(f"layer {name!r} of {n_weights} weights cannot have {row['n_active']} active ones")
         table.append(row | {"macs": _at(macs, n_weights, row["n_active"])})
     return table
 
@@ -80,6 +99,7 @@ class _Products(TorchDispatchMode):
 
     Attributes:
         macs: By the name of a module.
+        unknown: Names of operations, by the parameter that they may have multiplied by.
     """
 
     supports_higher_order_operators = True  # flex attention is one
@@ -87,16 +107,25 @@ class _Products(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.macs: Counter[str] = Counter()
-        self._layers = {_storage(weight): name for name, weight in distinct(layer_weights(model)).items()}
-        self._multiplied: set[int] = set()
+        self.unknown: dict[str, str] = {}
+        self._layers = {f"{name}.weight": name for name in distinct(layer_weights(model))}
+        # Names of the parameters that a tensor was made of, by its memory; no names where it does not hang on images.
+        self._made_of = {_storage(buffer): () for buffer in model.buffers()}
+        named = reversed([*model.named_parameters(remove_duplicate=False)])
+        named = sorted(
+            named, key=lambda each: each[0] in self._layers
+        )  # of several names a layer's counts, or the first
+        self._made_of |= {_storage(parameter): (name,) for name, parameter in named}
+        self._kept: list[Tensor] = []  # so that no other takes their memory
+        self._multiplied: set[str] = set()
         self._running = [""]
         for name, module in model.named_modules():
             module.register_forward_pre_hook(partial(self._enter, name))
             module.register_forward_hook(self._leave)
 
-    def factors(self, module: nn.Module) -> list[Tensor]:
-        """Lists the parameters of a module itself, no layer, that were factors of its products."""
-        return [own for own in module.parameters(recurse=False) if _storage(own) in self._multiplied]
+    def factors(self, name: str, module: nn.Module) -> list[Tensor]:
+        """Lists the parameters of a module itself, no layer, that were factors of products; what is shared, once."""
+        return [own for full_name, own in module.named_parameters(name, recurse=False) if full_name in self._multiplied]
 
     def _enter(self, name: str, *_: Any) -> None:
         self._running.append(name)
@@ -110,13 +139,25 @@ class _Products(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         operation = getattr(func, "_overloadpacket", func)
-        if operation in flop_registry:
-            factors = [_storage(arg) for arg in args if isinstance(arg, Tensor) and arg.dim() > 1]  # no biases
-            layer = next((self._layers[factor] for factor in factors if factor in self._layers), None)
+        given, results = (
+            [each for each in tree_leaves(tree) if isinstance(each, Tensor)] for tree in ((args, kwargs), result)
+        )
+        made_of = {name: each.dim() for each in given for name in self._made_of.get(_storage(each), ())}
+        if is_product := operation in flop_registry:
+            factors = [name for name, n_axes in made_of.items() if n_axes > 1]  # no biases
+            layer = next((self._layers[name] for name in factors if name in self._layers), None)
             if layer is None:
                 layer = self._running[-1]
                 self._multiplied.update(factors)
             self.macs[layer] += flop_registry[operation](*args, **kwargs, out_val=result) // 2
+        if all(_storage(each) in self._made_of for each in given):
+            self._made_of |= dict.fromkeys(map(_storage, results), () if is_product else tuple(made_of))
+            self._kept += results
+        else:
+            for each in results:  # perhaps written in place
+                self._made_of.pop(_storage(each), None)
+            if not is_product and operation not in _NO_PRODUCTS and torch.Tag.pointwise not in func.tags:
+                self.unknown |= dict.fromkeys(made_of, operation.__name__)
         return result
 
 

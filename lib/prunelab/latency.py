@@ -81,10 +81,12 @@ def compare(
     Returns:
         The latency of each network, with `n_rounds` entries.
     Raises:
-        ValueError: Fewer than two rounds.
+        ValueError: Fewer than two rounds, or a network without numbers, on the meta device, that takes no time.
     """
     if n_rounds < 2:
         raise ValueError(f"n_rounds must be at least 2, a single one has no spread; got {n_rounds}")
+    for name, model in models.items():
+        _check_numbers(name, model)
     copies = {name: copy.deepcopy(model).eval().to(memory_format=torch.channels_last) for name, model in models.items()}
     # Noise, for a GPU draws less power on zeros, and runs faster.
     shape = (batch_size, in_channels, *sides(image_size))
@@ -103,6 +105,11 @@ def compare(
     return {name: Latency(tuple(spent)) for name, spent in seconds.items()}
 
 
+def _check_numbers(name: str, model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"network {name!r} is on the meta device, without numbers; put it on a device that computes")
+
+
 def in_turn(sides: Mapping[str, Callable[[int], None]], *, n_rounds: int, n_warm_up: int) -> dict[str, list[float]]:
     """Returns the seconds that each side takes each round, after some rounds to warm up; sides are told the round."""
     spent: dict[str, list[float]] = {name: [] for name in sides}
@@ -115,7 +122,12 @@ def in_turn(sides: Mapping[str, Callable[[int], None]], *, n_rounds: int, n_warm
 
 
 def n_bytes(model: nn.Module) -> int:
-    """Counts the bytes of the file in which `torch.save` stores a network's state; zeroed weights are in it."""
+    """Counts the bytes of the file in which `torch.save` stores a network's state; zeroed weights are in it.
+
+    Raises:
+        ValueError: A network without numbers, on the meta device, of which there is nothing to be stored.
+    """
+    _check_numbers("model", model)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return len(file.getbuffer())

@@ -22,8 +22,8 @@ def distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns those of `layer_weights` that may be pruned: all but depthwise convolutions, which are few, stay dense.
 
-    A weight that layers share is one, with one mask, under the first layer's name. Biases and normalisation are never
-    pruned.
+    A weight that layers share is one, with one mask, under the first layer's name. Biases, normalisation and frozen
+    weights, those that require no gradient, are never pruned.
 
     Raises:
         ValueError: The model has no such layer.
@@ -33,7 +33,9 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     weights = {name: weight for name, weight in weights.items() if not _is_depthwise(model.get_submodule(name))}
     if not weights:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer, so nothing in it can be pruned")
-    return weights
+    if learning := {name: weight for name, weight in weights.items() if weight.requires_grad}:
+        return learning
+    raise ValueError(f"all layers of {type(model).__name__} are frozen, so nothing in it can be pruned: let some learn")
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
@@ -81,12 +83,14 @@ def global_masks(
         Bool masks on the scores' device, `round(density * n)` active in total, each of them active in `masks`.
     Raises:
         ValueError: A density outside (0, 1], above the share that is active now or too small for a single weight; no
-            layer at all; a score that is NaN or -inf; masks of other layers or shapes.
+            layer at all; a score that is NaN, -inf or without numbers; masks of other layers or shapes.
     """
     check_density(density)
     if not scores:
         raise ValueError("no scores, so there is nothing to prune")
     for name, score in scores.items():
+        if score.is_meta:
+            raise ValueError(f"layer {name!r} has scores on the meta device, without numbers to be ranked")
         if not (score > -torch.inf).all():
             raise ValueError(f"layer {name!r} has scores that cannot be ranked: NaN or -inf")
     if masks is None:

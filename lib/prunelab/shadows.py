@@ -1,8 +1,10 @@
 """Networks without numbers: as large as the ones they stand for, and run in no time to learn about shapes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -39,15 +41,42 @@ class Shapes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Scaling(partial):
+    """A forward hook that scales what a layer gives by factors that are no parameters of the network."""
+
+
+def _check_folded(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if any(isinstance(hook, Scaling) for hook in module._forward_hooks.values()):
+            raise ValueError(
+                f"what {name!r} gives is scaled by factors that are not part of {type(model).__name__}; call fold() of"
+                " the method that trains them first"
+            )
+
+
 def without_numbers(model: nn.Module) -> nn.Module:
-    """Copies a network in evaluation mode, shapes only; parameters that it shares are shared in the copy."""
-    tensors = chain(model.parameters(), model.buffers())
+    """Copies a network in evaluation mode, shapes only; parameters that it shares are shared in the copy.
+
+    Raises:
+        ValueError: Factors of `channels.selection` scale it, which are to be folded first.
+    """
+    _check_folded(model)
+    held = (each for module in model.modules() for each in vars(module).values() if isinstance(each, Tensor))
+    made_anew = (each for each in held if not each.is_leaf)  # which deepcopy refuses
+    tensors = chain(model.parameters(), model.buffers(), made_anew)
     return copy.deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}).eval()
 
 
 def sides(image_size: Size) -> tuple[int, int]:
-    """Returns height and width of images, of which one number stands for both."""
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
+    """Returns height and width of images, of which one number stands for both.
+
+    Raises:
+        ValueError: Anything but one or two whole numbers of pixels.
+    """
+    pair = (image_size, image_size) if isinstance(image_size, Integral) else image_size
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(n, Integral) and n > 0 for n in pair):
+        raise ValueError(f"image_size must be a number of pixels or (height, width), all above 0; got {image_size!r}")
+    return tuple(pair)
 
 
 def precision_of(model: nn.Module) -> torch.dtype:
@@ -64,22 +93,27 @@ def as_given(model: nn.Module) -> nn.Module:
     """Returns the network inside of one that was compiled or made parallel.
 
     Raises:
-        ValueError: Weights that are not parameters but made of them anew; says what to call first.
+        ValueError: Weights that are not parameters but made of them anew, or factors that scale it as in
+            `without_numbers`; says what to call first.
     """
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    _check_folded(model)
     for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
-        elif prune.is_pruned(module) and any(
-            isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()
-        ):
-            remedy = "torch.nn.utils.prune.remove"
-        elif any(hasattr(module, f"weight_{part}") for part in ("g", "orig")):
-            remedy = "torch.nn.utils.remove_weight_norm or remove_spectral_norm"
-        else:
-            continue
-        raise ValueError(
-            f"the weight of {name!r} is no parameter but made of others before each run; call {remedy} on it first"
-        )
+        for own, remedy in _made_anew(module):
+            raise ValueError(
+                f"the {own} of {name!r} is no parameter but made of others before each run; call {remedy} on it first"
+            )
     return model
+
+
+def _made_anew(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yields the names of tensors that a module makes of its parameters before it runs, and what puts an end to it."""
+    for name in module.parametrizations if parametrize.is_parametrized(module) else ():
+        yield name, "torch.nn.utils.parametrize.remove_parametrizations"
+    is_masked = any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+    for parameter in module._parameters:
+        name, _, part = parameter.rpartition("_")
+        if part in ("orig", "g") and isinstance(vars(module).get(name), Tensor):
+            by_norm = "remove_weight_norm" if part == "g" else "remove_spectral_norm"
+            yield name, "torch.nn.utils." + ("prune.remove" if is_masked else by_norm)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -154,13 +155,16 @@ def keep_largest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dic
     Returns:
         Ascending indices of the channels that stay, for each layer of `counts`.
     Raises:
-        ValueError: A layer without scores, scores that are no numbers, not one a channel, or fewer than are to stay.
+        ValueError: A layer without scores, scores that are no numbers, not one a channel, or fewer than are to stay; a
+            count that is no whole number.
     """
     kept = {}
     for name, count in counts.items():
         if name not in scores:
             raise ValueError(f"no scores for layer {name!r}; there are some for {', '.join(scores)}")
         n = len(score := _checked(name, scores[name]))
+        if not isinstance(count, Integral) or isinstance(count, bool):
+            raise ValueError(f"layer {name!r} must keep a whole number of channels, got {count!r}; see uniform_counts")
         if count > n:
             raise ValueError(f"layer {name!r} of {n} channels cannot keep {count} of them")
         if count < 1:
@@ -180,13 +184,15 @@ def keep_largest_globally(scores: Mapping[str, Tensor], *, density: float) -> di
     Returns:
         Ascending indices of the channels that stay, by layer name; in total the share rounded to a whole channel.
     Raises:
-        ValueError: `density` outside (0, 1], scores that are no numbers, or not one a channel.
+        ValueError: `density` outside (0, 1], no scores, or some that are no numbers, or not one a channel.
     Source: Liu et al. 2017, arXiv:1708.06519, Sec. 3.
     Differs: The official code keeps what exceeds a threshold, so that channels of equal score stay or go together,
         and a layer may lose them all.
     """
     check_density(density)
     scores = {name: _checked(name, score) for name, score in scores.items()}
+    if not scores:
+        raise ValueError("no scores of any layer, so there are no channels to choose from")
     n_channels = [len(score) for score in scores.values()]
     masks = largest(torch.cat(list(scores.values())), round(density * sum(n_channels))).split(n_channels)
     emptied = [name for name, mask in zip(scores, masks, strict=True) if not mask.any()]
@@ -200,8 +206,14 @@ def keep_largest_globally(scores: Mapping[str, Tensor], *, density: float) -> di
 
 def _checked(name: str, score: Tensor | Sequence[float]) -> Tensor:
     """Returns a layer's scores as a tensor."""
-    score = torch.as_tensor(score)
-    if score.dim() != 1 or score.isnan().any():
-        found = "NaN among them" if score.dim() == 1 else f"a shape of {tuple(score.shape)}"
-        raise ValueError(f"layer {name!r} needs one number a channel as its scores; there is {found}")
-    return score
+    try:
+        score = torch.as_tensor(score)
+    except (TypeError, ValueError, RuntimeError):  # strings, None, rows of several lengths
+        found = repr(score)
+    else:
+        if score.is_meta:
+            raise ValueError(f"layer {name!r} has scores on the meta device, without numbers to be ranked")
+        if score.dim() == 1 and len(score) and not score.is_complex() and not score.isnan().any():
+            return score
+        found = "NaN among them" if score.isnan().any() else f"a {score.dtype} of shape {tuple(score.shape)}"
+    raise ValueError(f"layer {name!r} needs one number a channel as its scores; there is {found}")

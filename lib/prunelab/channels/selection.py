@@ -4,13 +4,13 @@ Source: Huang & Wang 2018, arXiv:1707.01213, Eq. 10-12; as in TuSimple/sparse-st
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunelab.methods.hooks import Hooks
+from prunelab.shadows import Scaling
 
 
 def _along(factors: Tensor, tensor: Tensor, *, dim: int) -> Tensor:
@@ -26,14 +26,18 @@ def _scale(factors: Tensor, layer: nn.Module, inputs: tuple[Tensor], output: Ten
     return output * _along(factors, output, dim=1).to(output.dtype)
 
 
-def _check_unshared(modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
-    """Raises ValueError where factors would be folded into a parameter that another layer has too."""
+def _check_parameters(modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
+    """Raises ValueError where factors would be folded into a parameter that is frozen, or another layer's too."""
     owners: dict[int, list[str]] = {}
     for name, module in modules.items():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
     for name in names:
         for parameter in modules[name].parameters():
+            if not parameter.requires_grad:
+                raise ValueError(
+                    f"layer {name!r} is frozen, and the factors would be folded into it; let it learn, or name others"
+                )
             if len(sharing := owners[id(parameter)]) > 1:
                 raise ValueError(
                     f"layers {' and '.join(map(repr, sharing))} share a parameter, which the factors of one would scale"
@@ -68,8 +72,9 @@ class Selection(Hooks):
             penalty: gamma in the paper, at least 0.
             momentum: mu in the paper, in [0, 1).
         Raises:
-            ValueError: No structure, a layer that is not there or cannot be scaled, or shares a parameter with another
-                one, a number of structures that does not divide its channels, or a penalty or momentum out of range.
+            ValueError: No structure, a layer that is not there or cannot be scaled, is frozen, or shares a parameter
+                with another one, a number of structures that does not divide its channels, or a penalty or momentum
+                out of range.
         """
         if penalty < 0:
             raise ValueError(f"penalty must be at least 0, got {penalty}")
@@ -84,7 +89,7 @@ class Selection(Hooks):
             n_channels = len(modules[name].weight)
             if n < 1 or n_channels % n:
                 raise ValueError(f"{n_channels} channels of layer {name!r} cannot be split into {n} equal structures")
-        _check_unshared(modules, structures)
+        _check_parameters(modules, structures)
         self.penalty, self.momentum = penalty, momentum
         self._layers = {name: modules[name] for name in structures}
 
@@ -99,7 +104,7 @@ class Selection(Hooks):
         for factors, part in zip(self.factors.values(), self._gradient.split(sizes), strict=True):
             factors.grad = part
         self._hooks = {
-            name: layer.register_forward_hook(partial(_scale, self.factors[name]))
+            name: layer.register_forward_hook(Scaling(_scale, self.factors[name]))
             for name, layer in self._layers.items()
         }
 

@@ -6,6 +6,7 @@ Differs: The fresh network is not pruned before the first epoch, as in Algorithm
 """
 
 from collections.abc import Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ def l2_scores(weight: Tensor) -> Tensor:
 
 
 class SoftFilterPruning(Hooks):
-    """Now and then zeroes all filters of a layer but those of largest L2 norm; zeroed ones may grow back."""
+    """Now and then zeroes all filters of a layer but those of largest L2 norm; zeroed ones may grow back.
+
+    A layer that has no gradient, be it frozen or never reached by the loss, keeps all of its filters.
+    """
 
     def __init__(self, model: nn.Module, counts: Mapping[str, int], *, prune_every_steps: int) -> None:
         """Leaves `model` dense until the first pruning.
@@ -39,7 +43,7 @@ class SoftFilterPruning(Hooks):
             raise ValueError(f"prune_every_steps must be at least 1, got {prune_every_steps}")
         self.weights = named_weights(model, counts)
         for name, weight in self.weights.items():
-            if not 1 <= counts[name] <= len(weight):
+            if not isinstance(counts[name], Integral) or not 1 <= counts[name] <= len(weight):
                 raise ValueError(f"layer {name!r} of {len(weight)} filters cannot keep {counts[name]} of them")
         self.counts = dict(counts)
         self.prune_every_steps = prune_every_steps
@@ -52,4 +56,5 @@ class SoftFilterPruning(Hooks):
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         if step % self.prune_every_steps == 0:
             for name, weight in self.weights.items():
-                weight[~largest(l2_scores(weight), self.counts[name])] = 0.0
+                if weight.grad is not None:
+                    weight[~largest(l2_scores(weight), self.counts[name])] = 0.0

@@ -14,9 +14,10 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,10 @@ from prunelab.data.dataset import Images, area_average
 
 ARCHIVE_SUFFIXES = (".tar.xz", ".tgz", ".tar.gz", ".zip")
 SPLITS = ("train", "test", "val")
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")  # PIL knows more, some of which run programs
-IMAGE_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
+# PIL knows more: some run programs, others have no mark by which a damaged file is told from theirs.
+_KNOWN = {"JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF", "JPEG2000", "AVIF", "QOI"}
+IMAGE_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in _KNOWN}
+_FORMATS = [name for name in Image.ID if name in _KNOWN]  # what this PIL was built with
 
 # Images hardly shrink once more in an archive, so one that unfolds a hundredfold is a bomb.
 MAX_BYTES = 16 << 30
@@ -44,8 +47,8 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
     """Decodes a tree or an archive.
 
     The images of a split are in the order of their paths, whatever the order in the archive. They are grey if
-    all of them are, else RGB. What is not named as an image is skipped. Of test/ and val/, test/ counts, unless only
-    val/ has classes of train/.
+    all of them are, else RGB. What is not named as an image is skipped, as is what is hidden. Of test/ and val/, test/
+    counts, unless only val/ has classes of train/: the test images of a challenge have no labels.
 
     Args:
         source: A folder, or an archive with one of `ARCHIVE_SUFFIXES`. One folder may enclose the splits.
@@ -54,9 +57,9 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
     Raises:
         ValueError: A hostile or damaged archive, images that cannot be used, or another layout.
     """
-    pixels, refused, n_bytes = {}, [], 0
-    for path, content in _image_files(source):
-        if _place(source, path) is None:
+    pixels, beside, refused, n_bytes = {}, [], [], 0
+    for path, content in _image_files(source, beside):
+        if _place(path) is None:
             continue
         if path in pixels:
             raise ValueError(f"{source}: {path} occurs twice")
@@ -69,7 +72,7 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
             raise ValueError(f"{source}: its images need more than {MAX_BYTES:,} bytes at {path}; set image_size")
     if refused:
         raise ValueError(f"{source}: {len(refused)} images cannot be used, such as {'; '.join(refused[:3])}")
-    _check_classes(source, pixels)
+    _check_classes(source, pixels, beside)
     return assemble(source, pixels)
 
 
@@ -110,27 +113,40 @@ def list_images(folder: Path) -> Listing:
     Raises:
         ValueError: Another layout.
     """
-    paths = list(_walk(folder))
-    _check_classes(folder, paths)
+    paths = list(_walk(folder, beside := []))
+    _check_classes(folder, paths, beside)
     return _listing(folder, paths)
 
 
-def _check_classes(source: Path, paths: Iterable[str]) -> None:
-    """Raises ValueError if a class of a tree's train/ has no image: its name would be missing, and labels shift."""
-    found = {path.rpartition("/train/")[2] if "/train/" in path else path.removeprefix("train/") for path in paths}
-    found = {path.split("/")[0] for path in found}
-    for folder in (*source.glob("train/*/"), *source.glob("*/train/*/")):
-        if folder.name not in found and not folder.name.startswith(".") and folder.is_dir():
-            held = sorted(file.name for file in folder.iterdir())
-            raise ValueError(
-                f"{source}: class {folder.name!r} has no image that can be read: its folder in train/ "
-                + (f"holds {len(held)} other files, such as {held[0]}" if held else "is empty; remove it")
+def _check_classes(source: Path, paths: Iterable[str], beside: Iterable[str]) -> None:
+    """Raises ValueError if a class of train/ has no image: its name would be missing, and labels shift.
+
+    Args:
+        source: What errors call it.
+        paths: Of its images.
+        beside: Paths of its folders, each with a slash at its end, and of files that are no images.
+    """
+    found = {place[1:] for path in paths if (place := _place(path))}
+    held: dict[str, list[str]] = {}
+    for path in beside:
+        if (place := _place(path)) and place[1] == "train" and place[1:] not in found:
+            held.setdefault(place[2], []).extend([] if path.endswith("/") else [path])
+    held.pop("", None)  # what lies in train/ itself
+    if held:
+        class_name, others = min(held.items())
+        raise ValueError(
+            f"{source}: class {class_name!r} has no image that can be read: its folder in train/ "
+            + (
+                f"holds {len(others)} other files, such as {others[0]}"
+                if others
+                else "is empty, but for hidden files; remove it"
             )
+        )
 
 
 def sha256(source: Path) -> str:
     """Returns the SHA-256 of an archive, or of the paths and contents of a folder's images."""
-    return sha256_of_files(_image_files(source)) if source.is_dir() else files.sha256(source)
+    return sha256_of_files(_image_files(source, [])) if source.is_dir() else files.sha256(source)
 
 
 def sha256_of_files(contents: Iterable[tuple[str, bytes]]) -> str:
@@ -143,7 +159,7 @@ def sha256_of_files(contents: Iterable[tuple[str, bytes]]) -> str:
 
 
 def _listing(source: Path, paths: Iterable[str]) -> Listing:
-    places = {path: place for path in sorted(paths) if (place := _place(source, path))}
+    places = {path: place for path in sorted(paths) if (place := _place(path))}
     enclosing = {above for above, _, _ in places.values()}
     if len(enclosing) > 1:
         raise ValueError(f"{source}: several folders hold a train/, test/ or val/: {', '.join(sorted(enclosing))}")
@@ -151,31 +167,42 @@ def _listing(source: Path, paths: Iterable[str]) -> Listing:
     train, test = found["train"], found["test"] or found["val"]
     classes = {split: {places[path][2] for path in found[split]} for split in SPLITS}
     if classes["val"] & classes["train"] and not classes["test"] & classes["train"]:
-        test = found["val"]  # Tiny-ImageNet's test/, as it is downloaded, has no labels
+        test = found["val"]
     if not train or not test:
         raise ValueError(
             f"{source} has {len(train)} training and {len(test)} test images; "
             "it needs train/ and test/ (or val/) with one folder of images per class"
         )
+    if flat := [path for path in train + test if not places[path][2]]:
+        raise ValueError(
+            f"{source}: {flat[0]} lies in no class folder; {len(flat)} such images must each be put into a folder that"
+            " is named after its class, as in train/"
+        )
     train_classes, test_classes = ([places[path][2] for path in paths] for paths in (train, test))
     class_names = tuple(sorted(set(train_classes)))
     if unknown := sorted(set(test_classes) - set(class_names)):
-        raise ValueError(f"{source}: classes in its test set that have no image in train/: {', '.join(unknown[:5])}")
+        raise ValueError(
+            f"{source}: classes in its test set that have no image in train/: {', '.join(unknown[:5])}; an image must"
+            " lie in a folder that is named after its class, so those of Tiny-ImageNet's val/images, for instance, as"
+            " val_annotations.txt says"
+        )
     train_labels, test_labels = (
         torch.from_numpy(np.searchsorted(class_names, classes)) for classes in (train_classes, test_classes)
     )
     return Listing(train, train_labels, test, test_labels, class_names)
 
 
-def _place(source: Path, path: str) -> tuple[str, str, str] | None:
-    """Splits a path into enclosing folder, split and class; None for an image that stands elsewhere."""
+def _place(path: str) -> tuple[str, str, str] | None:
+    """Splits a path into enclosing folder, split and class, "" if it has none; None for what stands elsewhere."""
     match path.split("/"):
         case [split, class_name, _, *_] if split in SPLITS:
             return "", split, class_name
         case [above, split, class_name, _, *_] if split in SPLITS:
             return f"{above}/", split, class_name
-        case [split, _] | [_, split, _] if split in SPLITS:
-            raise ValueError(f"{source}: {path} lies in no class folder")
+        case [split, _] if split in SPLITS:
+            return "", split, ""
+        case [above, split, _] if split in SPLITS:
+            return f"{above}/", split, ""
     return None
 
 
@@ -186,7 +213,7 @@ def opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels")
         if image.mode.startswith(("I", "F")):
-            raise ValueError("more than 8 bits a channel")
+            raise ValueError("more than 8 bits a channel; convert it to 8")
         yield image
 
 
@@ -206,34 +233,48 @@ def _decode(content: bytes, image_size: int | None) -> np.ndarray:
     return area_average(pixels[top : top + side, left : left + side], image_size)
 
 
-def _image_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the path, from the source's top, and the content of each file that is named as an image."""
+def _image_files(source: Path, beside: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Yields the path, from the source's top, and the content of each file that is named as an image.
+
+    Paths of all else that is not hidden are appended to `beside`, those of folders with a slash at their end.
+    """
     if source.is_dir():
-        yield from ((path, (source / path).read_bytes()) for path in _walk(source))
+        yield from ((path, (source / path).read_bytes()) for path in _walk(source, beside))
         return
     limit = min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_RATIO * source.stat().st_size))
+    read = _read_zip if source.name.endswith(".zip") else _read_tar
     try:
-        yield from _read_zip(source, limit) if source.name.endswith(".zip") else _read_tar(source, limit)
+        for path, content in read(source, limit):
+            if _is_image(path):
+                yield path, content()
+            elif not _is_hidden(path):
+                beside.append(path)
     except _DAMAGE as error:
         raise ValueError(f"{source} is truncated or damaged: {error}") from error
 
 
+def _is_hidden(path: str) -> bool:
+    """Tells by its name; macOS puts a hidden ._x.jpg beside x.jpg, which is no image."""
+    return "/." in f"/{path}"
+
+
 def _is_image(path: str) -> bool:
-    """Tells by its name; macOS puts a hidden ._x.jpg beside x.jpg, which is none."""
-    return "/." not in f"/{path}" and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+    return not _is_hidden(path) and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Yields the path, from the folder, of each file in it that is named as an image."""
+def _walk(folder: Path, beside: list[str]) -> Iterator[str]:
+    """Yields the path, from the folder, of each file in it that is named as an image; for `beside` see above."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
         above = Path(parent).relative_to(folder).parts
         if len(above) > 16:
             raise ValueError(f"{parent}: folders too deep; does a link lead back up?")
-        for name in sorted(names):
-            if _is_image(path := "/".join((*above, name))):
-                _check_file(Path(parent) / name)
+        for path in ("/".join((*above, name)) for name in [*sorted(names), *(f"{name}/" for name in folders)]):
+            if _is_image(path):
+                _check_file(folder / path)
                 yield path
+            elif not _is_hidden(path):
+                beside.append(path)
 
 
 def _check_file(file: Path) -> None:
@@ -259,7 +300,7 @@ def _clean_name(archive: Path, name: str, *, plain: bool) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def _read_tar(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
+def _read_tar(archive: Path, limit: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
     decompress = lzma.open if archive.name.endswith(".xz") else gzip.open
     with decompress(archive) as raw:
         stream = _Capped(archive, raw, limit=limit)
@@ -267,13 +308,12 @@ def _read_tar(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
             for member in tar:
                 plain = member.isdir() or (member.isreg() and not member.issparse())
                 path = _clean_name(archive, member.name, plain=plain)
-                if member.isreg() and _is_image(path):
-                    yield path, tar.extractfile(member).read()
+                yield (f"{path}/", bytes) if member.isdir() else (path, tar.extractfile(member).read)
         while stream.read(1 << 20):  # up to the checksum at the very end
             pass
 
 
-def _read_zip(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
+def _read_zip(archive: Path, limit: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
     with zipfile.ZipFile(archive) as file:
         if sum(member.file_size for member in file.infolist()) > limit:
             raise ValueError(f"{archive} unfolds to more than {limit:,} bytes")
@@ -285,8 +325,7 @@ def _read_zip(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
             if member.flag_bits & 1:
                 raise ValueError(f"{archive}: member {member.filename!r} needs a password")
             content = file.read(member)  # even of what is no image: a damaged name is noticed nowhere else
-            if not member.is_dir() and _is_image(path):
-                yield path, content
+            yield f"{path}/" if member.is_dir() else path, partial(bytes, content)
 
 
 class _Capped:

@@ -25,7 +25,7 @@ PHASES: dict[str, tuple[float, ...]] = {
 class AlternatingCompression(Static):
     """Masks that come and go: in compressed phases the largest weights train, in the others all do.
 
-    At each compression the smallest weights of all layers together leave at once, frozen or not. At each decompression
+    At each compression the smallest weights of all layers that have a gradient leave at once. At each decompression
     they are back, at zero, and momentum starts anew, that of every parameter of the optimizer.
 
     Differs: The number of active weights is exact and ties are broken by position; the authors' threshold keeps or
@@ -53,8 +53,8 @@ class AlternatingCompression(Static):
 
         Args:
             model: Network to train.
-            n_active: Names the layers to be sparse; the sum of its counts is how many of their weights are active in
-                all when compressed. Magnitude alone divides them among the layers.
+            n_active: Names the layers to be sparse; the sum of its counts, of those that have a gradient, is how many
+                of their weights are active in all when compressed. Magnitude alone divides them among the layers.
             phase_starts: Optimizer steps done before each phase, compressed and decompressed in turn, the last one
                 compressed; of phases that begin at one step only the last is seen.
         Raises:
@@ -69,7 +69,7 @@ class AlternatingCompression(Static):
                 f"last phase is compressed; got {starts}"
             )
         self.phase_starts = starts
-        self.density = sum(n_active.values()) / sum(weight.numel() for weight in self.weights.values())
+        self.n_active = dict(n_active)
         # What each change of phase left: its step, and the active weights of each layer.
         self.moves: dict[str, list] = {"step": [], "n_active": []}
 
@@ -83,7 +83,10 @@ class AlternatingCompression(Static):
             return
         masks = {name: torch.ones_like(mask) for name, mask in self.masks.items()}
         if self.is_compressed(step):
-            masks = prune_smallest(self.weights, masks, density=self.density)
+            learning = {name: masks[name] for name in self._gradients()}
+            n_left = sum(self.n_active[name] for name in learning)
+            density = n_left / sum(mask.numel() for mask in learning.values())
+            masks |= prune_smallest(self.weights, learning, density=density)
         else:
             for parameter in list(optimizer.state):
                 for slot in momenta(parameter, optimizer):

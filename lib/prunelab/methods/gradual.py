@@ -36,7 +36,7 @@ def scheduled_count(step: int, *, size: int, n_active: int, begin_step: int, end
 
 
 class GradualPruning(Static):
-    """Masks that shrink: every so often, after the optimizer step, each layer's smallest weights leave, frozen or not.
+    """Masks that shrink: every so often, after the optimizer step, each layer's smallest weights leave.
 
     Differs: A pruned weight stays pruned; in the authors' library it keeps its value, with which it may return.
     """
@@ -96,8 +96,9 @@ class GradualPruning(Static):
         return scheduled_count(step, size=size, n_active=n_active, begin_step=self.begin_step, end_step=self.end_step)
 
     def prune(self, step: int) -> None:
-        """Sets each layer's mask to what the schedule leaves at `step`."""
-        for name, weight in self.weights.items():
+        """Sets the mask of each layer that has a gradient to what the schedule leaves at `step`."""
+        for name in self._gradients():
+            weight = self.weights[name]
             n_left = self.count_at(step, size=weight.numel(), n_active=self.n_active[name])
             # -1 ranks pruned weights below active ones, which may be zero too.
             self.set_mask(name, largest(weight.abs().masked_fill(~self.masks[name], -1.0), n_left))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunelab.masks import global_masks, prunable_weights, random_mask
+from prunelab.masks import distinct, global_masks, layer_weights, prunable_weights, random_mask
 from prunelab.methods.static import Static
 
 
@@ -27,10 +27,14 @@ def ticket_layers(model: nn.Module) -> dict[str, nn.Parameter]:
         ValueError: The model has no layer besides its output.
     """
     weights = prunable_weights(model)
-    if len(weights) < 2:
+    weights.pop(_output_layer(model), None)
+    if not weights:
         raise ValueError(f"{type(model).__name__} has no prunable layer besides its output, so it holds no ticket")
-    del weights[list(weights)[-1]]
     return weights
+
+
+def _output_layer(model: nn.Module) -> str:
+    return list(distinct(layer_weights(model)))[-1]
 
 
 def prune_smallest(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, density: float) -> dict[str, Tensor]:
@@ -65,7 +69,7 @@ def load_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         ValueError: They are of another network; names the first layer that differs.
     """
     own = model.state_dict()
-    output = list(prunable_weights(model))[-1]
+    output = _output_layer(model)
     fitting = {name: value for name, value in values.items() if name in own and own[name].shape == value.shape}
     for name in (*own, *values):  # in their order, so that the first is named
         if name not in fitting and name.rpartition(".")[0] != output:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunelab.masks import prunable_weights
-from prunelab.methods.static import Dense
+from prunelab.methods.static import Dense, weights_of
 
 
 def soft_threshold(weight: Tensor, s: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ class SoftThreshold(Dense):
 
         Args:
             model: Network to train.
-            layers: Names of the layers to be sparse; of layers that share a weight, the first.
+            layers: Names of those to be sparse; of layers that share a weight, the first. Frozen ones are left out.
             start: Of each s.
             decay: Added to the gradient of s, times s; at least 0.
             momentum: Of s, in [0, 1).
@@ -78,16 +77,13 @@ class SoftThreshold(Dense):
             raise ValueError(f"momentum of s must lie in [0, 1), got {momentum}")
         if count_every < 1:
             raise ValueError(f"count_every must be at least 1 step, got {count_every}")
-        weights = prunable_weights(model)
-        for name in layers:
-            if name not in weights:
-                raise ValueError(f"{type(model).__name__} has no convolution or linear layer {name!r}")
+        weights = weights_of(model, layers)
         self.decay, self.momentum, self.count_every = decay, momentum, count_every
-        self.weights = {name: weights[name] for name in layers}
+        self.weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
         self.latents = {name: weight.detach().clone().requires_grad_() for name, weight in self.weights.items()}
         self.s = {name: weight.new_full((), start).requires_grad_() for name, weight in self.weights.items()}
         self._velocities = {name: torch.zeros_like(s) for name, s in self.s.items()}
-        self._rate = next(iter(weights.values())).new_zeros(())
+        self._rate = next(model.parameters()).new_zeros(())
         # What was counted: the step, and of each layer its active weights and its threshold.
         self.moves: dict[str, list] = {"step": [], "n_active": [], "threshold": []}
         with torch.no_grad():

@@ -3,7 +3,8 @@
 Source: `scratch` in google-research/rigl; Evci et al. 2020, arXiv:1911.11134, Sec. 4 ("Static").
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunelab.density import allocate
-from prunelab.masks import prunable_weights, random_mask
+from prunelab.masks import distinct, layer_weights, prunable_weights, random_mask
 from prunelab.methods.hooks import Hooks
 
 FIRST_LAYERS = ("by_distribution", "dense")
@@ -20,7 +21,7 @@ FIRST_LAYERS = ("by_distribution", "dense")
 def active_counts(
     model: nn.Module, *, density: float, distribution: str, first_layer: str = "by_distribution"
 ) -> dict[str, int]:
-    """Counts the weights of each masked layer that are active.
+    """Counts the weights of each masked layer that are active; frozen layers stay dense, outside the budget.
 
     Uniform leaves the first layer dense, without a mask and outside the budget; Erdős–Rényi and ERK mask every layer.
     With `first_layer="dense"` they too leave out the first one.
@@ -51,8 +52,24 @@ def initial_masks(model: nn.Module, *, generator: torch.Generator, **allocation:
 
 def random_masks(model: nn.Module, n_active: Mapping[str, int], *, generator: torch.Generator) -> dict[str, Tensor]:
     """Draws masks with given numbers of active weights, by layer name; `generator` on the CPU."""
-    weights = prunable_weights(model)
+    weights = weights_of(model, n_active)
     return {name: random_mask(weights[name].shape, n, generator=generator) for name, n in n_active.items()}
+
+
+def weights_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Returns the weights of some layers; a weight that layers share is known by the first.
+
+    Raises:
+        ValueError: A name that is no such layer.
+    """
+    weights = distinct(layer_weights(model))
+    for name in names:
+        if name not in weights:
+            raise ValueError(
+                f"{type(model).__name__} has no convolution or linear layer {name!r} with a weight of its own;"
+                f" there are {', '.join(weights)}"
+            )
+    return {name: weights[name] for name in names}
 
 
 def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tensor]:
@@ -64,11 +81,9 @@ def full_masks(model: nn.Module, n_active: Mapping[str, int]) -> dict[str, Tenso
     Raises:
         ValueError: A layer that is not there, or a count outside 1 .. size of the layer.
     """
-    weights = prunable_weights(model)
+    weights = weights_of(model, n_active)
     for name, n in n_active.items():
-        if name not in weights:
-            raise ValueError(f"{type(model).__name__} has no convolution or linear layer {name!r}")
-        if not 1 <= n <= weights[name].numel():
+        if not isinstance(n, Integral) or not 1 <= n <= weights[name].numel():
             raise ValueError(f"layer {name!r} of {weights[name].numel()} weights cannot keep {n} of them")
     return {name: torch.ones(weights[name].shape, dtype=torch.bool) for name in n_active}
 
@@ -113,7 +128,8 @@ class Static(Dense):
     """Holds the weights of a model to fixed masks.
 
     Inactive weights are stored as zeros, so the model runs unchanged and its gradients are those of all weights. A mask
-    is changed by `set_mask`, in place: a GPU reads the same tensors at every step.
+    is changed by `set_mask`, in place: a GPU reads the same tensors at every step. The mask of a layer that has no
+    gradient, be it frozen or never reached by the loss, does not change.
     """
 
     inherits = True
@@ -169,10 +185,13 @@ class Static(Dense):
             model: Its device is where the masks will be.
             masks: Bool mask for each layer to be sparse, by layer name; for layers that share a weight, by the first.
         Raises:
-            ValueError: A mask for a layer that is not there, or of another shape.
+            ValueError: A mask for a layer that is not there, of another shape, or not of bools.
         """
-        weights = prunable_weights(model)
+        weights = distinct(layer_weights(model))
         for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise ValueError(f"mask {name!r} must be a bool tensor, True where a weight is active; got {found}")
             if name not in weights or weights[name].shape != mask.shape:
                 raise ValueError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer of {type(model).__name__}")
         self.weights = {name: weights[name] for name in masks}
@@ -200,7 +219,7 @@ class Static(Dense):
         self._factors[name].copy_(mask)
 
     def _gradients(self) -> dict[str, Tensor]:
-        """Gradients of the masked layers by name; a frozen one has none."""
+        """Gradients of the masked layers, by name, that have one."""
         return {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
 
     @torch.no_grad()

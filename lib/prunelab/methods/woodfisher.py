@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from prunelab import fisher
 from prunelab.masks import global_masks
 from prunelab.methods.gradual import GradualPruning
+from prunelab.shadows import precision_of
 
 _N_AT_ONCE = 32  # images whose gradients are held, unless one gradient takes more
 
@@ -37,20 +38,29 @@ def mean_gradients(
         (k, *shape of the weight) by layer name.
     """
 
-    def loss(values: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, values, (images,)), labels)
+    names = {id(weight): name for name, weight in weights.items()}
+    # Each place once: torch, left to tie them, unties what a layer of two names shares with another.
+    places = {
+        place: names[id(parameter)]
+        for prefix, module in model.named_modules()
+        for place, parameter in module.named_parameters(prefix, recurse=False)
+        if id(parameter) in names
+    }
 
-    values = {f"{name}.weight": weight.detach() for name, weight in weights.items()}
+    def loss(values: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        own = {place: values[name] for place, name in places.items()}
+        return F.cross_entropy(functional_call(model, own, (images,), tie_weights=False), labels)
+
+    values = {name: weight.detach() for name, weight in weights.items()}
     groups = (tensor.unflatten(0, (-1, n_averaged)) for tensor in (images, labels))
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0))(values, *groups)
-    return {name: gradients[f"{name}.weight"] for name in weights}
+    return vmap(grad(loss), in_dims=(None, 0, 0))(values, *groups)
 
 
 class WoodFisher(GradualPruning):
     """As gradual pruning, but the weights that leave are those that cost least by the Fisher matrix, in any layer.
 
-    The masks have as many active weights in total as the schedule says; how many each layer has follows. Weights of a
-    frozen layer may leave, but those that stay do not move.
+    The masks have as many active weights in total as the schedule says; how many each layer has follows. A layer that
+    has no gradient stays as it is, and counts in neither.
 
     Differs: Training images are drawn and augmented as in training, by a stream of their own. The loss has hard labels.
         The authors prune at the beginning of an epoch; we do so every so many steps, as our gradual pruning.
@@ -125,16 +135,16 @@ class WoodFisher(GradualPruning):
     @torch.no_grad()
     def prune(self, step: int) -> None:
         """Sets all masks to what the schedule leaves at `step`, and moves the weights that stay."""
-        size = sum(mask.numel() for mask in self.masks.values())
-        n_left = self.count_at(step, size=size, n_active=sum(self.n_active.values()))
-        if n_left == sum(int(mask.sum()) for mask in self.masks.values()):
+        masks = {name: self.masks[name] for name in self._gradients()}
+        size = sum(mask.numel() for mask in masks.values())
+        n_left = self.count_at(step, size=size, n_active=sum(self.n_active[name] for name in masks))
+        if n_left == sum(int(mask.sum()) for mask in masks.values()):
             return
         inverses = self.inverse_fisher()
-        costs = {name: self._cost(name, inverses[name]) for name in self.weights}
-        for name, mask in global_masks(costs, density=n_left / size, masks=self.masks).items():
-            weight, leaving = self.weights[name], self.masks[name] & ~mask
-            if weight.requires_grad:
-                weight.add_(fisher.pruning_update(weight, inverses[name], leaving, joint=self.joint))
+        costs = {name: self._cost(name, inverses[name]) for name in masks}
+        for name, mask in global_masks(costs, density=n_left / size, masks=masks).items():
+            weight, inverse, leaving = self.weights[name], inverses[name], masks[name] & ~mask
+            weight.add_(fisher.pruning_update(weight.to(inverse), inverse, leaving, joint=self.joint))
             self.set_mask(name, mask)
 
     def _cost(self, name: str, inverse: Tensor) -> Tensor:
@@ -142,25 +152,33 @@ class WoodFisher(GradualPruning):
 
         So training of a diverged network ends as it does elsewhere.
         """
-        cost = fisher.pruning_cost(self.weights[name], inverse).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        cost = fisher.pruning_cost(self.weights[name].to(inverse), inverse).nan_to_num(nan=torch.inf, posinf=torch.inf)
         if n_lost := int((is_lost := cost < 0).sum()):
             warnings.warn(f"rounding loses the cost of {n_lost} weights of {name}: take a larger damping", stacklevel=2)
         return cost.masked_fill(is_lost, torch.inf)
 
     @torch.no_grad()
     def inverse_fisher(self) -> dict[str, Tensor]:
-        """Estimates the inverse of the Fisher matrix in blocks, by layer name, from the next training images."""
+        """Estimates the inverse of the Fisher matrix in blocks, by layer name, from the next training images.
+
+        It is in single precision at least.
+        """
         options = {"block_size": self.block_size, "damping": self.damping}
         inverses = {
-            name: fisher.inverse_without_gradients(weight.detach(), **options) for name, weight in self.weights.items()
+            name: fisher.inverse_without_gradients(
+                weight.detach().to(torch.promote_types(weight.dtype, torch.float32)), **options
+            )
+            for name, weight in self.weights.items()
         }
         n_missing, was_training = self.n_gradients, self.model.training
         self.model.eval()
         while n_missing:
             images, labels = (part[: n_missing * self.n_averaged] for part in next(self.batches))
+            images = images.to(precision_of(self.model))
             gradients = mean_gradients(self.model, self.weights, images, labels, n_averaged=self.n_averaged)
             for name, gradient in gradients.items():
-                fisher.add_gradients(inverses[name], gradient * self.masks[name], n_gradients=self.n_gradients)
+                inverse, masked = inverses[name], gradient * self.masks[name]
+                fisher.add_gradients(inverse, masked.to(inverse), n_gradients=self.n_gradients)
             n_missing -= len(images) // self.n_averaged
             self.n_extra_images += len(images)
         self.model.train(was_training)

@@ -28,6 +28,8 @@ def check_weights(model: nn.Module, weights: Weights) -> None:
             raise ValueError(f"the weight of layer {name!r} is no parameter of {type(model).__name__}")
         if id(weight) in names:
             raise ValueError(f"layers {names[id(weight)]!r} and {name!r} share one weight; name one of them")
+        if weight.is_meta:
+            raise ValueError(f"layer {name!r} has weights on the meta device, without numbers to be scored")
         if not weight.isfinite().all():
             raise ValueError(f"layer {name!r} has weights that are NaN or infinite")
         names[id(weight)] = name
