@@ -115,7 +115,7 @@ def test_shuffled_channels_go_with_those_at_the_same_place_of_each_group():
     assert "conv" not in trace(net, **IMAGE).widths  # which cannot lose any four
     smaller = shrink(net, {"conv": [1, 3, 5, 7]}, **IMAGE)  # 1 and 5 are one, 3 and 7
     torch.testing.assert_close(smaller(x), silenced(net, [1, 3, 5, 7])(x))
-    with pytest.raises(ValueError, match="share channels and must keep the same ones"):
+    with pytest.raises(ValueError, match="are one, and must both stay or go"):
         shrink(net, {"conv": [0, 1, 2, 3]}, **IMAGE)
 
 
@@ -249,5 +249,5 @@ def test_kept_channels_may_be_booleans_and_nothing_else_but_numbers():
     for kept in (mask, mask.tolist(), mask.numpy(), [1, 3], torch.tensor([1, 3])):
         assert torch.equal(shrink(net, {"0": kept}, **IMAGE)[0].weight, net[0].weight[[1, 3]])
     for kept in ([0.5, 1.7], [True, False], ["a"]):
-        with pytest.raises(ValueError, match="that layer '0' keeps must be whole numbers, or 4 booleans"):
+        with pytest.raises(ValueError, match="that layer '0' keeps must be different whole numbers, or 4 booleans"):
             shrink(net, {"0": kept}, **IMAGE)

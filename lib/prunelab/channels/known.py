@@ -11,7 +11,7 @@ from prunelab.channels.names import Trace, own_tensors
 from prunelab.channels.spreads import compact, on, positions, spread
 
 UNKNOWN = "nothing is known of where they come from"  # why they are fixed
-_LAYERS = nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm
+LAYERS = nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm
 
 
 class Known:
@@ -98,7 +98,7 @@ class Known:
         for name in (self.running[-1], owner):  # a weight may belong to several
             module = self.model.get_submodule(name)
             own = map(memory_of, (*module.parameters(recurse=False), *module.buffers(recurse=False)))
-            if isinstance(module, _LAYERS) and memory_of(weight) in own:
+            if isinstance(module, LAYERS) and memory_of(weight) in own:
                 self.trace.see(name, module, reads, writes)
                 return
 

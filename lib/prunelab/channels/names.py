@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -131,6 +132,15 @@ class Trace:
     def channel(self, name: int) -> int:
         """Returns the channel that a name stands for."""
         return self.channels([name])[0]
+
+    def are_fixed(self, names: Tensor) -> bool:
+        """Whether none of the channels can go."""
+        return set(self.channels(self.fixed)).issuperset(self.channels(names))
+
+    def names_of(self, module: str) -> Tensor:
+        """Returns the names along all axes of a module's own parameters and buffers."""
+        own = (axes for name, axes in self.axes.items() if name.rpartition(".")[0] == module)
+        return torch.cat([_tensor_of(()), *chain.from_iterable(own)])
 
     @property
     def why_fixed(self) -> dict[int, str]:

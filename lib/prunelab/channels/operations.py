@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -136,6 +137,26 @@ def _concatenated(known: Known, call: Call) -> None:
     known.give(call.result, [torch.cat(cores, dim=axis).expand(shape)])
 
 
+def _halved(known: Known, call: Call) -> None:
+    """Of a gated linear unit one half of the channels scales the other."""
+    axis = _axis(call.option("dim"), call.args[0])
+    halves = [names.chunk(2, axis) for names in known.of(call.args[0])]
+    for one, other in halves:
+        known.trace.join(*shared(one, other))
+    known.give(call.result, [one for one, _ in halves])
+
+
+def _unfolded(known: Known, call: Call) -> None:
+    """Each channel is written once for each position of a window."""
+    source, n_positions = call.args[0], prod(call.args[1])
+    for names in known.of(source):
+        if varying(names) - {1}:
+            known.trace.fix(names, f"{known.at} mixes them")
+    along = [names for names in known.of(source) if not varying(names) - {1}]
+    rows = [positions(names, 1).flatten().repeat_interleave(n_positions) for names in along]
+    known.give(call.result, [spread(each, 1, call.result.shape) for each in rows])
+
+
 def _stacked(known: Known, call: Call) -> None:
     (parts, *_), axis = call.args, _axis(call.option("dim"), call.result)
     wide = [part.unsqueeze(axis) for part in parts]
@@ -145,8 +166,10 @@ def _stacked(known: Known, call: Call) -> None:
 
 
 def _mixed_along(known: Known, axes_of: Callable[[Call], Iterable[int]], call: Call) -> None:
-    """Positions along some axes are mixed; names along others stay."""
+    """Positions along some axes are mixed; names along others stay. All else, as where to sample, stays whole."""
     source = call.args[0]
+    for tensor in call.tensors[1:]:
+        known.fix(tensor, f"{known.at} mixes them")
     axes = {axis % source.dim() for axis in axes_of(call)}
     staying = []
     for names in known.of(source):
@@ -161,8 +184,6 @@ def _mixed_along(known: Known, axes_of: Callable[[Call], Iterable[int]], call: C
 
 
 def _layer_normalised(known: Known, call: Call) -> None:
-    for weight in call.tensors[1:]:
-        known.fix(weight, f"{known.at} mixes them")
     _mixed_along(known, lambda call: range(-len(call.args[1]), 0), replace(call, result=call.results[:1]))
 
 
@@ -196,7 +217,8 @@ def _convolved(known: Known, call: Call) -> None:
         known.trace.join(reads, known.along(weight, into))
         writes = known.along(weight, out)
     elif len(reads) == n_groups == call.result.shape[1]:  # each channel by itself
-        writes = known.along(weight, 0)
+        is_one_for_all = not any(0 in varying(names) for names in known.of(weight))
+        writes = reads if is_one_for_all else known.along(weight, 0)
         known.trace.join(reads, writes)
     elif is_transposed:
         known.trace.fix(reads, f"{known.at} has groups")
@@ -274,19 +296,22 @@ _FACTORIES = {
 _PASSING = {
     *(aten.detach, aten.alias, aten.lift_fresh, aten._to_copy, aten.clone, aten.contiguous, aten.native_dropout),
     *(aten._prelu_kernel, aten.prelu, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward, aten.rsub),
-    *(aten.floor_divide, aten.bernoulli, aten.bernoulli_, aten.fill_, aten.zero_, aten.copy_),
+    *(aten.floor_divide, aten.bernoulli, aten.bernoulli_, aten.fill_, aten.zero_, aten.copy_, aten.rrelu_with_noise),
 }
 _RESHAPING = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias}
 _PARTING = {aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind, aten.narrow, aten.chunk}
 _MOVING = {
     *_PARTING,
     *(aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze, aten.expand, aten.flip, aten.roll),
+    aten.rot90,
     *(aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.repeat, aten.unfold),
 }
 _REDUCING = {
     *(aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean, aten.prod),
     *(aten.logsumexp, aten.linalg_vector_norm, aten.norm, aten.argmax, aten.argmin, aten.cumsum, aten.index_select),
     *(aten._softmax, aten._log_softmax, aten._safe_softmax, aten.softmax, aten.log_softmax, aten.any, aten.all),
+    *(aten.median, aten.nanmedian, aten.sort, aten.topk, aten.kthvalue, aten.mode, aten.aminmax, aten.cumprod),
+    *(aten.cummax, aten.cummin, aten.logcumsumexp),
 }
 _POOLING = {
     1: (aten.avg_pool1d, aten.max_pool1d_with_indices, aten.upsample_nearest1d, aten.upsample_linear1d),
@@ -294,7 +319,7 @@ _POOLING = {
         *(aten.avg_pool2d, aten.max_pool2d_with_indices, aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d),
         *(aten.adaptive_avg_pool2d, aten.upsample_nearest2d, aten._upsample_nearest_exact2d, aten.upsample_bilinear2d),
         *(aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa, aten.reflection_pad2d),
-        *(aten.replication_pad2d, aten.fractional_max_pool2d),
+        *(aten.replication_pad2d, aten.fractional_max_pool2d, aten.grid_sampler_2d),
     ),
     3: (aten.avg_pool3d, aten.max_pool3d_with_indices, aten._adaptive_avg_pool3d, aten.upsample_nearest3d),
 }
@@ -310,6 +335,8 @@ _RULES: dict[Any, Rule] = {
     aten.constant_pad_nd: lambda known, call: _mixed_along(known, _last(len(call.args[1]) // 2), call),
     **dict.fromkeys((aten.cat, aten.concat), _concatenated),
     aten.stack: _stacked,
+    aten.glu: _halved,
+    aten.im2col: _unfolded,
     **dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.baddbmm), _multiplied),
     aten.convolution: _convolved,
     **dict.fromkeys(

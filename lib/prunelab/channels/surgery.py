@@ -128,8 +128,14 @@ def without(model: nn.Module, blocks: Collection[str]) -> nn.Module:
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Writes a network of any widths to one file: how large its layers are, and its state. Nothing is pickled."""
+    """Writes a network of any widths to one file: how large its layers are, and its state. Nothing is pickled.
+
+    Raises:
+        ValueError: It has no numbers, on the meta device.
+    """
     model = as_given(model)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError(f"{type(model).__name__} is on the meta device, without numbers that could be saved")
     save_checkpoint({"sizes": _sizes(without(model, [])), "state": model.state_dict()}, path)
 
 
@@ -199,15 +205,17 @@ def _is_saved(content: object) -> bool:
 def _gone(traced: Trace, kept: Mapping[str, Iterable[int]]) -> set[int]:
     """The channels that go."""
     why_fixed = traced.why_fixed
-    wanted: dict[int, tuple[str, bool]] = {}  # channel -> who decided on it, and whether it stays
+    wanted: dict[int, tuple[str, int, bool]] = {}  # channel -> layer and place that decided on it, whether it stays
     for name, indices in kept.items():
-        for channel, stays in zip(*_choices(traced, name, indices), strict=True):
-            decider, decision = wanted.setdefault(channel, (name, stays))
+        for place, (channel, stays) in enumerate(zip(*_choices(traced, name, indices), strict=True)):
+            decider, first, decision = wanted.setdefault(channel, (name, place, stays))
+            if decision != stays and decider == name:
+                raise ValueError(f"channels {first} and {place} of layer {name!r} are one, and must both stay or go")
             if decision != stays:
                 raise ValueError(f"layers {decider!r} and {name!r} share channels and must keep the same ones")
             if not stays and channel in why_fixed:
                 raise ValueError(f"the channels of {name!r} cannot go: {why_fixed[channel]}")
-    gone = {channel for channel, (_, stays) in wanted.items() if not stays}
+    gone = {channel for channel, (*_, stays) in wanted.items() if not stays}
     for layer in traced.layers.values():  # in their order: what was selected from goes before the selection
         if isinstance(layer.module, Select):
             sources = traced.channels(layer.reads[layer.module.indices.cpu()])
@@ -246,15 +254,19 @@ def _choices(traced: Trace, name: str, indices: Iterable[int]) -> tuple[list[int
     if name not in sources:
         raise ValueError(f"no layer {name!r} makes channels of its own; there are {', '.join(sources)}")
     channels = traced.channels(sources[name])
-    indices = [index.item() if isinstance(index, np.generic | Tensor) else index for index in indices]
-    if len(indices) == len(channels) and all(isinstance(index, bool) for index in indices):
-        return channels, indices
-    if any(isinstance(index, bool) or not isinstance(index, Integral) for index in indices):
+    try:
+        chosen = [index.item() if isinstance(index, np.generic | Tensor) else index for index in indices]
+    except (TypeError, RuntimeError):  # nothing, a number, a table
+        chosen = [None]
+    if len(chosen) == len(channels) and all(isinstance(index, bool) for index in chosen):
+        return channels, chosen
+    are_whole = all(isinstance(index, Integral) and not isinstance(index, bool) for index in chosen)
+    if not are_whole or len(set(chosen)) < len(chosen) or str(getattr(indices, "dtype", "")).endswith("uint8"):
         raise ValueError(
-            f"the channels that layer {name!r} keeps must be whole numbers, or {len(channels)} booleans, one a channel;"
-            f" got {indices}"
+            f"the channels that layer {name!r} keeps must be different whole numbers, or {len(channels)} booleans, one"
+            f" a channel; got {indices}"
         )
-    stays = set(indices)
+    stays = set(chosen)
     if not stays <= set(range(len(channels))):
         raise ValueError(f"layer {name!r} has channels 0 to {len(channels) - 1}; cannot keep {sorted(stays)}")
     return channels, [index in stays for index in range(len(channels))]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunelab.channels.calls import Parting
 from prunelab.channels.cutting import cut
 from prunelab.channels.following import Follower
+from prunelab.channels.known import LAYERS
 from prunelab.channels.names import NORMS, Layer, Trace
 from prunelab.channels.prefix import ordinary
 from prunelab.shadows import Size, as_given, images_for, without_numbers
@@ -22,7 +23,13 @@ __all__ = ["NORMS", "Layer", "Trace", "UntraceableError", "differing", "followed
 
 
 class UntraceableError(ValueError):
-    """A network whose channels cannot be followed; says what is in the way, and what to do."""
+    """A network whose channels cannot be followed; says what is in the way, and what to do.
+
+    Attributes:
+        module: The name of the module that ran.
+    """
+
+    module = ""
 
 
 def trace(model: nn.Module, *, in_channels: int, image_size: Size) -> Trace:
@@ -42,16 +49,22 @@ def trace(model: nn.Module, *, in_channels: int, image_size: Size) -> Trace:
     model = as_given(model)
     shadow, images = ordinary(without_numbers(model)), images_for(model, in_channels, image_size)
     traced, partings = followed(shadow, images)
-    while partings and (place := _trouble(shadow, traced, images)) is not None:
-        fixed = set(traced.channels(traced.fixed))
-        free = [
-            each for each in partings if each.n_layers <= place and not fixed.issuperset(traced.channels(each.names))
-        ]
-        if not free:
+    is_sure = not partings and not any(map(_has_sizes_of_its_own, shadow.modules()))
+    while not is_sure and (trouble := _trouble(shadow, traced, images)):
+        place, module = trouble
+        free = [each for each in partings if each.n_layers <= place and not traced.are_fixed(each.names)]
+        if free:
+            for each in partings:
+                if each is free[-1] or (each.attention and each.attention is free[-1].attention):  # the same code
+                    traced.fix(each.names, f"{each.where} takes them apart by numbers that are written down there")
+        elif (
+            module
+            and _has_sizes_of_its_own(shadow.get_submodule(module))
+            and not traced.are_fixed(own := traced.names_of(module))
+        ):
+            traced.fix(own, f"{module!r} has sizes of its own that are written down there")
+        else:
             break
-        for each in partings:
-            if each is free[-1] or (each.attention and each.attention is free[-1].attention):  # the same code
-                traced.fix(each.names, f"{each.where} takes them apart by numbers that are written down there")
     for name, layer in traced.layers.items():
         layer.module = model.get_submodule(name)
     return traced
@@ -72,26 +85,39 @@ def followed(shadow: nn.Module, images: Tensor, onto: Trace | None = None) -> tu
                 shadow.train(is_training)
                 follower.follow(images)
     except Exception as error:
-        raise UntraceableError(
+        untraceable = UntraceableError(
             f"the forward pass of {type(shadow).__name__} cannot be traced: {error} (at {known.at}; the last shape"
             f" was given by {known.shaped}). Its course must not depend on the values of tensors, nor shapes on"
             " numbers that are written down"
-        ) from error
+        )
+        untraceable.module = known.running[-1]
+        raise untraceable from error
     finally:
         shadow.eval()
     return traced, known.partings
 
 
-def _trouble(shadow: nn.Module, traced: Trace, images: Tensor) -> int | None:
-    """Takes half of the channels out that may go; returns the layer before which this goes wrong, None if nowhere."""
+def _has_sizes_of_its_own(module: nn.Module) -> bool:
+    """Whether a module has parameters and is none of those whose sizes are known."""
+    is_known = isinstance(module, (*LAYERS, nn.PReLU, nn.LayerNorm, nn.Embedding))
+    return not is_known and any(True for _ in module.parameters(recurse=False))
+
+
+def _trouble(shadow: nn.Module, traced: Trace, images: Tensor) -> tuple[int, str] | None:
+    """Takes half of the channels out that may go, and sees whether this goes wrong.
+
+    Returns:
+        Before which layer, and the name of the module that failed, if it did; None if nothing goes wrong.
+    """
     free = [traced.layers[name].writes for name in traced.widths] + [traced.attentions[name] for name in traced.heads]
     gone = {channel for names in free for channel in traced.channels(names[: len(names) // 2])}
     smaller, found = cut(shadow, traced, gone), Trace()
     try:
         followed(smaller, images, found)
-    except UntraceableError:
-        return len(found.layers)
-    return differing(traced, gone, found)
+    except UntraceableError as error:
+        return len(found.layers), error.module
+    place = differing(traced, gone, found)
+    return None if place is None else (place, "")
 
 
 def differing(traced: Trace, gone: set[int], found: Trace) -> int | None:
