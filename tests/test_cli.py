@@ -359,6 +359,7 @@ JOBS = "--jobs: jobs must be a whole number from 1 on"
         ("run --profile smoke --seeds 99999999999999999999", f"{SEEDS}; got '99999999999999999999'"),
         ("figures --timeout -1", "--timeout: minutes must be a number above 0; got '-1'"),
         ("figures --timeout=-1", "--timeout: minutes must be a number above 0; got '-1'"),
+        ("figures --timeout 1e308", "--timeout: minutes must be a number above 0; got '1e308'"),
         ("figures --timeout nan", "--timeout: minutes must be a number above 0; got 'nan'"),
     ],
 )

@@ -92,7 +92,7 @@ def _jobs(text: str) -> int:
 
 def _minutes(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if 0 < (minutes := float(text)) < math.inf:
+        if 0 < 60 * (minutes := float(text)) < math.inf:
             return minutes
     raise argparse.ArgumentTypeError(f"minutes must be a number above 0; got {text!r}")
 
