@@ -31,7 +31,7 @@ def score(name: str, model: nn.Module, weights: Weights, batches: Batches, **opt
     Args:
         name: A key of `SCORES`.
         model: Network that the weights are of.
-        weights: By layer name; `masks.prunable_weights` has all.
+        weights: By layer name; `masks.prunable_weights` has all but frozen ones, which are scored as others if named.
         batches: Images and labels, on the model's device, held in a sequence.
         options: Keywords of any of the scores, so that one call serves all; a score takes those that it has.
     Returns:
