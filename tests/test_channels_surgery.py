@@ -421,7 +421,7 @@ class Then(nn.Module):
     "then, reader, reason",
     [
         (lambda x: x.softmax(1), None, "'softmax' in 'Then' mixes them"),
-        (lambda x: x.sort(1).values, None, "'sort' in 'Then' may mix them"),
+        (lambda x: x.sort(1).values, None, "'sort' in 'Then' mixes them"),
         (lambda x: x * torch.arange(8, device=x.device).view(1, 8, 1, 1), None, "sets other numbers beside each"),
         (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1))[:, 1:], None, "'constant_pad_nd' in 'Then' mixes them"),
         (lambda x: x[:, :4], nn.Conv2d(4, 2, 1), "'slice' in 'Then' takes them apart by numbers that are written down"),

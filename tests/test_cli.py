@@ -226,6 +226,8 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
     rows = {"engine": [fast, slow]}
     monkeypatch.setattr(bench, "measure", lambda group, *, quick: rows.get(group, [unjudged]))
     monkeypatch.setattr(bench, "curves", lambda *, quick: curves)
+    networks = [{"library": "torchvision", "network": "resnet18", "difference": 1e-9, "why": ""}]
+    monkeypatch.setattr(bench, "networks", lambda *, quick: networks)
     monkeypatch.setattr(bench, "profile", lambda *, quick: {"convolution": 0.7, "all else": 0.3})
     assert cli.main(["bench", "--quick"]) == 0
     assert not paths.RECORDS.exists() and not paths.FIGURES.exists()
@@ -237,8 +239,20 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
     def written():
         return json.loads((paths.RECORDS / "bench.json").read_text())
 
-    assert list(written()) == ["engine", "steps", "channels", "widths", "scores", "transfer", "notebooks", "curves"]
+    assert list(written()) == [
+        "engine",
+        "steps",
+        "channels",
+        "widths",
+        "scores",
+        "transfer",
+        "surgery",
+        "notebooks",
+        "curves",
+        "networks",
+    ]
     assert written()["engine"]["claims"] == [fast, slow] and written()["curves"]["curves"] == curves
+    assert written()["networks"]["networks"] == networks and "torchvision" in written()["networks"]["versions"]
     assert {"processor", "cores", "torch", "commit"} <= written()["channels"]["provenance"].keys()
     assert (paths.FIGURES / "bench" / "cpu" / "curves.csv").read_text().splitlines()[:2] == ["curve,x,y", "a,1,2.0"]
     rows["engine"], rows["steps"] = [fast], [slow]
@@ -248,7 +262,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
 
 def test_bench_names_the_groups_there_are(capsys):
     assert cli.main(["bench", "channel"]) == 2
-    groups = "engine, steps, channels, widths, scores, transfer, notebooks and curves"
+    groups = "engine, steps, channels, widths, scores, transfer, surgery, notebooks, curves and networks"
     assert f"unknown group 'channel' of measurements; there are {groups}" in capsys.readouterr().err
 
 

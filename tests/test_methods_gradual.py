@@ -195,3 +195,10 @@ def test_impossible_schedules_are_refused(changes, message):
 def test_impossible_counts_are_refused(counts, message):
     with pytest.raises(ValueError, match=message):
         GradualPruning(nn.Sequential(nn.Linear(2, 2)), counts, begin_step=0, end_step=1, update_every=1)
+
+
+def test_a_network_that_has_not_been_trained_yet_is_pruned_too():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    method = GradualPruning(model, {"1": 3}, begin_step=0, end_step=1, update_every=1)
+    method.prune(1)
+    assert int(method.masks["1"].sum()) == 3

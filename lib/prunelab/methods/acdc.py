@@ -83,7 +83,7 @@ class AlternatingCompression(Static):
             return
         masks = {name: torch.ones_like(mask) for name, mask in self.masks.items()}
         if self.is_compressed(step):
-            learning = {name: masks[name] for name in self._gradients()}
+            learning = {name: masks[name] for name in self._learning()}
             n_left = sum(self.n_active[name] for name in learning)
             density = n_left / sum(mask.numel() for mask in learning.values())
             masks |= prune_smallest(self.weights, learning, density=density)

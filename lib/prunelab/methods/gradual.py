@@ -97,7 +97,7 @@ class GradualPruning(Static):
 
     def prune(self, step: int) -> None:
         """Sets the mask of each layer that has a gradient to what the schedule leaves at `step`."""
-        for name in self._gradients():
+        for name in self._learning():
             weight = self.weights[name]
             n_left = self.count_at(step, size=weight.numel(), n_active=self.n_active[name])
             # -1 ranks pruned weights below active ones, which may be zero too.

@@ -222,6 +222,10 @@ class Static(Dense):
         """Gradients of the masked layers, by name, that have one."""
         return {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
 
+    def _learning(self) -> list[str]:
+        """Names of the masked layers that have a gradient; before the first step, of those that are to have one."""
+        return list(self._gradients()) or [name for name, weight in self.weights.items() if weight.requires_grad]
+
     @torch.no_grad()
     def _keep_only(self, kept: Tensor, weight: nn.Parameter, optimizer: Optimizer) -> None:
         """Zeroes a weight and its momentum wherever `kept` is False."""

@@ -135,7 +135,7 @@ class WoodFisher(GradualPruning):
     @torch.no_grad()
     def prune(self, step: int) -> None:
         """Sets all masks to what the schedule leaves at `step`, and moves the weights that stay."""
-        masks = {name: self.masks[name] for name in self._gradients()}
+        masks = {name: self.masks[name] for name in self._learning()}
         size = sum(mask.numel() for mask in masks.values())
         n_left = self.count_at(step, size=size, n_active=sum(self.n_active[name] for name in masks))
         if n_left == sum(int(mask.sum()) for mask in masks.values()):
