@@ -282,3 +282,9 @@ def test_kept_channels_that_cannot_be_meant_are_refused_by_name(kept):
 def test_a_network_without_numbers_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="meta"):
         save(nn.Sequential(nn.Conv2d(3, 4, 1)).to("meta"), tmp_path / "network")
+
+
+def test_a_scripted_network_is_refused_with_what_to_give():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.script(nn.ReLU()), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ValueError, match=r"'1' is scripted: give it as it was before torch\.jit\.script"):
+        trace(net, **IMAGE)

@@ -93,13 +93,15 @@ def as_given(model: nn.Module) -> nn.Module:
     """Returns the network inside of one that was compiled or made parallel.
 
     Raises:
-        ValueError: Weights that are not parameters but made of them anew, or factors that scale it as in
-            `without_numbers`; says what to call first.
+        ValueError: It was scripted, weights that are not parameters but made of them anew, or factors that scale it as
+            in `without_numbers`; says what to call first.
     """
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
     _check_folded(model)
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name or 'the network'!r} is scripted: give it as it was before torch.jit.script")
         for own, remedy in _made_anew(module):
             raise ValueError(
                 f"the {own} of {name!r} is no parameter but made of others before each run; call {remedy} on it first"
