@@ -8,6 +8,7 @@ from conftest import with_statistics
 from torch import nn
 
 from prunelab.channels.constants import AddMap, without_constants
+from prunelab.channels.trace import UntraceableError
 from prunelab.masks import prunable_weights
 from prunelab.models import build_model
 
@@ -162,3 +163,18 @@ def test_what_a_transposed_convolution_reads_and_writes_stays():
     assert (smaller[0].out_channels, smaller[2].out_channels) == (4, 4)
     images = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(smaller(images), model(images))
+
+
+def test_a_comparison_that_hides_the_image_is_refused():
+    class Compared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.head((x > 0).to(x.dtype))
+
+    torch.manual_seed(0)
+    with pytest.raises(UntraceableError, match="hides what depends on the image"):
+        without_constants(Compared(), in_channels=1, image_size=4)

@@ -178,11 +178,10 @@ def test_channels_that_cannot_go_say_why(name):
         (lambda net, x: x.view(-1, net.width * 64), nn.Linear(512, 4), "'addmm' in 'reader'; .* by 'view' in 'Net'"),
         (lambda net, x: net.apart(x.flatten(1)), None, "the start of 'apart'"),
         (lambda net, x: x + x.new_zeros(8, 1, 1), None, "'add' in 'Net'"),
-        (lambda net, x: F.conv2d(x, net.own, groups=8), None, "'convolution' in 'Net'"),
     ],
 )
 def test_sizes_that_a_forward_pass_has_written_down_are_named_before_anything_is_returned(between, reader, at):
-    net = net_of(between, reader, torch.ones(8, 1, 1, 1), apart=nn.Unflatten(1, (8, 8, 8)))
+    net = net_of(between, reader, apart=nn.Unflatten(1, (8, 8, 8)))
     net.width = 8
     with pytest.raises(UntraceableError, match=f"the smaller network could not run: .*at {at}"):
         shrink(net, {"conv": [0, 2, 3, 7]}, **IMAGE)
@@ -288,3 +287,95 @@ def test_a_scripted_network_is_refused_with_what_to_give():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.script(nn.ReLU()), nn.Conv2d(4, 2, 1))
     with pytest.raises(ValueError, match=r"'1' is scripted: give it as it was before torch\.jit\.script"):
         trace(net, **IMAGE)
+
+
+def test_channels_that_a_parameter_of_ones_own_does_not_let_go_are_not_offered():
+    net = net_of(lambda net, x: F.conv2d(x, net.own, groups=8), None, torch.ones(8, 1, 1, 1))
+    with pytest.raises(ValueError, match="cannot go: 'convolution' in 'Net' is not the same for any number of them"):
+        shrink(net, {"conv": [0, 2, 3, 7]}, **IMAGE)
+
+
+# Channels that are told apart by their number, and then treated otherwise by something that has no weights.
+
+
+def first_half(work):
+    def between(net, x):
+        one, other = x.chunk(2, 1)
+        return torch.cat([work(one), other], 1)
+
+    return between
+
+
+def written_in_part(net, x):
+    x = x.clone()
+    x[:, :4] = 0
+    return x
+
+
+def scaled_in_part(net, x):
+    scales = torch.ones_like(x)
+    scales[:, :2].fill_(0.5)
+    return x * scales
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        first_half(torch.relu),
+        first_half(F.instance_norm),
+        first_half(lambda x: x.roll(1, 2)),
+        written_in_part,
+        scaled_in_part,
+        lambda net, x: torch.stack([x[:, i] * (i + 1) for i in range(x.shape[1])], 1),
+        lambda net, x: x * x.shape[1] ** -0.5,
+        lambda net, x: x if x.shape[1] >= 6 else x.tanh(),
+        lambda net, x: torch.cat([x[:, -3:], x[:, :5]], 1),
+        lambda net, x: x.roll(1, 1),
+        lambda net, x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
+    ],
+)
+def test_what_depends_on_the_number_of_channels_is_never_another_network(between):
+    for kept in ([7], [0, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [1, 4, 5]):
+        net, x = net_of(between), torch.randn(2, 3, 8, 8)
+        try:
+            smaller = shrink(net, {"conv": kept}, **IMAGE)
+        except ValueError:  # the rule
+            continue
+        traced = trace(net, **IMAGE)
+        written = traced.numbered(traced.layers["conv"].writes)
+        is_read = torch.isin(traced.numbered(traced.layers["reader"].reads), written[kept])
+        net.reader.weight.data[:, ~is_read] = 0.0
+        torch.testing.assert_close(smaller(x), net(x))
+
+
+def test_heads_whose_number_is_counted_with_stay():
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.qkv, self.proj = 4, nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            return self.proj(((q @ k.mT * self.num_heads**-0.5).softmax(3) @ v).transpose(1, 2).flatten(2))
+
+    net = net_of(lambda net, x: net.attn(x.flatten(2).mT), TOKENS, attn=Counted())
+    assert not trace(net, **IMAGE).heads
+
+
+class Output:
+    """Not a container that torch knows."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_what_an_object_holds_is_the_networks_output():
+    net = net_of(lambda net, x: x, nn.Conv2d(8, 4, 1))
+    net.register_forward_hook(lambda net, images, logits: Output(logits))
+    assert trace(net, **IMAGE).widths == {"conv": 8}
+
+
+def test_networks_are_followed_where_nothing_is_to_be_learned():
+    net = net_of(lambda net, x: x.relu())
+    with torch.inference_mode():
+        assert shrink(net, {"conv": [0, 1]}, **IMAGE).conv.out_channels == 2

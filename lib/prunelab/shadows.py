@@ -85,7 +85,13 @@ def precision_of(model: nn.Module) -> torch.dtype:
 
 
 def images_for(model: nn.Module, in_channels: int, image_size: Size, *, n: int = 2) -> Tensor:
-    """Makes images without numbers for a network, (n, c, h, w), in its precision."""
+    """Makes images without numbers for a network, (n, c, h, w), in its precision.
+
+    Raises:
+        ValueError: No such images.
+    """
+    if not isinstance(in_channels, Integral) or in_channels < 1:
+        raise ValueError(f"in_channels must be a whole number above 0, got {in_channels!r}")
     return torch.empty(n, in_channels, *sides(image_size), dtype=precision_of(model), device="meta")
 
 

@@ -28,6 +28,13 @@ class Call:
         """All tensors that it gave."""
         return _tensors((self.result,))
 
+    @cached_property
+    def numbers(self) -> list[float]:
+        """All single numbers that it was given, as arguments or as tensors that hold one."""
+        given = (*self.args, *self.kwargs.values())
+        tensors = [tensor.item() for tensor in self.tensors if not tensor.is_meta and tensor.numel() == 1]
+        return [each for each in given if isinstance(each, int | float)] + tensors
+
     def option(self, name: str) -> Any:
         """Returns an argument, given by place or by name; None where the operation has none of this name."""
         for place, argument in enumerate(self.func._schema.arguments):
@@ -36,17 +43,33 @@ class Call:
         return None
 
 
+class Step(NamedTuple):
+    """What is compared of an operation in two networks.
+
+    Attributes:
+        func: The operation.
+        numbers: Those that it was given, where they matter.
+        names: All channels that it was given.
+        where: The operation and the module.
+    """
+
+    func: Any
+    numbers: list[float]
+    names: Tensor
+    where: str
+
+
 class Parting(NamedTuple):
     """An axis along which channels lie was taken apart, perhaps by numbers that only fit the network as it is.
 
     Attributes:
-        n_layers: How many layers had run before.
+        n_steps: How many operations had run before.
         names: The channels.
         where: The operation and the module.
         attention: What kind of module has taken heads apart; None if it was anything else.
     """
 
-    n_layers: int
+    n_steps: int
     names: Tensor
     where: str
     attention: type[nn.Module] | None = None

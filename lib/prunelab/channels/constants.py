@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunelab.channels.surgery import shrink
-from prunelab.channels.trace import Layer, Trace, trace
+from prunelab.channels.trace import Layer, Trace, UntraceableError, trace
 from prunelab.models.layers import Select
 
 
@@ -45,9 +46,10 @@ def without_constants(model: nn.Module, *, in_channels: int, image_size: int) ->
     Returns:
         A network of the same outputs, up to rounding, in evaluation mode.
     Raises:
-        UntraceableError: See `trace`.
+        UntraceableError: See `trace`; or outputs would differ, as an operation, such as a comparison, has lost sight of
+            what depends on the image.
     """
-    model = copy.deepcopy(model).eval()
+    given, model = model, copy.deepcopy(model).eval()
     image = {"in_channels": in_channels, "image_size": image_size}
     traced, inputs = trace(model, **image), _known_inputs(model, **image)
     needed = _needed(traced, inputs)
@@ -57,7 +59,7 @@ def without_constants(model: nn.Module, *, in_channels: int, image_size: int) ->
         writes = [channel not in gone for channel in traced.channels(layer.writes)]
         if layer.makes_channels:
             kept[name] = [position for position, stays in enumerate(writes) if stays]
-        if _mixes(layer):
+        if _mixes(name, layer, inputs):
             module, known = model.get_submodule(name), inputs[name].nan_to_num()
             is_unneeded = torch.tensor([channel not in needed for channel in traced.channels(layer.reads)])
             _channels_second(module, known)[:, ~is_unneeded] = 0.0
@@ -67,6 +69,15 @@ def without_constants(model: nn.Module, *, in_channels: int, image_size: int) ->
     smaller = shrink(model, kept, **image)
     for name, values in added.items():
         _add(smaller, name, values)
+    noise = torch.randn(1, in_channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images, complete = noise.to(next(model.parameters())), copy.deepcopy(given).eval()
+    for one, other in zip(tree_leaves(smaller(images)), tree_leaves(complete(images)), strict=True):
+        if torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()), equal_nan=True):
+            continue
+        raise UntraceableError(
+            f"without what seems to be constant {type(given).__name__} would give other outputs: its forward pass hides"
+            " what depends on the image, as a comparison does"
+        )
     return smaller
 
 
@@ -104,16 +115,16 @@ def _ignoring_zeros(name: str, layer: nn.Module, inputs: dict[str, Tensor]) -> C
     return hook
 
 
-def _mixes(layer: Layer) -> bool:
-    """Whether it is a convolution or linear layer whose filters read all its input channels."""
-    return layer.makes_channels and not layer.is_grouped and isinstance(layer.module, nn.Conv2d | nn.Linear)
+def _mixes(name: str, layer: Layer, inputs: dict[str, Tensor]) -> bool:
+    """Whether it is a convolution or linear layer whose filters read all its input channels, which are known."""
+    return layer.makes_channels and not layer.is_grouped and name in inputs
 
 
 def _needed(traced: Trace, inputs: dict[str, Tensor]) -> set[int]:
     """The channels that are fixed, or of which an active weight of a needed filter reads more than a constant."""
     needed = set(traced.channels(traced.fixed))
-    for layer in traced.layers.values():
-        if layer.makes_channels and not _mixes(layer) and not isinstance(layer.module, Select):
+    for name, layer in traced.layers.items():
+        if layer.makes_channels and not _mixes(name, layer, inputs) and not isinstance(layer.module, Select):
             needed.update(traced.channels(torch.cat([layer.reads, layer.writes])))
     n_before = 0
     while n_before < len(needed):  # once, but for layers that are used again
@@ -124,7 +135,7 @@ def _needed(traced: Trace, inputs: dict[str, Tensor]) -> set[int]:
             if isinstance(layer.module, Select):
                 sources = layer.module.indices.tolist()
                 needed.update(reads[i] for i, is_so in zip(sources, is_needed, strict=True) if is_so)
-            elif _mixes(layer):
+            elif _mixes(name, layer, inputs):
                 is_unknown = _channels_second(layer.module, inputs[name]).isnan().transpose(0, 1).flatten(1).any(dim=1)
                 is_read = (layer.module.weight[is_needed] != 0).transpose(0, 1).flatten(1).any(dim=1) & is_unknown
                 needed.update(channel for channel, is_so in zip(reads, is_read.tolist(), strict=True) if is_so)

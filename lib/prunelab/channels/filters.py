@@ -55,8 +55,8 @@ def head_scores(model: nn.Module, traced: Trace) -> dict[str, Tensor]:
         Score of each head, by the name of its attention.
     Source: Li et al. 2017, arXiv:1608.08710, Sec. 3.1, for filters.
     """
-    makers = [name for name, layer in traced.layers.items() if isinstance(layer.module, nn.Linear)]
-    magnitudes = {name: weight.abs().sum(dim=1) for name, weight in named_weights(model, makers).items()}
+    makers = [name for name, layer in traced.layers.items() if isinstance(layer.module, nn.Linear | nn.Conv2d)]
+    magnitudes = {name: weight.abs().flatten(1).sum(dim=1) for name, weight in named_weights(model, makers).items()}
     scores = {}
     for name in traced.heads:
         heads = traced.numbered(traced.attentions[name])

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.channels.calls import Call
+from prunelab.channels.calls import Call, Step
 from prunelab.channels.known import Known, memory_of
 from prunelab.channels.names import Trace
-from prunelab.channels.operations import keeps_numbers, makes_numbers, rule_of
-from prunelab.channels.spreads import spread
+from prunelab.channels.operations import computes, keeps_numbers, makes_numbers, numbers_of, rule_of
+from prunelab.channels.spreads import core, spread
 from prunelab.models.layers import PadChannels, Select
 from prunelab.shadows import Shapes
 
@@ -52,7 +52,7 @@ class Follower(Shapes):
         finally:
             for hook in hooks:
                 hook.remove()
-        for tensor in filter(torch.is_tensor, tree_leaves(result)):
+        for tensor in _tensors_in(result):
             known.fix(tensor, "they are the network's own output, which must stay whole")
 
     def _watched(self, name: str, module: nn.Module) -> Iterator[Any]:
@@ -70,11 +70,12 @@ class Follower(Shapes):
         known = self.known
         name = known.running.pop()
         if self._is_leaf:
-            self._is_leaf, reads = False, known.along(inputs[0], 1)
+            reads = known.along(inputs[0], 1)
             writes = known.trace.new(getattr(module, "n_new", result.shape[1]))
             written = torch.cat([reads, writes]) if isinstance(module, PadChannels) else writes
             known.give(result, [spread(written, 1, result.shape)])
             known.trace.see(name, module, reads, writes)
+            self._is_leaf = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
         where = self.known.running[-1] or type(self.known.model).__name__
@@ -88,8 +89,13 @@ class Follower(Shapes):
         known, memory = self.known, set(map(memory_of, call.results))
         known.idle.difference_update(map(id, call.tensors))
         known.kept.append((call.tensors, call.results))
+        if computes(call):
+            names = [core(each).flatten() for tensor in call.tensors for each in known.of(tensor)]
+            names = torch.cat([known.trace.new(0), *names])
+            known.trace.steps.append(Step(call.func, numbers_of(call), names, known.at))
         if makes_numbers(call) or (keeps_numbers(call) and all(map(known.is_uniform, call.tensors))):
-            known.uniform |= memory
+            is_part = call.func._schema.is_mutable and any(map(_is_part, call.results))
+            known.uniform = known.uniform - memory if is_part else known.uniform | memory
             return
         if named := [tensor for tensor in call.tensors if known.of(tensor)]:
             rule_of(call)(known, call)
@@ -99,3 +105,17 @@ class Follower(Shapes):
             known.uniform -= written
             for tensor in named:
                 known.fix(tensor, f"{known.at} writes them into a part of a tensor")
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether it is a view of a larger one."""
+    return tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes()
+
+
+def _tensors_in(result: Any) -> Iterator[Tensor]:
+    """Yields the tensors that a network gives, also those that an object of any kind holds."""
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__"):
+            yield from _tensors_in(list(vars(leaf).values()))

@@ -10,6 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from prunelab.channels.calls import Step
 from prunelab.models.layers import PadChannels, Select
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -75,6 +76,7 @@ class Trace:
         axes: The names of each position along each axis of the parameters and buffers, by their name.
         fixed: Channels that cannot go, such as those of the images and of the outputs, each with the reason.
         attentions: Names of the heads of each attention, int64 (heads,), by the name of its module.
+        steps: All operations.
         gates: Names of what images of channels are multiplied by, as in squeeze and excitation; these follow them.
     """
 
@@ -82,6 +84,7 @@ class Trace:
     axes: dict[str, list[Tensor]] = field(default_factory=dict)
     fixed: dict[int, str] = field(default_factory=dict)
     attentions: dict[str, Tensor] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
     gates: set[int] = field(default_factory=set)
     _n_names: int = 0
     _joined: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -111,6 +114,11 @@ class Trace:
         self.join(layer.reads, reads)
         self.join(layer.writes, writes)
 
+    @property
+    def every(self) -> Tensor:
+        """All names."""
+        return torch.arange(self._n_names, device="cpu")
+
     def numbered(self, names: Tensor) -> Tensor:
         """Returns the channel that each name stands for, as a tensor of the same shape."""
         if self._found is None:
@@ -127,7 +135,7 @@ class Trace:
         """Returns for each name, as booleans, whether its channel is none of those that go."""
         stays = torch.ones(self._n_names, dtype=torch.bool, device="cpu")
         stays[_tensor_of(gone)] = False
-        return stays[self.numbered(_tensor_of(range(self._n_names)))]
+        return stays[self.numbered(self.every)]
 
     def channel(self, name: int) -> int:
         """Returns the channel that a name stands for."""
@@ -177,12 +185,13 @@ class Trace:
         many apart. Those that compute the channels of a head from those of a token, as `nn.MultiheadAttention`, cannot
         have fewer heads.
         """
-        fixed = set(self.channels(self.fixed))
-        return {
-            name: len(names)
-            for name, names in self.attentions.items()
-            if len(channels := set(self.channels(names))) == len(names) and fixed.isdisjoint(channels)
-        }
+        taken, found = set(self.channels(self.fixed)), {}
+        for name, names in self.attentions.items():  # of those that share a layer the first
+            channels = set(self.channels(names))
+            if len(channels) == len(names) and taken.isdisjoint(channels):
+                found[name] = len(names)
+            taken |= channels
+        return found
 
     @property
     def own_widths(self) -> dict[str, int]:

@@ -27,6 +27,16 @@ def keeps_numbers(call: Call) -> bool:
     return _is_pointwise(call) or call.func.overloadpacket in _MOVING | _RESHAPING
 
 
+def computes(call: Call) -> bool:
+    """Whether an operation makes new numbers, or moves some; others are views, or copies, which may be made of them."""
+    return call.func.overloadpacket not in _VIEWING | _RESHAPING | _COPYING
+
+
+def numbers_of(call: Call) -> list[float]:
+    """Returns the numbers that an operation was given, but for those that are sizes and places."""
+    return call.numbers if makes_numbers(call) or _is_pointwise(call) else []
+
+
 def rule_of(call: Call) -> Rule:
     """Returns what is done to the names of what an operation is given; if it is not known, they are fixed."""
     return _RULES.get(call.func.overloadpacket) or (_met if _is_pointwise(call) else _mixed)
@@ -90,7 +100,7 @@ def _moved(known: Known, call: Call) -> None:
             axis = _axis(call.option("dim"), source)
             is_whole = part.dim() == names.dim() and part.shape[axis or 0] == names.shape[axis or 0]
             if call.func.overloadpacket in _PARTING and axis in varying(names) and not is_whole:
-                known.partings.append(Parting(len(known.trace.layers), core(names).flatten(), known.at))
+                known.partings.append(Parting(len(known.trace.steps), core(names).flatten(), known.at))
             known.add(result, part)
 
 
@@ -114,7 +124,7 @@ def _reshaped(known: Known, call: Call) -> None:
             if staying != innermost:
                 known.trace.attentions.setdefault(known.running[-1], core(new).flatten())
             kind = type(attention) if staying != innermost else None
-            known.partings.append(Parting(len(known.trace.layers), core(names).flatten(), known.at, kind))
+            known.partings.append(Parting(len(known.trace.steps), core(names).flatten(), known.at, kind))
         reshaped.append(new)
     known.give(result, reshaped)
 
@@ -298,13 +308,16 @@ _PASSING = {
     *(aten._prelu_kernel, aten.prelu, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward, aten.rsub),
     *(aten.floor_divide, aten.bernoulli, aten.bernoulli_, aten.fill_, aten.zero_, aten.copy_, aten.rrelu_with_noise),
 }
+_COPYING = {aten.detach, aten.alias, aten.lift_fresh, aten.clone, aten.contiguous, aten.cat, aten.stack}
 _RESHAPING = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias}
 _PARTING = {aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind, aten.narrow, aten.chunk}
-_MOVING = {
+_VIEWING = {
     *_PARTING,
-    *(aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze, aten.expand, aten.flip, aten.roll),
-    aten.rot90,
-    *(aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.repeat, aten.unfold),
+    *(aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze, aten.expand, aten.unfold),
+}
+_MOVING = {
+    *_VIEWING,
+    *(aten.flip, aten.roll, aten.rot90, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.repeat),
 }
 _REDUCING = {
     *(aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean, aten.prod),

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunelab.channels.comparing import differing
 from prunelab.channels.cutting import cut
 from prunelab.channels.names import head_attributes, own_tensors
 from prunelab.channels.prefix import ordinary
-from prunelab.channels.trace import Layer, Trace, UntraceableError, differing, followed, trace
+from prunelab.channels.trace import Layer, Trace, UntraceableError, followed, trace
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.models.layers import PadChannels, Select
 from prunelab.shadows import Shapes, Size, as_given, images_for, sides, without_numbers
@@ -34,6 +35,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
+@torch.inference_mode(False)
 def shrink(
     model: nn.Module,
     kept: Mapping[str, Iterable[int]],
@@ -85,8 +87,8 @@ def _check(
         raise UntraceableError(f"the smaller network could not run: {error}") from error
     if (place := differing(traced, gone, found)) is not None:
         raise UntraceableError(
-            f"the smaller network would not compute the same: its layer {list(traced.layers)[place]!r} reads or writes"
-            " other channels than those that are left; what lies before it takes channels apart by their number"
+            f"the smaller network would not compute the same: {traced.steps[place].where} would be another operation,"
+            " with other numbers, or of other channels than those that are left"
         )
     for is_training, size in ((True, (height, width)), (False, (height + 32, width + 32))):
         images = images_for(model, in_channels, size)
@@ -277,6 +279,8 @@ def _rescued(traced: Trace, layer: Layer, channels: list[int]) -> set[int]:
     if isinstance(layer.module, Select):
         return {channels[0], traced.channel(int(layer.reads[layer.module.indices[0]]))}
     weight = layer.module.weight.detach()
+    if weight.is_meta:  # none is larger than another
+        return {channels[0]}
     filters = weight.transpose(0, 1) if getattr(layer.module, "transposed", False) else weight
     return {channels[int(filters.flatten(1).abs().sum(1).argmax())]}
 

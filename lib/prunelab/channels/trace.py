@@ -6,12 +6,11 @@ residual stream is one set of channels that many layers write, a concatenation i
 and what a layer reads is a list of names. `following` has what each operation does to them.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
 from prunelab.channels.calls import Parting
+from prunelab.channels.comparing import differing
 from prunelab.channels.cutting import cut
 from prunelab.channels.following import Follower
 from prunelab.channels.known import LAYERS
@@ -19,7 +18,7 @@ from prunelab.channels.names import NORMS, Layer, Trace
 from prunelab.channels.prefix import ordinary
 from prunelab.shadows import Size, as_given, images_for, without_numbers
 
-__all__ = ["NORMS", "Layer", "Trace", "UntraceableError", "differing", "followed", "trace"]
+__all__ = ["NORMS", "Layer", "Trace", "UntraceableError", "followed", "trace"]
 
 
 class UntraceableError(ValueError):
@@ -32,6 +31,7 @@ class UntraceableError(ValueError):
     module = ""
 
 
+@torch.inference_mode(False)
 def trace(model: nn.Module, *, in_channels: int, image_size: Size) -> Trace:
     """Follows the channels of a network through one forward pass, in which no number is computed.
 
@@ -51,20 +51,7 @@ def trace(model: nn.Module, *, in_channels: int, image_size: Size) -> Trace:
     traced, partings = followed(shadow, images)
     is_sure = not partings and not any(map(_has_sizes_of_its_own, shadow.modules()))
     while not is_sure and (trouble := _trouble(shadow, traced, images)):
-        place, module = trouble
-        free = [each for each in partings if each.n_layers <= place and not traced.are_fixed(each.names)]
-        if free:
-            for each in partings:
-                if each is free[-1] or (each.attention and each.attention is free[-1].attention):  # the same code
-                    traced.fix(each.names, f"{each.where} takes them apart by numbers that are written down there")
-        elif (
-            module
-            and _has_sizes_of_its_own(shadow.get_submodule(module))
-            and not traced.are_fixed(own := traced.names_of(module))
-        ):
-            traced.fix(own, f"{module!r} has sizes of its own that are written down there")
-        else:
-            break
+        _fix_cause(shadow, traced, partings, *trouble)
     for name, layer in traced.layers.items():
         layer.module = model.get_submodule(name)
     return traced
@@ -103,62 +90,35 @@ def _has_sizes_of_its_own(module: nn.Module) -> bool:
     return not is_known and any(True for _ in module.parameters(recurse=False))
 
 
+def _fix_cause(shadow: nn.Module, traced: Trace, partings: list[Parting], place: int, module: str) -> None:
+    """Fixes what is most likely to blame for trouble at an operation, while a module runs."""
+    free = [each for each in partings if each.n_steps <= place and not traced.are_fixed(each.names)]
+    own = traced.names_of(module)
+    if free:
+        for each in partings:
+            if each is free[-1] or (each.attention and each.attention is free[-1].attention):  # the same code
+                traced.fix(each.names, f"{each.where} takes them apart by numbers that are written down there")
+    elif module and _has_sizes_of_its_own(shadow.get_submodule(module)) and not traced.are_fixed(own):
+        traced.fix(own, f"{module!r} has sizes of its own that are written down there")
+    else:  # the last operation so far that is given something free
+        step = next(step for step in reversed(traced.steps[: place + 1]) if not traced.are_fixed(step.names))
+        traced.fix(step.names, f"{step.where} is not the same for any number of them")
+
+
 def _trouble(shadow: nn.Module, traced: Trace, images: Tensor) -> tuple[int, str] | None:
-    """Takes half of the channels out that may go, and sees whether this goes wrong.
+    """Takes some of the channels out that may go, the first half or others, and sees whether this goes wrong.
 
     Returns:
-        Before which layer, and the name of the module that failed, if it did; None if nothing goes wrong.
+        The place of the operation that is given other channels then, or fails, and the name of the module that failed;
+        None if nothing goes wrong.
     """
     free = [traced.layers[name].writes for name in traced.widths] + [traced.attentions[name] for name in traced.heads]
-    gone = {channel for names in free for channel in traced.channels(names[: len(names) // 2])}
-    smaller, found = cut(shadow, traced, gone), Trace()
-    try:
-        followed(smaller, images, found)
-    except UntraceableError as error:
-        return len(found.layers), error.module
-    place = differing(traced, gone, found)
-    return None if place is None else (place, "")
-
-
-def differing(traced: Trace, gone: set[int], found: Trace) -> int | None:
-    """Compares the channels of a network with those of the smaller one that was cut out of it.
-
-    Returns:
-        The place of the first layer that reads or writes other channels than those that are left; None if none does.
-    """
-    stays, nothing = traced.staying(gone), Layer(nn.Identity(), *torch.empty(2, 0, dtype=torch.long, device="cpu"))
-    traced = replace(traced, _joined=[*traced._joined], _found=None)
-    found = replace(found, _joined=[*found._joined], _found=None)
-    both, end = [], None  # names here and there, and the place of their layer; where they are not as many
-    for place, (name, layer) in enumerate(traced.layers.items()):
-        other = found.layers.get(name, nothing)
-        reads, writes = layer.reads[stays[layer.reads]], layer.writes[stays[layer.writes]]
-        if (len(reads), len(writes)) != (len(other.reads), len(other.writes)):
-            end = place
-            break
-        both += [(reads, other.reads, place), (writes, other.writes, place)]
-        if layer.is_grouped and other.is_depthwise:  # with one channel in each group, or in all, it is of another kind
-            traced.join(reads, writes)
-        elif layer.is_depthwise and not other.is_depthwise:
-            found.join(other.reads, other.writes)
-    for heads in traced.attentions.values():
-        alone = traced.numbered(heads[stays[heads]])
-        if len(alone) == 1:  # the channels of one that is left are followed as such
-            its = torch.cat([others[traced.numbered(names) == alone] for names, others, _ in both])
-            found.join(its[:1], its)
-    pairs = [
-        torch.stack([traced.numbered(names), found.numbered(others), torch.full_like(names, place)])
-        for names, others, place in both
-    ]
-    if pairs:
-        one, other, places = torch.cat(pairs, dim=1)
-        is_wrong = (_first_beside(one, other) != other) | (_first_beside(other, one) != one)
-        end = int(places[is_wrong].min()) if is_wrong.any() else end
-    return end
-
-
-def _first_beside(keys: Tensor, values: Tensor) -> Tensor:
-    """Returns for each key the value beside its first occurrence."""
-    places = torch.arange(len(keys), device=keys.device)
-    firsts = keys.new_full((int(keys.max()) + 1,), len(keys)).scatter_reduce(0, keys, places, "amin")
-    return values[firsts[keys]]
+    for pick in (lambda names: names[: len(names) // 2], lambda names: names.flip(0)[::3][: len(names) - 1]):
+        gone, found = {each for names in free for each in traced.channels(pick(names))}, Trace()
+        try:
+            followed(cut(shadow, traced, gone), images, found)
+        except UntraceableError as error:
+            return len(found.steps), error.module
+        if (place := differing(traced, gone, found)) is not None:
+            return place, ""
+    return None
