@@ -3,7 +3,8 @@
 A filter without an active weight writes a constant, and batch normalisation shifts it: rarely is it zero. `dead` counts
 such filters; `surgery.shrink` drops what they write as if it were zero. Here it is worked out, at every position of the
 image, and what a layer makes of it is added to that layer's output: a bias, or where the edge of the image differs, a
-map. Channels that no active weight reads go as well, and with them all that only they needed.
+map. Channels that no active weight reads go as well, and with them all that only they needed: in a vision transformer
+hidden units, and heads as a whole where the masks of `scores` leave nothing that reads them.
 """
 
 import copy

@@ -100,8 +100,9 @@ def _fix_cause(shadow: nn.Module, traced: Trace, partings: list[Parting], place:
                 traced.fix(each.names, f"{each.where} takes them apart by numbers that are written down there")
     elif module and _has_sizes_of_its_own(shadow.get_submodule(module)) and not traced.are_fixed(own):
         traced.fix(own, f"{module!r} has sizes of its own that are written down there")
-    else:  # the last operation so far that is given something free
-        step = next(step for step in reversed(traced.steps[: place + 1]) if not traced.are_fixed(step.names))
+    else:  # the last operation so far that is given something free, or else any
+        steps = (*reversed(traced.steps[: place + 1]), *traced.steps)
+        step = next(step for step in steps if not traced.are_fixed(step.names))
         traced.fix(step.names, f"{step.where} is not the same for any number of them")
 
 
