@@ -564,3 +564,17 @@ def test_nearest_step_is_below_or_above_and_of_two_alike_the_lower(wanted, step)
 def test_nearest_step_stays_in_its_range():
     assert cost.nearest_step(0, lambda k: k, least=3, most=7) == 3
     assert cost.nearest_step(9, lambda k: k, least=3, most=7) == 7
+
+
+def test_weights_that_are_made_once_for_all_images_cost_nothing_that_is_not_known(recwarn):
+    class Made(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.widths = nn.Parameter(torch.randn(12, 2)), [1.0, 0.5]
+
+        def forward(self, x):
+            widths = torch.tensor(self.widths, device=self.table.device)
+            return functional.conv2d(x, torch.mv(self.table, widths).view(4, 3, 1, 1))
+
+    assert cost.total(cost.layer_table(Made(), in_channels=3, image_size=4), "macs") == 16 * 12
+    assert not recwarn

@@ -60,7 +60,7 @@ def layer_table(
     n_active = n_active or {}
     with torch.inference_mode(False), torch.no_grad():  # inference hides the products that an operation consists of
         shadow, images = without_numbers(model), images_for(model, in_channels, image_size, n=1)
-        with _Products(shadow) as products:
+        with _Products(shadow, images) as products:
             shadow(images)
     if products.unknown:
         uncounted = "; ".join(f"what {operation!r} makes of {name}" for name, operation in products.unknown.items())
@@ -104,18 +104,18 @@ class _Products(TorchDispatchMode):
 
     supports_higher_order_operators = True  # flex attention is one
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.macs: Counter[str] = Counter()
         self.unknown: dict[str, str] = {}
         self._layers = {f"{name}.weight": name for name in distinct(layer_weights(model))}
         # Names of the parameters that a tensor was made of, by its memory; no names where it does not hang on images.
         self._made_of = {_storage(buffer): () for buffer in model.buffers()}
-        named = reversed([*model.named_parameters(remove_duplicate=False)])
-        named = sorted(
-            named, key=lambda each: each[0] in self._layers
-        )  # of several names a layer's counts, or the first
+        named = sorted(  # of several names a layer's counts, or the first
+            reversed([*model.named_parameters(remove_duplicate=False)]), key=lambda each: each[0] in self._layers
+        )
         self._made_of |= {_storage(parameter): (name,) for name, parameter in named}
+        self._of_images = {_storage(images)}  # what hangs on them, by its memory
         self._kept: list[Tensor] = []  # so that no other takes their memory
         self._multiplied: set[str] = set()
         self._running = [""]
@@ -156,6 +156,10 @@ class _Products(TorchDispatchMode):
         else:
             for each in results:  # perhaps written in place
                 self._made_of.pop(_storage(each), None)
+            if self._of_images.isdisjoint(map(_storage, given)):  # made once for all images
+                return result
+            self._of_images.update(map(_storage, results))
+            self._kept += results
             if not is_product and operation not in _NO_PRODUCTS and torch.Tag.pointwise not in func.tags:
                 self.unknown |= dict.fromkeys(made_of, operation.__name__)
         return result
