@@ -379,3 +379,15 @@ def test_networks_are_followed_where_nothing_is_to_be_learned():
     net = net_of(lambda net, x: x.relu())
     with torch.inference_mode():
         assert shrink(net, {"conv": [0, 1]}, **IMAGE).conv.out_channels == 2
+
+
+def test_a_layer_that_only_the_smaller_network_runs_is_a_difference():
+    net = net_of(lambda net, x: x if x.shape[1] >= 6 else net.other(x), other=nn.Conv2d(4, 4, 1))
+    with pytest.raises(UntraceableError, match=r"would not compute the same|could not run"):
+        shrink(net, {"conv": [0, 1, 2, 3]}, **IMAGE)
+
+
+def test_of_one_group_that_is_left_some_channels_may_go():
+    net = net_of(lambda net, x: net.grouped(x), own=None, grouped=nn.Conv2d(8, 8, 1, groups=2))
+    smaller = shrink(net, {"conv": [0, 1], "grouped": [0, 1]}, **IMAGE)
+    assert smaller.grouped.groups == 1 and smaller(torch.randn(2, 3, 8, 8)).isfinite().all()

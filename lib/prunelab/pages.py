@@ -156,7 +156,7 @@ def _networks(measured: dict) -> Iterator[str]:
     )
     lines = ["| network | parameters | layers | heads | left | outputs differ by | |", "|---|---|---|---|---|---|---|"]
     for row in rows.itertuples():
-        found = "| | | | |"
+        found = "| | | |"
         if not pd.isna(row.difference):
             found = f"{row.parameters / 1e6:.1f} M | {row.layers:.0f} | {row.heads:.0f} | {row.left:.0%} |"
             found += f" {row.difference:.0e}"

@@ -43,13 +43,14 @@ def differing(traced: Trace, gone: set[int], found: Trace) -> int | None:
 
 def _join_as_kinds_change(traced: Trace, found: Trace, stays: Tensor) -> None:
     """With one channel in each group, or in all, a convolution is of another kind: its channels are one otherwise."""
-    for name, layer in found.layers.items():
-        earlier = traced.layers[name]
+    for name in found.layers.keys() & traced.layers.keys():
+        layer, earlier = found.layers[name], traced.layers[name]
         reads, writes = (names[stays[names]] for names in (earlier.reads, earlier.writes))
         if layer.is_depthwise and earlier.is_grouped:
             traced.join(reads, writes)
         elif (earlier.is_depthwise or earlier.is_grouped) and not (layer.is_depthwise or layer.is_grouped):
-            traced.join(reads, traced.axes[f"{name}.weight"][1])
+            inputs, places = traced.axes[f"{name}.weight"][1], stays[earlier.reads].nonzero().flatten()
+            traced.join(reads, inputs[places % len(inputs)])
             if earlier.is_depthwise:
                 found.join(layer.reads, layer.writes)
 
