@@ -16,18 +16,21 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from graphlib import TopologicalSorter
-from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 from prunelab import paths, records, stores, workers
 from prunelab.files import require_folder
 from prunelab.progress import progress_of
-from prunelab.runs import Run
+from prunelab.runs import Run, check_choice
 
 POLL_SECONDS = 0.5  # between two looks at the progress of running workers
 BUSY_SECONDS = 2.0  # before asking again for a run that another engine is training
 MAX_DEATHS = 2  # of workers that had nothing else in hand, before a run is given up
+ENGINES = ("local", "ray")
+Crew = Any  # the module `workers`, or an object that has its functions
 
 
 class RunFailed(RuntimeError):
@@ -63,6 +66,7 @@ def run(
     progress: bool = True,
     train: bool = True,
     store: Path | None = None,
+    engine: str = "local",
 ) -> list[dict]:
     """Trains what is not on record and returns the records of the whole plan, in its order.
 
@@ -74,8 +78,9 @@ def run(
         progress: Shows how far it is and the time left, while there is something to train.
         train: False trains nothing: runs that are not on record are left out.
         store: Folder of this machine's runs.
+        engine: "local", or "ray" for the cores and GPUs of a cluster.
     Raises:
-        ValueError: Device or options that do not exist, jobs below 1.
+        ValueError: Device, engine or options that do not exist, jobs below 1.
         DatasetNotFoundError: Images of runs to train are missing; nothing is trained.
         OSError: Nothing can be written into the store, or into a folder of a run there; nothing is trained.
         RunFailed: A run raised an error or lost two workers; all others are finished and on record by then.
@@ -83,7 +88,9 @@ def run(
         KeyboardInterrupt: Runs in hand stop; says what is kept, and how to go on.
     """
     plan, store = list(plan), store or paths.RUNS
-    device = workers.resolve_device(device)
+    check_choice("engine", engine, ENGINES)
+    if engine == "local":
+        workers.resolve_device(device)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     done = stores.on_record(with_parents(plan), fresh=fresh, store=store)
@@ -91,10 +98,21 @@ def run(
         stores.require_images(missing)
         for folder in (store, *filter(Path.exists, (store / run.id for run in missing))):
             require_folder(folder)
-        n_workers, slots = workers.share_out(min(jobs or workers.default_jobs(device), len(missing)), device)
-        pool = _Pool(Schedule(missing), store=store, device=device, n_workers=n_workers, slots=slots)
-        done = pool.train(progress=progress) | done
+        with _crew(engine, missing) as crew:
+            device = crew.resolve_device(device)
+            n_workers, slots = crew.share_out(min(jobs or crew.default_jobs(device), len(missing)), device)
+            pool = _Pool(Schedule(missing), store=store, device=device, n_workers=n_workers, slots=slots, crew=crew)
+            done = pool.train(progress=progress) | done
     return [done[run.id] for run in plan if run.id in done]
+
+
+def _crew(engine: str, plan: Sequence[Run]) -> AbstractContextManager[Crew]:
+    """Gives what workers come from: this machine, or a cluster to which a connection is opened and closed."""
+    if engine == "local":
+        return nullcontext(workers)
+    from prunelab import ray_workers  # here: it is an extra
+
+    return ray_workers.Cluster(plan)
 
 
 def to_train(plan: Iterable[Run], done: Mapping[str, dict], *, store: Path) -> list[Run]:
@@ -218,12 +236,15 @@ class Schedule:
 class _Pool:
     """Workers, and the schedule of the runs that they share."""
 
-    def __init__(self, schedule: Schedule, *, store: Path, device: str, n_workers: int, slots: int) -> None:
+    def __init__(
+        self, schedule: Schedule, *, store: Path, device: str, n_workers: int, slots: int, crew: Crew = workers
+    ) -> None:
         """Args:
         slots: Runs that a worker takes in turn.
+        crew: Where workers come from.
         """
-        self.schedule, self.slots, self.store = schedule, slots, store
-        self.new_worker = functools.partial(workers.Worker, store=store, device=device)
+        self.schedule, self.slots, self.crew = schedule, slots, crew
+        self.new_worker = functools.partial(crew.Worker, store=store, device=device)
         self.workers = [self.new_worker(number) for number in range(n_workers)]
         self.done: dict[str, dict] = {}
         self.deaths: Counter[str] = Counter()
@@ -238,10 +259,7 @@ class _Pool:
                 while self.schedule.n_left:
                     self._give_out()
                     self._collect()
-                    shares = sum(
-                        _share_done(self.store / run_id) for worker in self.workers for run_id in worker.in_hand
-                    )
-                    tell(n_runs - self.schedule.n_left + shares)
+                    tell(n_runs - self.schedule.n_left + sum(worker.n_done for worker in self.workers))
         except KeyboardInterrupt:
             kept = f"{len(self.done)} of {n_runs} runs are on record now, those in hand keep what they had saved"
             raise KeyboardInterrupt(f"stopped: {kept}; start it again to go on from there") from None
@@ -270,12 +288,12 @@ class _Pool:
         return not worker.in_hand or (len(worker.in_hand) < self.slots and not worker.is_reserved)
 
     def _collect(self) -> None:
-        busy = {worker.pipe: worker for worker in self.workers if worker.in_hand or not worker.is_up}
-        for pipe in connection.wait(list(busy), timeout=POLL_SECONDS):
+        busy = [worker for worker in self.workers if worker.in_hand or not worker.is_up]
+        for worker in self.crew.wait(busy, timeout=POLL_SECONDS):
             try:
-                answered = busy[pipe].answer()
+                answered = worker.answer()
             except (EOFError, OSError):
-                self._replace(busy[pipe])
+                self._replace(worker)
                 continue
             if answered is None:
                 continue
@@ -300,7 +318,7 @@ class _Pool:
             for run_id in worker.in_hand:
                 self.schedule.later(run_id, 0.0)
             self.failed_starts[worker.number] += 1
-            if self.failed_starts[worker.number] == MAX_DEATHS or worker.process.exitcode == workers.NO_GUARD:
+            if self.failed_starts[worker.number] == MAX_DEATHS or worker.is_hopeless:
                 if not self.workers:
                     raise RuntimeError(worker.why_not_started) from None
                 return
@@ -318,10 +336,3 @@ class _Pool:
                 self.suspects.popleft()
                 reason = f"its worker was killed {MAX_DEATHS} times; out of memory? Try fewer runs at once"
                 self.schedule.failed(run.id, f"{run}: {reason}")
-
-
-def _share_done(folder: Path) -> float:
-    try:
-        return float((folder / "progress").read_text())
-    except (OSError, ValueError):
-        return 0.0

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from multiprocessing import connection
@@ -134,6 +134,12 @@ def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | N
     return record, state
 
 
+def wait(some: Iterable["Worker"], *, timeout: float) -> list["Worker"]:
+    """Returns those that have answered or died, as soon as one has, or when time is up."""
+    by_pipe = {worker.pipe: worker for worker in some}
+    return [by_pipe[pipe] for pipe in connection.wait(list(by_pipe), timeout=timeout)]
+
+
 class Worker:
     """A process that trains what it is given. Its pipe ends when it dies, which is how its death is noticed.
 
@@ -159,6 +165,7 @@ class Worker:
             self.process.start()
         theirs.close()
         self.number, self.is_up, self.in_hand, self.is_reserved = number, False, dict[str, Run](), False
+        self.store = store
 
     def start(self, run: Run, *, keep_state: bool, is_reserved: bool) -> None:
         """Hands over a run.
@@ -184,10 +191,20 @@ class Worker:
         return self.in_hand.pop(run_id), answer
 
     @property
+    def n_done(self) -> float:
+        """How much of the runs in hand is done, each counted with its share."""
+        return sum(share_done(self.store / run_id) for run_id in self.in_hand)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether another process would start no better."""
+        return self.process.exitcode == NO_GUARD
+
+    @property
     def why_not_started(self) -> str:
         """What is known of a process that died while it started."""
         code = self.process.exitcode
-        if code == NO_GUARD:
+        if self.is_hopeless:
             return 'workers import the script, which calls engine.run; put the call under `if __name__ == "__main__":`'
         how = "killed; out of memory? Try fewer runs at once" if code < 0 else "what it said of it stands above"
         return f"no worker could start: the last one ended with exit code {code}, {how}"
@@ -198,6 +215,14 @@ class Worker:
         self.process.join(TIDY_SECONDS)
         self.process.kill()
         self.process.join()
+
+
+def share_done(folder: Path) -> float:
+    """Returns the share of a run's training that is done, as the run itself has written it down."""
+    try:
+        return float((folder / "progress").read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _require_importable_script() -> None:
@@ -220,6 +245,13 @@ def _require_importable_script() -> None:
 
 def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    with suppress(ConnectionError):
+        pipe.send(True)
+        serve(pipe, number, store, device)
+
+
+def serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
+    """Trains what comes through a pipe, on one thread or on the GPU of that number, until the other end is closed."""
     if device == "cpu":
         torch.set_num_threads(1)
     else:
@@ -227,7 +259,6 @@ def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -
         # The same numbers, whoever else keeps the GPU busy. cudnn.benchmark stays off: it chooses by timing.
         torch.backends.cudnn.deterministic = True
     with suppress(EOFError, ConnectionError):  # the engine is gone
-        pipe.send(True)
         take_turns(pipe, partial(executing, store=store, device=device))
 
 

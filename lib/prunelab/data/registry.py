@@ -128,6 +128,12 @@ def require(name: str, *, image_size: int | None = None) -> None:
         )
 
 
+def decoded_file(name: str, image_size: int | None) -> Path | None:
+    """Returns where the images that `load` gives lie decoded, once it was called; None where they are streamed."""
+    name, image_size = (ENLARGED[name], None) if name in ENLARGED else (name, image_size)
+    return None if name in STREAMED else _cached(name, image_size)
+
+
 def _streamed(name: str, image_size: int) -> LabelledImages:
     from prunelab.data import streams  # and with it torchvision, which takes a second to import
 
