@@ -738,6 +738,8 @@ class FakeWorker(workers.Worker):
             yield
         return {"id": item.id}
 
+    n_done = 0.0
+
     def kill(self):
         self.pipe.close()
 

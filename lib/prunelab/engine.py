@@ -84,7 +84,8 @@ def run(
         DatasetNotFoundError: Images of runs to train are missing; nothing is trained.
         OSError: Nothing can be written into the store, or into a folder of a run there; nothing is trained.
         RunFailed: A run raised an error or lost two workers; all others are finished and on record by then.
-        RuntimeError: No worker could start: the script has no `if __name__ == "__main__":`, or is no file.
+        RuntimeError: No worker could start: the script has no `if __name__ == "__main__":`, or is no file; there is no
+            cluster, or none of its nodes can be used.
         KeyboardInterrupt: Runs in hand stop; says what is kept, and how to go on.
     """
     plan, store = list(plan), store or paths.RUNS
@@ -110,8 +111,10 @@ def _crew(engine: str, plan: Sequence[Run]) -> AbstractContextManager[Crew]:
     """Gives what workers come from: this machine, or a cluster to which a connection is opened and closed."""
     if engine == "local":
         return nullcontext(workers)
-    from prunelab import ray_workers  # here: it is an extra
-
+    try:
+        from prunelab import ray_workers
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"engine 'ray' needs the extra: pip install 'prunelab[cluster]' ({error})") from error
     return ray_workers.Cluster(plan)
 
 
@@ -285,7 +288,8 @@ class _Pool:
                 self._replace(worker)
 
     def _has_room(self, worker: workers.Worker) -> bool:
-        return not worker.in_hand or (len(worker.in_hand) < self.slots and not worker.is_reserved)
+        n = len(worker.in_hand)
+        return worker.is_up and (n == 0 or (n < self.slots and not worker.is_reserved))
 
     def _collect(self) -> None:
         busy = [worker for worker in self.workers if worker.in_hand or not worker.is_up]
@@ -315,8 +319,6 @@ class _Pool:
         worker.kill()
         self.workers.remove(worker)
         if not worker.is_up:
-            for run_id in worker.in_hand:
-                self.schedule.later(run_id, 0.0)
             self.failed_starts[worker.number] += 1
             if self.failed_starts[worker.number] == MAX_DEATHS or worker.is_hopeless:
                 if not self.workers:

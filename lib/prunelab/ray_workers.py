@@ -1,8 +1,8 @@
 """Workers on the nodes of a Ray cluster, in place of those of `workers`: the same runs, records and errors.
 
 A worker is an actor with one core, or with one GPU on which several runs take turns. It trains in a folder of its node,
-where checkpoints stay; records and states come back through Ray, and nothing needs a shared file system. A parent's
-state goes to each node once, and so do the decoded images of a plan, which a node checks against their SHA-256.
+where checkpoints stay; records and states come back through Ray, so nothing needs a shared file system. What a run
+starts from, the images and its parents' states, goes to a node once, and only if it is not there.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ from prunelab.files import atomic_write
 from prunelab.recipes.recipe import State
 from prunelab.runs import Run
 
-_ANSWER_SECONDS = 10.0  # for a cluster to answer at all
-Images = dict[tuple[str, int | None], tuple[str, "ray.ObjectRef | None"]]  # by name and size: SHA-256, decoded file
+_ANSWER_SECONDS = 10.0  # for a cluster to answer at all; Ray itself would try for minutes
+_N_STATES = (
+    32  # of parents that the object store holds at a time; those of a generation are asked for one after another
+)
+Images = dict[tuple[str, int | None], tuple[str, list]]  # by name and size: SHA-256, and where they lie decoded
 
 
 class Cluster:
@@ -40,48 +44,41 @@ class Cluster:
     """
 
     def __init__(self, plan: Sequence[Run]) -> None:
-        """Connects to the cluster at `RAY_ADDRESS`, or starts one on this machine.
+        """Connects to the cluster at `RAY_ADDRESS`, or starts one on this machine; or takes the one in use here.
 
         Raises:
-            RuntimeError: There is none at that address.
+            RuntimeError: There is none at that address, it cannot be started, or it cannot hold the plan's images.
         """
-        address = os.environ.get("RAY_ADDRESS")
-        try:
-            if address and address.count(":") == 1:  # Ray itself would try for minutes
-                host, port = address.split(":")
-                socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
-            ray.init(address or "local", log_to_driver=False, logging_level="error", namespace="prunelab")
-        except (RayError, OSError, RuntimeError, ValueError) as error:
-            raise RuntimeError(
-                f"no cluster answers at RAY_ADDRESS={address}: {error}. Start one with `ray start --head`, or unset"
-                " RAY_ADDRESS to start one on this machine"
-            ) from error
-        self._images, self._states = images_of(plan), dict[str, ray.ObjectRef]()
+        self._is_own = not ray.is_initialized()
+        if self._is_own:
+            _connect(os.environ.get("RAY_ADDRESS"))
+        self._images, self._state_of = _images_of(plan), lru_cache(_N_STATES)(_state_of)
 
     def __enter__(self) -> "Cluster":
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+        if self._is_own:
+            ray.shutdown()
 
     def resolve_device(self, device: str) -> str:
         """As `workers.resolve_device`, of the whole cluster."""
         if device == "auto":
-            return "cuda" if self._has("GPU") else "cpu"
-        if device == "cuda" and not self._has("GPU"):
+            return "cuda" if self._count("GPU") else "cpu"
+        if device == "cuda" and not self._count("GPU"):
             raise ValueError("device 'cuda' was asked for, but no node of the cluster has a GPU")
         return device
 
     def default_jobs(self, device: str) -> int:
         """As `workers.default_jobs`, of the whole cluster."""
-        return workers.RUNS_PER_GPU * self._has("GPU") if device == "cuda" else self._has("CPU")
+        return workers.RUNS_PER_GPU * self._count("GPU") if device == "cuda" else self._count("CPU")
 
     def share_out(self, jobs: int, device: str) -> tuple[int, int]:
         """As `workers.share_out`, of the whole cluster."""
-        n_workers = min(jobs, self._has("GPU")) if device == "cuda" else min(jobs, self._has("CPU"))
+        n_workers = min(jobs, self._count("GPU" if device == "cuda" else "CPU"))
         return n_workers, jobs // n_workers
 
-    def _has(self, resource: str) -> int:
+    def _count(self, resource: str) -> int:
         return int(ray.cluster_resources().get(resource, 0))
 
     def wait(self, some: Iterable["RayWorker"], *, timeout: float) -> list["RayWorker"]:
@@ -91,79 +88,99 @@ class Cluster:
         return [asked[reference] for reference in ready]
 
     def Worker(self, number: int, *, store: Path, device: str) -> "RayWorker":
-        """Starts a worker; its number does not matter here."""
-        return RayWorker(number, store=store, device=device, images=self._images, states=self._states)
+        """Starts a worker, on whichever node has room."""
+        return RayWorker(number, store=store, device=device, images=self._images, state_of=self._state_of)
+
+
+def _connect(address: str | None) -> None:
+    try:
+        if address and address.count(":") == 1:
+            host, port = address.split(":")
+            socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        ray.init(address or "local", log_to_driver=False, logging_level="error")
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        tried = f"reached at RAY_ADDRESS={address}" if address else "started on this machine"
+        raise RuntimeError(
+            f"no cluster could be {tried}: {error}. `ray start --head` starts one, and says its address"
+        ) from error
 
 
 class RayWorker:
-    """A worker on some node; attributes and methods are those of `workers.Worker`, beside:
+    """A worker on some node; attributes and methods are those of `workers.Worker`, and one more.
 
     Attributes:
         asked: What it is to answer.
     """
 
-    def __init__(self, number: int, *, store: Path, device: str, images: Images, states: dict) -> None:
-        self.number, self.store = number, store
+    def __init__(
+        self, number: int, *, store: Path, device: str, images: Images, state_of: Callable[[Run, Path], "ray.ObjectRef"]
+    ) -> None:
+        self.number, self.store, self._state_of = number, store, state_of
         self.is_up, self.in_hand, self.is_reserved, self.is_hopeless = False, dict[str, Run](), False, False
         self.why_not_started = "no worker could start"
         resources = {"num_cpus": 0, "num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
         self._actor = _Actor.options(**resources).remote(_folder_of(store), device)
         self._start = self._actor.start.remote(_versions(), images)
-        self._states, self._answers = states, dict[ray.ObjectRef, tuple[Run, ray.ObjectRef | None]]()
-        self._locks: dict[str, FileLock] = {}
+        self._answers, self._locks = dict[ray.ObjectRef, Run](), dict[str, FileLock]()
         self._question, self._n_done = None, 0.0
 
     @property
-    def asked(self) -> list[ray.ObjectRef]:
+    def asked(self) -> list["ray.ObjectRef"]:
         return list(self._answers) if self.is_up else [self._start]
 
     def start(self, run: Run, *, keep_state: bool, is_reserved: bool) -> None:
-        """Hands over a run; where another process trains it, the answer is None, at once."""
-        self.in_hand[run.id], self.is_reserved = run, is_reserved
+        """Hands over a run; the answer is there at once where it is on record now, or another process trains it."""
         (self.store / run.id).mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.store / run.id / "lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            self._answers[ray.put(None)] = run, None
-            return
-        self._locks[run.id] = lock
-        states = [self._state_of(parent) for parent in run.parents]
-        answer, state = self._actor.train.remote(run, keep_state, *states)
-        self._answers[answer] = run, state if keep_state else None
+            answer = ray.put((None, None))
+        else:
+            self._locks[run.id] = lock
+            if record := workers.on_record(run, store=self.store, keep_state=keep_state):
+                answer = ray.put((record, None))
+            else:
+                # In a list, which is not unfolded: a node asks for those that it lacks.
+                states = [self._state_of(parent, self.store) for parent in run.parents]
+                answer = self._actor.train.remote(run, keep_state, states)
+        self._answers[answer], self.in_hand[run.id], self.is_reserved = run, run, is_reserved
 
     def answer(self) -> tuple[Run, dict | str | None] | None:
-        """Returns what `workers.Worker.answer` does; what comes back is in the store by then."""
-        if not self.is_up:
-            self._see_start()
-            return None
-        reference = next(iter(ray.wait(self.asked, timeout=0)[0]))
+        """Returns what `workers.Worker.answer` does; what came back is in the store by then."""
         try:
-            answer, (run, state) = ray.get(reference), self._answers[reference]
-            state = ray.get(state) if state and isinstance(answer, dict) else None
+            if not self.is_up:
+                return self._see_start(ray.get(self._start))
+            (reference,), _ = ray.wait(self.asked)
+            answer, state = ray.get(reference)
         except RayError as error:
+            self.why_not_started = f"no worker could start: {error}"
             raise EOFError(str(error)) from error
-        del self._answers[reference]
+        run = self.in_hand.pop(self._answers.pop(reference).id)
         if isinstance(answer, dict):
-            if earlier := stores.on_record([run], fresh=True, store=self.store).get(run.id):
-                answer = earlier
-            else:
-                records.save(answer, self.store)
+            answer = workers.put_on_record(run, answer, store=self.store)
             if state:
                 stores.save_state(run, State(**state), self.store)
-        if lock := self._locks.pop(run.id, None):
-            lock.release()
-        return self.in_hand.pop(run.id), answer
+        if run.id in self._locks:
+            self._locks.pop(run.id).release()
+        return run, answer
+
+    def _see_start(self, problem: str | None) -> None:
+        if problem:
+            self.is_hopeless, self.why_not_started = True, problem
+            warnings.warn(f"{problem}; it is left aside", stacklevel=3)
+            raise EOFError(problem)
+        self.is_up = True
 
     @property
     def n_done(self) -> float:
         """How much of the runs in hand is done, as last heard."""
-        if self._question is None and self.in_hand:
-            self._question = self._actor.n_done.remote()
-        elif self._question and ray.wait([self._question], timeout=0)[0]:
+        if self._question and ray.wait([self._question], timeout=0)[0]:
             with contextlib.suppress(RayError):
                 self._n_done = ray.get(self._question)
             self._question = None
+        if self.in_hand and not self._question:
+            self._question = self._actor.n_done.remote()
         return min(self._n_done, len(self.in_hand))
 
     def kill(self) -> None:
@@ -172,65 +189,45 @@ class RayWorker:
         for lock in self._locks.values():
             lock.release()
 
-    def _see_start(self) -> None:
-        try:
-            problem = ray.get(self._start)
-        except RayError as error:
-            self.why_not_started = f"no worker could start: {error}"
-            raise EOFError(str(error)) from error
-        if problem:
-            self.is_hopeless, self.why_not_started = True, problem
-            warnings.warn(f"{problem}; it is left aside", stacklevel=2)
-            raise EOFError(problem)
-        self.is_up = True
-
-    def _state_of(self, parent: Run) -> ray.ObjectRef:
-        if parent.id not in self._states:
-            self._states[parent.id] = _put(vars(stores.load_state(parent, self.store)), f"the state of {parent}")
-        return self._states[parent.id]
-
 
 @ray.remote(max_concurrency=workers.RUNS_PER_GPU + 2)
 class _Actor:
-    """What runs on a node: trains in a thread as a worker does, and answers from others."""
+    """What runs on a node: one thread trains, as a worker does, and others answer."""
 
     def __init__(self, folder: str, device: str) -> None:
-        self.store, self.device = paths.RUNS.parent / "cluster" / folder, device
-        self._answers: dict[str, Future] = {}
+        self.store, self._answers = paths.DATA / "cluster" / folder, dict[str, Future]()
         self._pipe, theirs = Pipe()
-        threading.Thread(target=_or_die, args=(workers.serve, theirs, 0, self.store, device), daemon=True).start()
-        threading.Thread(target=_or_die, args=(self._listen,), daemon=True).start()
+        for work in (lambda: workers.serve(theirs, 0, self.store, device), self._listen):
+            threading.Thread(target=_or_die, args=(work,), daemon=True).start()
 
     def start(self, versions: dict[str, str], images: Images) -> str | None:
         """Fetches the images; returns what is wrong with this node, None if nothing is."""
         node = f"the node {socket.gethostname()}"
         if (own := _versions()) != versions:
             here, there = (", ".join(f"{name} {version}" for name, version in each.items()) for each in (own, versions))
-            return f"{node} has {here}, and not {there}, as who asks"
+            return f"{node} has {here}, and not {there} as where the plan was started"
         try:
             self.store.mkdir(parents=True, exist_ok=True)
             for (name, image_size), (sha256, decoded) in images.items():
                 _fetch(name, image_size, decoded)
                 if (found := data.load(name, image_size=image_size).sha256) != sha256:
                     return f"{node} has other images of {name}: their SHA-256 is {found}, and not {sha256}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RayError) as error:
             return f"{node} cannot be used: {error}"
         return None
 
-    @ray.method(num_returns=2)
-    def train(self, run: Run, keep_state: bool, *states: dict) -> tuple[dict | str | None, dict | None]:
+    def train(self, run: Run, keep_state: bool, states: list["ray.ObjectRef"]) -> tuple[dict | str, dict | None]:
         """Trains a run; returns its answer, as `workers.take_turns` gives it, and its state if it is to be kept."""
         for parent, state in zip(run.parents, states, strict=True):
-            if not (self.store / parent.id / "state").exists():
-                stores.save_state(parent, State(**state), self.store)
+            if not stores.has_state(parent, self.store):
+                stores.save_state(parent, State(**ray.get(state)), self.store)
         self._answers[run.id] = answered = Future()
         self._pipe.send((run, keep_state))
         answer = answered.result()
-        folder, state = self.store / run.id, None
-        if isinstance(answer, dict):
-            state = vars(stores.load_state(run, self.store)) if keep_state else None
-            (folder / "record.json").unlink()  # whoever asked has it
-        return answer, state
+        if not isinstance(answer, dict):
+            return answer, None
+        (self.store / run.id / "record.json").unlink()  # it belongs to whoever asked
+        return answer, vars(stores.load_state(run, self.store)) if keep_state else None
 
     def n_done(self) -> float:
         """How much of the runs in hand is done."""
@@ -242,45 +239,46 @@ class _Actor:
             self._answers.pop(run_id).set_result(answer)
 
 
-def _or_die(work: Callable[..., None], *arguments: object) -> None:
+def _or_die(work: Callable[[], None]) -> None:
     """Works in a thread whose end is that of the process: who waits for it hears of it."""
     try:
-        work(*arguments)
+        work()
     except BaseException:
         traceback.print_exc()
     os._exit(1)
 
 
-def images_of(plan: Sequence[Run]) -> Images:
-    """Puts the decoded images of a plan where nodes find them; those that are streamed must lie on each node.
-
-    Raises:
-        RuntimeError: The object store cannot hold them.
-    """
+def _images_of(plan: Sequence[Run]) -> Images:
+    """Puts the decoded images of a plan where nodes find them; those that are streamed must lie on each node."""
     images: Images = {}
     for run in plan:
         options = recipes.get(run.recipe).options_of(run)
         if (key := (options.dataset, options.image_size)) not in images:
             sha256, decoded = data.load(key[0], image_size=key[1]).sha256, data.decoded_file(*key)
-            images[key] = sha256, decoded and _put(decoded.read_bytes(), f"the images of {key[0]}")
+            images[key] = sha256, [_put(decoded.read_bytes(), f"the images of {key[0]}")] if decoded else []
     return images
 
 
-def _put(what: Any, name: str) -> ray.ObjectRef:
+def _state_of(parent: Run, store: Path) -> "ray.ObjectRef":
+    return _put(vars(stores.load_state(parent, store)), f"the state of {parent}")
+
+
+def _put(what: Any, name: str) -> "ray.ObjectRef":
     try:
         return ray.put(what)
     except RayError as error:
         raise RuntimeError(
-            f"the cluster cannot hold {name}: {error}. Start Ray with more --object-store-memory"
+            f"the cluster cannot hold {name}: {error}. `ray start --object-store-memory` gives it more"
         ) from error
 
 
-def _fetch(name: str, image_size: int | None, decoded: "ray.ObjectRef | None") -> None:
-    if decoded and not (path := data.decoded_file(name, image_size)).exists():
+def _fetch(name: str, image_size: int | None, decoded: list) -> None:
+    for reference in decoded:
+        path = data.decoded_file(name, image_size)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():  # another worker of this node was faster
-                atomic_write(path, ray.get(decoded))
+        with FileLock(f"{path}.lock"):  # one worker of a node is enough
+            if not path.exists():
+                atomic_write(path, ray.get(reference))
 
 
 def _folder_of(store: Path) -> str:
@@ -289,4 +287,4 @@ def _folder_of(store: Path) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"prunelab": prunelab.__version__, "torch": torch.__version__, "commit": records.commit()}
+    return {"prunelab": prunelab.__version__, "commit": records.commit(), "torch": torch.__version__}

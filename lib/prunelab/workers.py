@@ -83,15 +83,12 @@ def executing(run: Run, *, store: Path, device: str, keep_state: bool = False) -
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):  # let go by the system when its holder dies
-            record = stores.on_record([run], fresh=True, store=store).get(run.id)
-            if record and not (keep_state and not stores.has_state(run, store)):
+            if record := on_record(run, store=store, keep_state=keep_state):
                 return record
             for half_written in folder.glob(".*"):  # left by a process killed in the middle of a write
                 half_written.unlink()
             trained, state = yield from _train(run, store=store, device=device)
-            if record is None:
-                record = trained
-                records.save(record, store)
+            record = put_on_record(run, trained, store=store)
             if keep_state:
                 stores.save_state(run, state, store)
             for leftover in ("checkpoint", "progress"):
@@ -99,6 +96,20 @@ def executing(run: Run, *, store: Path, device: str, keep_state: bool = False) -
             return record
     except Timeout:
         return None
+
+
+def on_record(run: Run, *, store: Path, keep_state: bool = False) -> dict | None:
+    """Returns the record of a run that needs no training; arguments as for `executing`."""
+    record = stores.on_record([run], fresh=True, store=store).get(run.id)
+    return record if record and not (keep_state and not stores.has_state(run, store)) else None
+
+
+def put_on_record(run: Run, record: dict, *, store: Path) -> dict:
+    """Puts a record into the store, unless there is an earlier one; returns which of them is there."""
+    if earlier := on_record(run, store=store):
+        return earlier
+    records.save(record, store)
+    return record
 
 
 def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | None]]:
