@@ -1,6 +1,6 @@
 # A bare machine needs Python 3.11 or newer, git and make; the first call builds .venv, later ones only use it.
 .DEFAULT_GOAL := help
-.PHONY: help figures test bench lock clean
+.PHONY: help figures test bench cluster lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -24,8 +24,12 @@ test: $(STAMP) ## lint, unit tests, notebooks against their committed outputs, a
 bench: $(STAMP) ## measure the speed claims on this machine
 	$(BIN)/prunelab bench
 
+cluster: $(STAMP) ## install Ray, and test plans on a cluster of two nodes on this machine
+	$(BIN)/uv pip install --no-build-isolation --compile-bytecode --python $(BIN)/python -e '.[cluster]'
+	$(BIN)/python -m pytest tests/test_ray_workers.py
+
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate --generate-hashes \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-annotate --generate-hashes \
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove caches, build products and executed notebooks; never data, records or figures

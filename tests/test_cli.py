@@ -140,7 +140,7 @@ def test_run_hands_its_options_to_the_engine_and_ships_what_it_returns(capsys, m
     assert cli.main([*command, "--device", "cpu", "--ship"]) == 0
     [(plan, options)] = calls
     assert [item.seed for item in plan] == [4, 5]
-    assert options == {"fresh": True, "device": "cpu", "jobs": 3}
+    assert options == {"fresh": True, "device": "cpu", "jobs": 3, "engine": "local"}
     assert "2 runs on record, 1 of them diverged" in capsys.readouterr().out
     assert {shipped["seed"] for shipped in records.load("01_toy")} == {4, 5}
 
@@ -193,8 +193,8 @@ def test_figures_hands_only_what_was_asked_to_the_notebooks_and_tells_of_each(ca
         report("01_toy", batch.NotebookFailed("01_toy, cell 3 (boom): no"), 1.0)
         report("02_toy", paths.FIGURES / "copy.ipynb", 12.0)
 
-    def run(plan, *, fresh, device):
-        trained.append((plan, fresh, device))
+    def run(plan, *, fresh, device, **own):
+        trained.append((plan, fresh, device, own["engine"]))
         raise (engine.RunFailed, DatasetNotFoundError)[len(trained) - 1]("one failed")  # its notebook says so
 
     monkeypatch.setattr(batch, "execute_all", execute_all)
@@ -206,12 +206,12 @@ def test_figures_hands_only_what_was_asked_to_the_notebooks_and_tells_of_each(ca
     assert calls == [(["01_toy", "02_toy"], {}, 120.0, None)] and not trained
     out, err = capsys.readouterr()
     assert "02_toy: 12 s" in out and "prunelab: 01_toy, cell 3 (boom): no" in err
-    cli.main(["figures", "01_toy", "--profile", "smoke", "--fresh", "--seeds", "1,2", "--device", "cpu"])
-    parameters = {"profile": "smoke", "seeds": "1,2", "device": "cpu", "fresh": True}
-    assert calls[-1] == (["01_toy"], parameters, 21600.0, None)
-    assert trained == [(Toy.plan("smoke", seeds=[1, 2]), True, "cpu")]
+    cli.main(["figures", "01_toy", "--profile", "smoke", "--fresh", "--seeds", "1,2", "--engine", "ray"])
+    parameters = {"profile": "smoke", "seeds": "1,2", "engine": "ray", "fresh": True}
+    assert calls[-1] == (["01_toy"], parameters, 21600.0, None), "a cluster has its own GPUs"
+    assert trained == [(Toy.plan("smoke", seeds=[1, 2]), True, "auto", "ray")]
     cli.main(["figures", "--fresh"])
-    assert trained[-1] == (Toy.plan("small"), True, "auto")
+    assert trained[-1] == (Toy.plan("small"), True, "auto", "local")
     assert calls[-1][-1] == 1, "notebooks that share a GPU run one after another"
 
 
@@ -293,6 +293,7 @@ def test_errors_are_one_line_and_an_exit_code(capsys, monkeypatch, error, code, 
     "command, said",
     [
         (["run", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small"),
+        (["figures", "--engine", "slurm"], "unknown engine 'slurm'; there are local, ray"),
         (["figures", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small, full, paper"),
         (
             ["figures", "--profile", "Smoke", "--fresh"],

@@ -56,6 +56,7 @@ FLOORS = (
     {"recipes"},
     {"stores"},
     {"workers"},
+    {"ray_workers"},
     {"engine", "notebook", "pages"},
     {"bench"},
     {"commands"},

@@ -214,6 +214,7 @@ def test_environment_line_names_device_commit_and_profile():
     assert re.fullmatch(r"prunelab \S+ at commit \S+, torch \S+, cpu \(\d+ cores\), profile smoke", line)
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
         notebook.environment_line(profile="smoke", device="tpu")
+    assert "a cluster, device cuda" in notebook.environment_line(profile="smoke", device="cuda", engine="ray")
 
 
 def test_source_shown_is_that_of_the_library(capsys):

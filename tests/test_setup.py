@@ -19,6 +19,7 @@ from prunelab import cli, paths
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+del EXTRAS["cluster"]  # for those who have one: `make cluster`
 REQUIREMENTS = [
     need
     for need in map(Requirement, itertools.chain(PYPROJECT["project"]["dependencies"], *EXTRAS.values()))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from prunelab.runs import parse_seeds
 
+_ENGINE = "local, or ray for a cluster: that at RAY_ADDRESS, or else one on this machine"
 NOTEBOOK_MINUTES = 360  # for one notebook to run, unless --timeout says otherwise
 
 
@@ -59,10 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     option = add("plan", "What a profile trains, and what that costs here.", plan("; none for each"), training)
     option("--help-options", action="store_true", help="what may be chosen of the notebooks' runs; plans nothing")
     option = add("run", "Train what is not on record.", plan("", required=True), fresh, training)
+    option("--engine", default="local", help=_ENGINE)
     option("--ship", action="store_true", help="merge the records into data/records")
     about = "Execute notebooks with papermill: every figure and number anew."
     option = add("figures", about, plan("; the notebook's own by default"), fresh)
     option("--device", help="auto, cpu or cuda")
+    option("--engine", help=_ENGINE)
     option("--timeout", type=_minutes, default=NOTEBOOK_MINUTES, metavar="MINUTES", help="for each notebook")
     about = "Train some recorded runs again and compare. Exit code 1 if a count (weights, MACs, steps) differs."
     option = add("verify", about, plan("; the largest one on record by default"), training)

@@ -113,7 +113,7 @@ def _workloads(plan: list[Run]) -> dict[str, Workload]:
 
 def _run(options: argparse.Namespace) -> None:
     for recipe, profile, plan in _plans(options):
-        done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs)
+        done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs, engine=options.engine)
         n_diverged = sum(record["status"] == "diverged" for record in done)
         print(f"{recipe.notebook} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
         if options.ship:
@@ -126,11 +126,13 @@ def _figures(options: argparse.Namespace) -> int:
     stems = _stems(options) or batch.stems()
     for stem in stems:  # all that can be wrong, before anything is trained
         runs.check_choice("notebook", stem, batch.stems())
-    if options.profile is not None:
-        runs.check_choice("profile", options.profile, runs.PROFILES)
+    for name, choices in (("profile", runs.PROFILES), ("engine", runs.ENGINES)):
+        if (given := getattr(options, name)) is not None:
+            runs.check_choice(name, given, choices)
     require_folder(paths.FIGURES)
     seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
-    given = {"profile": options.profile, "seeds": seeds, "device": options.device, "fresh": options.fresh or None}
+    given = {name: getattr(options, name) for name in ("profile", "device", "engine")}
+    given |= {"seeds": seeds, "fresh": options.fresh or None}
     parameters = {name: value for name, value in given.items() if value is not None}
     at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
     failed = []
@@ -160,11 +162,11 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
         if recipe.notebook in stems:
             default = batch.declared(paths.NOTEBOOKS / f"{recipe.notebook}.ipynb")["profile"]
             plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
-    device = options.device or "auto"
+    device, own = options.device or "auto", options.engine or "local"
     # The notebook that lacks runs or images says so, and the others can still be drawn.
     with contextlib.suppress(engine.RunFailed, DatasetNotFoundError):
-        engine.run(plan, fresh=True, device=device)
-    return 1 if workers.resolve_device(device) == "cuda" else None
+        engine.run(plan, fresh=True, device=device, engine=own)
+    return 1 if own == "local" and workers.resolve_device(device) == "cuda" else None
 
 
 def _verify(options: argparse.Namespace) -> int:

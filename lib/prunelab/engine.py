@@ -24,12 +24,11 @@ from typing import Any
 from prunelab import paths, records, stores, workers
 from prunelab.files import require_folder
 from prunelab.progress import progress_of
-from prunelab.runs import Run, check_choice
+from prunelab.runs import ENGINES, Run, check_choice
 
 POLL_SECONDS = 0.5  # between two looks at the progress of running workers
 BUSY_SECONDS = 2.0  # before asking again for a run that another engine is training
 MAX_DEATHS = 2  # of workers that had nothing else in hand, before a run is given up
-ENGINES = ("local", "ray")
 Crew = Any  # the module `workers`, or an object that has its functions
 
 

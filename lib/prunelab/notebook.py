@@ -12,9 +12,9 @@ import pandas as pd
 
 from prunelab import __version__, paths, records
 from prunelab.files import require_folder
-from prunelab.runs import PROFILES, check_choice, did_you_mean, finite, parse_seeds
+from prunelab.runs import ENGINES, PROFILES, check_choice, did_you_mean, finite, parse_seeds
 
-_ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("auto", "cpu", "cuda")}
+_ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("auto", "cpu", "cuda"), "engine": ENGINES}
 _TRAINED_UNASKED = ("smoke", "small")  # the other profiles take a GPU, or a cluster
 _STARTED = datetime.now(UTC).replace(microsecond=0)  # records give whole seconds
 _CHECKED = "_parameters_are_checked"
@@ -28,8 +28,8 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
 
     Args:
         namespace: `globals()` of the notebook.
-        types: Of each parameter: bool, int, float or str. `profile`, `train`, `device`, `seeds` must also make sense;
-            `seeds` may also be a whole number.
+        types: Of each parameter: bool, int, float or str. `profile`, `train`, `device`, `engine`, `seeds` must also
+            make sense; `seeds` may also be a whole number.
     Returns:
         The values: a whole number given for a float is a float, `seeds` is a tuple of int, empty for no text, and
         `train`, always there, is whether to train what is not on record: where that, or to train afresh, was asked for,
@@ -91,13 +91,16 @@ def _value(name: str, value: object, kind: type) -> object:
     return value
 
 
-def environment_line(*, profile: str, device: str = "auto") -> str:
+def environment_line(*, profile: str, device: str = "auto", engine: str = "local") -> str:
     """Says in one line which versions, device, commit and profile these are."""
     import torch
 
     from prunelab.workers import resolve_device
 
-    where = torch.cuda.get_device_name() if resolve_device(device) == "cuda" else f"cpu ({os.cpu_count()} cores)"
+    if engine == "ray":
+        where = f"a cluster, device {device}"
+    else:
+        where = torch.cuda.get_device_name() if resolve_device(device) == "cuda" else f"cpu ({os.cpu_count()} cores)"
     return f"prunelab {__version__} at commit {records.commit()}, torch {torch.__version__}, {where}, profile {profile}"
 
 

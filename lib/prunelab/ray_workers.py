@@ -25,15 +25,14 @@ from filelock import FileLock, Timeout
 from ray.exceptions import RayError
 
 import prunelab
-from prunelab import data, paths, recipes, records, stores, workers
+from prunelab import data, paths, recipes, stores, workers
+from prunelab.data.folders import sha256_of_files
 from prunelab.files import atomic_write
 from prunelab.recipes.recipe import State
 from prunelab.runs import Run
 
 _ANSWER_SECONDS = 10.0  # for a cluster to answer at all; Ray itself would try for minutes
-_N_STATES = (
-    32  # of parents that the object store holds at a time; those of a generation are asked for one after another
-)
+_N_STATES = 32  # of parents that the object store holds at a time: siblings ask for one after another
 Images = dict[tuple[str, int | None], tuple[str, list]]  # by name and size: SHA-256, and where they lie decoded
 
 
@@ -287,4 +286,9 @@ def _folder_of(store: Path) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"prunelab": prunelab.__version__, "commit": records.commit(), "torch": torch.__version__}
+    code = ((path.name, path.read_bytes()) for path in sorted(Path(prunelab.__file__).parent.rglob("*.py")))
+    return {
+        "prunelab": prunelab.__version__,
+        "code": sha256_of_files(code)[:10],
+        "torch": torch.__version__,
+    }

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 Option = str | int | float | bool | None
 PROFILES = ("smoke", "small", "full", "paper")  # plans of growing size
+ENGINES = ("local", "ray")  # what has a plan's runs trained
 MAX_SEED = 2**63 - 1  # what generators and tables alike take
 
 
