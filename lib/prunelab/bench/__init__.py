@@ -68,6 +68,10 @@ def _on_gpu() -> bool:
 def _engine(quick: bool) -> Iterator[dict]:
     spent = _rounds(quick, plans.schedule_milliseconds, 100 if quick else 1000)
     yield row("scheduling 1,000 children of a run, each", "<= 1", spent, unit="ms")
+    if find_spec("ray"):
+        brief = {"dataset": "digits", "model": "lenet_300_100", "width": 0.1, "batch_size": 64}
+        ratios = _rounds(quick, plans.cluster_ratio, brief)
+        yield row("one more run of next to no training, on a cluster over locally", "<= 2", ratios)
     images = _images(quick=quick)
     gains = _rounds(quick, plans.engine_gain, images)
     yield row("engine over ordinary script, samples/s", ">= 8" if _on_gpu() else ">= 1.5", gains)

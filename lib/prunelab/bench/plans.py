@@ -50,6 +50,21 @@ def seconds_a_run(runs: dict, *, n_runs: int = 8, jobs: int | None = None) -> fl
     return seconds(lambda: _train(_plan(n_runs, runs), jobs=jobs)) / n_runs
 
 
+def cluster_ratio(runs: dict) -> float:
+    """Compares what one more run takes on a cluster, started here, and in the local engine; no start is counted."""
+    import ray  # an extra
+
+    with ray.init("local", log_to_driver=False, logging_level="error"):
+        on_cluster = _seconds_more(runs, engine="ray")
+    return on_cluster / _seconds_more(runs, engine="local")
+
+
+def _seconds_more(runs: dict, **options: str) -> float:
+    few, many = 4, 64
+    spent = [seconds(lambda n=n: _train(_plan(n, runs), **options)) for n in (few, many)]
+    return (spent[1] - spent[0]) / (many - few)
+
+
 def schedule_milliseconds(n_children: int) -> float:
     """Returns what the engine spends on each run of a plan of many children of one parent, none of which is trained."""
     (parent,) = _plan(1, SMOKE)
@@ -96,9 +111,9 @@ def _plan(n_runs: int, runs: dict) -> list[Run]:
     return [recipes.get("rigl").run(seed=seed, **options) for seed in range(n_runs)]
 
 
-def _train(plan: list[Run], *, jobs: int | None = None) -> None:
+def _train(plan: list[Run], **options: object) -> None:
     with tempfile.TemporaryDirectory() as store:
-        engine.run(plan, fresh=True, progress=False, jobs=jobs, store=Path(store))
+        engine.run(plan, fresh=True, progress=False, store=Path(store), **options)
 
 
 def _python(code: str) -> None:
