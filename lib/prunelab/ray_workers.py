@@ -76,8 +76,14 @@ class Cluster:
         """As `workers.default_jobs`, of the whole cluster."""
         return workers.RUNS_PER_GPU * self._has("GPU") if device == "cuda" else self._has("CPU")
 
-    def share_out(self, jobs: int, device: str) -> tuple[int, int]:
+    def gpus_each(self, plan: Sequence[Run], device: str) -> int:
+        """As `workers.gpus_each`, of the node that has most."""
+        return max(workers.n_ranks(run, max(_gpus_of_nodes())) for run in plan) if device == "cuda" else 1
+
+    def share_out(self, jobs: int, device: str, n_gpus: int = 1) -> tuple[int, int]:
         """As `workers.share_out`, of the whole cluster."""
+        if n_gpus > 1:
+            return min(jobs, sum(gpus // n_gpus for gpus in _gpus_of_nodes())), 1
         n_workers = min(jobs, self._has("GPU")) if device == "cuda" else min(jobs, self._has("CPU"))
         return n_workers, jobs // n_workers
 
@@ -90,9 +96,9 @@ class Cluster:
         ready, _ = ray.wait(list(asked), timeout=timeout)
         return [asked[reference] for reference in ready]
 
-    def Worker(self, number: int, *, store: Path, device: str) -> "RayWorker":
+    def Worker(self, number: int, *, store: Path, device: str, n_gpus: int) -> "RayWorker":
         """Starts a worker; its number does not matter here."""
-        return RayWorker(number, store=store, device=device, images=self._images, states=self._states)
+        return RayWorker(number, store=store, device=device, n_gpus=n_gpus, images=self._images, states=self._states)
 
 
 class RayWorker:
@@ -102,12 +108,12 @@ class RayWorker:
         asked: What it is to answer.
     """
 
-    def __init__(self, number: int, *, store: Path, device: str, images: Images, states: dict) -> None:
+    def __init__(self, number: int, *, store: Path, device: str, n_gpus: int, images: Images, states: dict) -> None:
         self.number, self.store = number, store
         self.is_up, self.in_hand, self.is_reserved, self.is_hopeless = False, dict[str, Run](), False, False
         self.why_not_started = "no worker could start"
-        resources = {"num_cpus": 0, "num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-        self._actor = _Actor.options(**resources).remote(_folder_of(store), device)
+        resources = {"num_cpus": 0, "num_gpus": n_gpus} if device == "cuda" else {"num_cpus": 1}
+        self._actor = _Actor.options(**resources).remote(_folder_of(store), device, n_gpus)
         self._start = self._actor.start.remote(_versions(), images)
         self._states, self._answers = states, dict[ray.ObjectRef, tuple[Run, ray.ObjectRef | None]]()
         self._locks: dict[str, FileLock] = {}
@@ -194,11 +200,12 @@ class RayWorker:
 class _Actor:
     """What runs on a node: trains in a thread as a worker does, and answers from others."""
 
-    def __init__(self, folder: str, device: str) -> None:
+    def __init__(self, folder: str, device: str, n_gpus: int) -> None:
         self.store, self.device = paths.RUNS.parent / "cluster" / folder, device
         self._answers: dict[str, Future] = {}
         self._pipe, theirs = Pipe()
-        threading.Thread(target=_or_die, args=(workers.serve, theirs, 0, self.store, device), daemon=True).start()
+        serving = (workers.serve, theirs, 0, self.store, device, n_gpus)
+        threading.Thread(target=_or_die, args=serving, daemon=True).start()
         threading.Thread(target=_or_die, args=(self._listen,), daemon=True).start()
 
     def start(self, versions: dict[str, str], images: Images) -> str | None:
@@ -281,6 +288,10 @@ def _fetch(name: str, image_size: int | None, decoded: "ray.ObjectRef | None") -
         with FileLock(f"{path}.lock"):
             if not path.exists():  # another worker of this node was faster
                 atomic_write(path, ray.get(decoded))
+
+
+def _gpus_of_nodes() -> list[int]:
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def _folder_of(store: Path) -> str:
