@@ -212,11 +212,13 @@ def _serve(
 ) -> None:
     """Does a rank's work, answers, and waits for its end: none goes while others may still need it."""
     interrupts.end_with_parent()
+    own = {"rank": rank, "world_size": n}
     if device == "cuda":
         torch.cuda.set_device(gpu)
-    store, answer = distributed.TCPStore(_HOST, port, is_master=False), (None, None)
+        own["device_id"] = torch.device("cuda", gpu)
+    store = distributed.TCPStore(_HOST, port, is_master=False)
     try:
-        distributed.init_process_group(_BACKENDS[device], store=store, rank=rank, world_size=n)
+        distributed.init_process_group(_BACKENDS[device], store=store, **own)
         answer = None, work(*arguments)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise

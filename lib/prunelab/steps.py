@@ -138,8 +138,7 @@ class Stepper:
     """Takes step after step of one training.
 
     Attributes:
-        loss_sum: Of all losses of the batches since it was last set to zero, of this rank's part of them, 0-d, on the
-            model's device.
+        loss_sum: Of all losses of the batches since it was last set to zero, 0-d, on the model's device.
         n_until_capture: Optimizer steps before capture; below 0, all further steps are as they are.
     """
 
@@ -207,7 +206,7 @@ class Stepper:
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
         if loss_scale != 1.0:  # a power of two, so nothing is rounded
             torch._foreach_mul_(gradients, 1.0 / loss_scale)
-        ranks.average(gradients)
+        ranks.average([*gradients, self.loss_sum])
 
     def _next_of(self, losses: Iterator[Tensor]) -> Tensor | None:
         """Returns the next loss, worked out in this training's precision; None after the last."""

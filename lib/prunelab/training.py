@@ -213,7 +213,6 @@ def training(
             yield
 
         totals = tuple(map(ranks.add_up, _test(model, dataset, precision=precision)))
-        ranks.average([stepper.loss_sum])
         ranks.check_equal([*model.state_dict().values(), *method.masks.values()])
         yield from until_done(stepper.device)
         train_loss = float(stepper.loss_sum) / (result.n_batches - n_batches_before)

@@ -147,7 +147,7 @@ def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | N
         device=device,
         parents=[stores.load_state(parent, store) for parent in run.parents],
         checkpoint=store / run.id / "checkpoint",
-        **{"report": partial(_report, store / run.id / "progress")} if ranks.number() == 0 else {},
+        report=partial(_report, store / run.id / "progress"),
     )
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     state, seconds, precision, dataset = (result.pop(key) for key in ("state", "seconds", "precision", "dataset"))
@@ -172,7 +172,8 @@ def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | N
 
 
 def _report(path: Path, share: float) -> None:
-    atomic_write(path, f"{share:.4f}")
+    if ranks.number() == 0:
+        atomic_write(path, f"{share:.4f}")
 
 
 def wait(some: Iterable["Worker"], *, timeout: float) -> list["Worker"]:
