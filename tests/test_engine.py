@@ -720,7 +720,7 @@ class FakeWorker(workers.Worker):
 
     def __init__(self, number, *, store, device, n_gpus):
         self.pipe, theirs = multiprocessing.Pipe()
-        self.number, self.is_up, self.in_hand, self.is_reserved = number, True, {}, False
+        self.number, self.store, self.is_up, self.in_hand, self.is_reserved = number, store, True, {}, False
         self.process = len({line[0] for line in self.lines})
         threading.Thread(target=self.serve, args=(theirs,), daemon=True).start()
 
