@@ -718,9 +718,9 @@ class FakeWorker(workers.Worker):
     lines: ClassVar[list] = []  # what was trained at each step: the number of the process, and the seed
     all_given_out = threading.Event()  # so that those that are to share a worker are all there at its first step
 
-    def __init__(self, number, *, store, device):
+    def __init__(self, number, *, store, device, n_gpus):
         self.pipe, theirs = multiprocessing.Pipe()
-        self.number, self.is_up, self.in_hand, self.is_reserved = number, True, {}, False
+        self.number, self.store, self.is_up, self.in_hand, self.is_reserved = number, store, True, {}, False
         self.process = len({line[0] for line in self.lines})
         threading.Thread(target=self.serve, args=(theirs,), daemon=True).start()
 

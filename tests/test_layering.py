@@ -48,7 +48,7 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 FLOORS = (
     {"paths", "runs", "shadows", "schedules", "density", "turns", "precision", "perceptron", "diagrams"}
     | {"moderated", "progress", "interrupts", "alt_text", "files", "fisher", "deepsparse_script"},
-    {"masks", "models", "transfer", "latency"},
+    {"masks", "models", "transfer", "latency", "ranks"},
     {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
     {"channels", "verdicts", "steps", "views", "features", "deepsparse"},
     {"training", "landscape", "figures", "dino", "neighbours", "detection", "sparse_inference"},

@@ -99,6 +99,15 @@ def test_options_that_are_not_there_or_of_another_type_are_refused(changes, mess
         make_run("rigl", Some, seed=0, **changes)
 
 
+def test_how_many_gpus_a_run_may_have_is_no_part_of_what_it_is():
+    one, several = make_run("rigl", Some, seed=0), make_run("rigl", Some, seed=0, n_gpus=8)
+    assert (one.n_gpus, several.n_gpus) == (1, 8)
+    assert one == several and one.id == several.id and one.canonical() == several.canonical()
+    for n_gpus in (0, -1, 1.0, True, "8"):
+        with pytest.raises(ValueError, match=f"n_gpus must be a whole number from 1 on, got {n_gpus!r}"):
+            make_run("rigl", Some, seed=0, n_gpus=n_gpus)
+
+
 @pytest.mark.parametrize("seed", [-1, 0.5, "0", True, 2**63])
 def test_seed_must_be_a_whole_number_that_generators_take(seed):
     torch.manual_seed(make_run("rigl", Some, seed=MAX_SEED).seed)

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from prunelab import workers
+from prunelab import ranks, workers
 from prunelab.recipes import RIGL, runner
 from prunelab.runs import Run
 
@@ -67,8 +67,8 @@ def test_error_is_told_with_its_run_and_the_next_one_is_trained(pipe):
     assert told[Run("toy", {}, 3).id] == {"steps": 3, "keep_state": False}
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
-def test_error_of_the_card_ends_the_worker(error):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError, ranks.RankDied])
+def test_error_of_the_card_or_death_of_a_rank_ends_the_worker(error):
     ours, theirs = multiprocessing.Pipe()
 
     def executing(item, *, keep_state):

@@ -100,8 +100,10 @@ def run(
             require_folder(folder)
         with _crew(engine, missing) as crew:
             device = crew.resolve_device(device)
-            n_workers, slots = crew.share_out(min(jobs or crew.default_jobs(device), len(missing)), device)
-            pool = _Pool(Schedule(missing), store=store, device=device, n_workers=n_workers, slots=slots, crew=crew)
+            n_gpus = crew.gpus_each(missing, device)
+            n_workers, slots = crew.share_out(min(jobs or crew.default_jobs(device), len(missing)), device, n_gpus)
+            sizes = {"n_workers": n_workers, "slots": slots, "n_gpus": n_gpus}
+            pool = _Pool(Schedule(missing), store=store, device=device, crew=crew, **sizes)
             done = pool.train(progress=progress) | done
     return [done[run.id] for run in plan if run.id in done]
 
@@ -239,14 +241,23 @@ class _Pool:
     """Workers, and the schedule of the runs that they share."""
 
     def __init__(
-        self, schedule: Schedule, *, store: Path, device: str, n_workers: int, slots: int, crew: Crew = workers
+        self,
+        schedule: Schedule,
+        *,
+        store: Path,
+        device: str,
+        n_workers: int,
+        slots: int,
+        n_gpus: int = 1,
+        crew: Crew = workers,
     ) -> None:
         """Args:
         slots: Runs that a worker takes in turn.
+        n_gpus: Of each worker.
         crew: Where workers come from.
         """
         self.schedule, self.slots, self.crew = schedule, slots, crew
-        self.new_worker = functools.partial(crew.Worker, store=store, device=device)
+        self.new_worker = functools.partial(crew.Worker, store=store, device=device, n_gpus=n_gpus)
         self.workers = [self.new_worker(number) for number in range(n_workers)]
         self.done: dict[str, dict] = {}
         self.deaths: Counter[str] = Counter()

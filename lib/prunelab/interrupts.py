@@ -1,6 +1,12 @@
-"""Ctrl-C, which a terminal sends to all processes of a command: one of them answers, the others print nothing."""
+"""What ends the processes that one starts: its own end, and Ctrl-C, which a terminal sends to all of a command.
 
+One of them answers Ctrl-C, the others print nothing.
+"""
+
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -21,3 +27,13 @@ def end_silently() -> None:
     """Lets Ctrl-C end this process, also one that was held back, without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def end_with_parent() -> None:
+    """Has this process, started by `multiprocessing`, end when its parent does, however that ends."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

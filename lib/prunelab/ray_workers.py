@@ -72,8 +72,14 @@ class Cluster:
         """As `workers.default_jobs`, of the whole cluster."""
         return workers.RUNS_PER_GPU * self._count("GPU") if device == "cuda" else self._count("CPU")
 
-    def share_out(self, jobs: int, device: str) -> tuple[int, int]:
+    def gpus_each(self, plan: Sequence[Run], device: str) -> int:
+        """As `workers.gpus_each`, of the node that has most."""
+        return max(workers.n_ranks(run, max(_gpus_of_nodes())) for run in plan) if device == "cuda" else 1
+
+    def share_out(self, jobs: int, device: str, n_gpus: int = 1) -> tuple[int, int]:
         """As `workers.share_out`, of the whole cluster."""
+        if n_gpus > 1:
+            return min(jobs, sum(gpus // n_gpus for gpus in _gpus_of_nodes())), 1
         n_workers = min(jobs, self._count("GPU" if device == "cuda" else "CPU"))
         return n_workers, jobs // n_workers
 
@@ -86,9 +92,10 @@ class Cluster:
         ready, _ = ray.wait(list(asked), timeout=timeout)
         return [asked[reference] for reference in ready]
 
-    def Worker(self, number: int, *, store: Path, device: str) -> "RayWorker":
+    def Worker(self, number: int, *, store: Path, device: str, n_gpus: int) -> "RayWorker":
         """Starts a worker, on whichever node has room."""
-        return RayWorker(number, store=store, device=device, images=self._images, state_of=self._state_of)
+        own = {"images": self._images, "state_of": self._state_of}
+        return RayWorker(number, store=store, device=device, n_gpus=n_gpus, **own)
 
 
 def _connect(address: str | None) -> None:
@@ -112,13 +119,20 @@ class RayWorker:
     """
 
     def __init__(
-        self, number: int, *, store: Path, device: str, images: Images, state_of: Callable[[Run, Path], "ray.ObjectRef"]
+        self,
+        number: int,
+        *,
+        store: Path,
+        device: str,
+        n_gpus: int,
+        images: Images,
+        state_of: Callable[[Run, Path], "ray.ObjectRef"],
     ) -> None:
         self.number, self.store, self._state_of = number, store, state_of
         self.is_up, self.in_hand, self.is_reserved, self.is_hopeless = False, dict[str, Run](), False, False
         self.why_not_started = "no worker could start"
-        resources = {"num_cpus": 0, "num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-        self._actor = _Actor.options(**resources).remote(_folder_of(store), device)
+        resources = {"num_cpus": 0, "num_gpus": n_gpus} if device == "cuda" else {"num_cpus": 1}
+        self._actor = _Actor.options(**resources).remote(_folder_of(store), device, n_gpus)
         self._start = self._actor.start.remote(_versions(), images)
         self._answers, self._locks = dict[ray.ObjectRef, Run](), dict[str, FileLock]()
         self._question, self._n_done = None, 0.0
@@ -193,10 +207,10 @@ class RayWorker:
 class _Actor:
     """What runs on a node: one thread trains, as a worker does, and others answer."""
 
-    def __init__(self, folder: str, device: str) -> None:
+    def __init__(self, folder: str, device: str, n_gpus: int) -> None:
         self.store, self._answers = paths.DATA / "cluster" / folder, dict[str, Future]()
         self._pipe, theirs = Pipe()
-        for work in (lambda: workers.serve(theirs, 0, self.store, device), self._listen):
+        for work in (lambda: workers.serve(theirs, 0, self.store, device, n_gpus), self._listen):
             threading.Thread(target=_or_die, args=(work,), daemon=True).start()
 
     def start(self, versions: dict[str, str], images: Images) -> str | None:
@@ -278,6 +292,10 @@ def _fetch(name: str, image_size: int | None, decoded: list) -> None:
         with FileLock(f"{path}.lock"):  # one worker of a node is enough
             if not path.exists():
                 atomic_write(path, ray.get(reference))
+
+
+def _gpus_of_nodes() -> list[int]:
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def _folder_of(store: Path) -> str:

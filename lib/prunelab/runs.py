@@ -26,12 +26,14 @@ class Run:
         options: Only those that differ from the recipe's defaults, so that a new option leaves old ids alone.
         seed: Of every random stream in it.
         parents: The runs whose weights, masks or widths it starts from; mostly none or one.
+        n_gpus: At most, on which it may be trained together; no part of what it is, since its numbers are the same.
     """
 
     recipe: str
     options: Mapping[str, Option] = field(default_factory=dict)
     seed: int = 0
     parents: "tuple[Run, ...]" = ()
+    n_gpus: int = 1
 
     @property
     def parent_ids(self) -> str | list[str] | None:
@@ -179,12 +181,23 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def make_run(recipe: str, kind: type[Options], *, seed: int, parents: tuple[Run, ...] = (), **options: Option) -> Run:
+def make_run(
+    recipe: str,
+    kind: type[Options],
+    *,
+    seed: int,
+    parents: tuple[Run, ...] = (),
+    n_gpus: int = 1,
+    **options: Option,
+) -> Run:
     """Makes a run whose options are checked, and stripped of those that are the defaults.
 
     Raises:
-        ValueError: An option that the recipe does not have, one of another type, or a seed below 0 or above `MAX_SEED`.
+        ValueError: An option that the recipe does not have, one of another type, a seed below 0 or above `MAX_SEED`, or
+            fewer GPUs than 1.
     """
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, got {seed!r}")
-    return Run(recipe, build_options(recipe, kind, options).changed, seed, parents)
+    if type(n_gpus) is not int or n_gpus < 1:
+        raise ValueError(f"n_gpus must be a whole number from 1 on, got {n_gpus!r}")
+    return Run(recipe, build_options(recipe, kind, options).changed, seed, parents, n_gpus)

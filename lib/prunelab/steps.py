@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from prunelab import ranks
 from prunelab.data.batches import TrainBatches
 from prunelab.masks import distinct, layer_weights
 from prunelab.methods.hooks import Hooks
@@ -164,10 +165,12 @@ class Stepper:
         self.model, self.optimizer, self.batches, self.method = model, optimizer, batches, method or Hooks()
         self.objective, self.precision = objective, precision
         self.device = next(model.parameters()).device
-        self._autocast = autocast(self.device, precision)
+        self._autocast, self._norms = autocast(self.device, precision), ranks.over_all_images()
         self.loss_sum = torch.zeros((), device=self.device)
         self._compute, self._update = self._compute_gradients, self._update_weights
-        self.n_until_capture = N_WARM_UP if is_static and can_capture(self.device) else -1
+        # Not where ranks wait for each other: their networks are large, and would gain little.
+        is_captured = is_static and can_capture(self.device) and ranks.count() == 1
+        self.n_until_capture = N_WARM_UP if is_captured else -1
 
     def step(self, step: int) -> bool:
         """Processes the next batch, at the learning rate that the optimizer has.
@@ -200,13 +203,14 @@ class Stepper:
         while (loss := self._next_of(losses)) is not None:
             (loss * loss_scale).backward()
             self.loss_sum += loss.detach()
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
         if loss_scale != 1.0:  # a power of two, so nothing is rounded
-            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
             torch._foreach_mul_(gradients, 1.0 / loss_scale)
+        ranks.average([*gradients, self.loss_sum])
 
     def _next_of(self, losses: Iterator[Tensor]) -> Tensor | None:
         """Returns the next loss, worked out in this training's precision; None after the last."""
-        with self._autocast:
+        with self._autocast, self._norms:
             return next(losses, None)
 
     def _update_weights(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from prunelab import ranks
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from prunelab.data.batches import LabelledImages, TrainBatches
 from prunelab.methods.hooks import Hooks
@@ -138,7 +139,8 @@ def training(
 ) -> Turns[Result]:
     """Trains a model, method or none, and evaluates it now and then, after the last step above all.
 
-    A turn ends after a step; several trainings may take turns in one thread, see `turns`.
+    A turn ends after a step; several trainings may take turns in one thread, see `turns`. As one of several `ranks` it
+    takes its part of each batch and of the test images, and gives what all others give.
 
     An epoch is `len(train set) // batch_size` optimizer steps. Killed at any moment, a call with the same arguments
     and `checkpoint` goes on from the last evaluation saved there and gives, on a CPU, bit for bit the uninterrupted
@@ -171,11 +173,15 @@ def training(
         In the end, the result.
     Raises:
         ValueError: A batch larger than the training set, label smoothing beside an objective, an impossible schedule,
-            an unknown optimizer or precision, or a layer decay that the network cannot have.
+            an unknown optimizer or precision, or a layer decay that the network cannot have; of several ranks, images
+            that are not streamed, or a batch that cannot be divided equally.
+        RuntimeError: Ranks have come apart.
     """
     steps_per_epoch = dataset.n_train // batch_size
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size {batch_size} exceeds the {dataset.n_train} training images")
+    if ranks.count() > 1:
+        dataset = dataset.shared(ranks.number(), ranks.count())
     n_steps, warmup_steps = n_epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     model = model.to(memory_format=torch.channels_last)
     optim = build_optimizer(
@@ -206,7 +212,8 @@ def training(
             result.n_batches += 1
             yield
 
-        totals = _test(model, dataset, precision=precision)
+        totals = tuple(map(ranks.add_up, _test(model, dataset, precision=precision)))
+        ranks.check_equal([*model.state_dict().values(), *method.masks.values()])
         yield from until_done(stepper.device)
         train_loss = float(stepper.loss_sum) / (result.n_batches - n_batches_before)
         test_loss, test_accuracy = _read(totals, metric)
@@ -219,7 +226,7 @@ def training(
         ):
             result.curves[key].append(value)
         result.seconds = time.monotonic() - started
-        if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+        if checkpoint and ranks.number() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_checkpoint(_state(result, model, optim, batches, method), checkpoint)
             saved = time.monotonic()
         report(result.n_steps / n_steps)

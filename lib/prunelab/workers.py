@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from prunelab import interrupts, recipes, records, stores
+from prunelab import data, interrupts, ranks, recipes, records, stores
 from prunelab.files import atomic_write
 from prunelab.recipes import runner
 from prunelab.recipes.recipe import State
@@ -57,8 +56,32 @@ def default_jobs(device: str) -> int:
     return RUNS_PER_GPU * torch.cuda.device_count() if device == "cuda" else n_cores()
 
 
-def share_out(jobs: int, device: str) -> tuple[int, int]:
-    """Returns how many workers train so many runs at the same time, and how many of them each takes in turn."""
+def n_ranks(run: Run, n_gpus: int) -> int:
+    """Returns on how many of so many GPUs a run is trained: as many as it may have and its batch can be divided among.
+
+    It is one where the images lie on the device: there are too few of them to be worth more.
+    """
+    if (n := min(run.n_gpus, n_gpus)) <= 1:
+        return 1
+    options = recipes.get(run.recipe).options_of(run)
+    return ranks.most(n, batch_size=options.batch_size) if options.dataset in data.STREAMED else 1
+
+
+def gpus_each(plan: Iterable[Run], device: str) -> int:
+    """Returns how many GPUs each worker has for a plan: as many as one of its runs uses of those that there are."""
+    return max(n_ranks(run, torch.cuda.device_count()) for run in plan) if device == "cuda" else 1
+
+
+def share_out(jobs: int, device: str, n_gpus: int = 1) -> tuple[int, int]:
+    """Returns how many workers train so many runs at the same time, and how many of them each takes in turn.
+
+    Args:
+        jobs: Runs at the same time.
+        device: "cpu" or "cuda".
+        n_gpus: Of each worker; with several it takes one run at a time.
+    """
+    if n_gpus > 1:
+        return min(jobs, torch.cuda.device_count() // n_gpus), 1
     n_workers = min(jobs, torch.cuda.device_count()) if device == "cuda" else jobs
     return n_workers, jobs // n_workers
 
@@ -68,7 +91,7 @@ def execute(run: Run, *, store: Path, device: str, keep_state: bool = False) -> 
     return exhaust(executing(run, store=store, device=device, keep_state=keep_state))
 
 
-def executing(run: Run, *, store: Path, device: str, keep_state: bool = False) -> Turns[dict | None]:
+def executing(run: Run, *, store: Path, device: str, keep_state: bool = False, n_gpus: int = 1) -> Turns[dict | None]:
     """Trains one run and puts its record, and on request its state, into the store; pauses after each step.
 
     Args:
@@ -76,9 +99,12 @@ def executing(run: Run, *, store: Path, device: str, keep_state: bool = False) -
         store: Folder of this machine's runs.
         device: "cpu" or "cuda".
         keep_state: Others start from this run.
+        n_gpus: Of this worker; where the run uses several, or on a CPU as many processes, others train it.
     Returns:
         Its record; None while another process is training it.
     """
+    if (n := n_ranks(run, n_gpus)) > 1:
+        return (yield from ranks.together(n, _train_as_rank, run, store, device, keep_state, device=device))
     folder = store / run.id
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -112,6 +138,16 @@ def put_on_record(run: Run, record: dict, *, store: Path) -> dict:
     return record
 
 
+def _train_as_rank(run: Run, store: Path, device: str, keep_state: bool) -> dict | None:
+    """Does what `execute` does on rank 0; all others only train."""
+    _settle(device)
+    torch.set_num_threads(max(1, torch.get_num_threads() // ranks.count()))
+    if ranks.number() == 0:
+        return execute(run, store=store, device=device, keep_state=keep_state)
+    exhaust(_train(run, store=store, device=device))
+    return None
+
+
 def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | None]]:
     """Returns a run's record and its state."""
     provenance = records.provenance()  # before training: the commit may change under a long run
@@ -122,8 +158,9 @@ def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | N
         device=device,
         parents=[stores.load_state(parent, store) for parent in run.parents],
         checkpoint=store / run.id / "checkpoint",
-        report=lambda share: atomic_write(store / run.id / "progress", f"{share:.4f}"),
+        report=partial(_report, store / run.id / "progress"),
     )
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     state, seconds, precision, dataset = (result.pop(key) for key in ("state", "seconds", "precision", "dataset"))
     record = {
         "format": records.FORMAT,
@@ -135,7 +172,7 @@ def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | N
         **json.loads(json.dumps(result), parse_constant=lambda name: None),  # JSON has no NaN and no infinity
         "provenance": provenance
         | {
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "device": f"{ranks.count()} x " * (ranks.count() > 1) + name,
             "threads": torch.get_num_threads(),
             "precision": precision,
             "seconds": round(seconds, 2),
@@ -143,6 +180,11 @@ def _train(run: Run, *, store: Path, device: str) -> Turns[tuple[dict, State | N
         },
     }
     return record, state
+
+
+def _report(path: Path, share: float) -> None:
+    if ranks.number() == 0:
+        atomic_write(path, f"{share:.4f}")
 
 
 def wait(some: Iterable["Worker"], *, timeout: float) -> list["Worker"]:
@@ -155,14 +197,14 @@ class Worker:
     """A process that trains what it is given. Its pipe ends when it dies, which is how its death is noticed.
 
     Attributes:
-        number: Of the GPU that it uses, where there are several.
+        number: Counts the workers, and so the GPUs, or groups of them, that they use.
         is_up: It has started.
         in_hand: The runs that it has not answered yet, by id.
         is_reserved: The run that it has in hand is to be trained alone.
     """
 
-    def __init__(self, number: int, *, store: Path, device: str) -> None:
-        """Starts the process.
+    def __init__(self, number: int, *, store: Path, device: str, n_gpus: int = 1) -> None:
+        """Starts the process, which has so many GPUs.
 
         Raises:
             RuntimeError: The script that runs here cannot be imported there.
@@ -171,7 +213,7 @@ class Worker:
         # Spawned: a forked process cannot use a GPU, nor threads that its parent had.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, number, store, device), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, number, store, device, n_gpus), daemon=True)
         with interrupts.held_back():  # they reach the engine, which ends its workers
             self.process.start()
         theirs.close()
@@ -254,28 +296,38 @@ def _require_importable_script() -> None:
         )
 
 
-def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+def _serve(pipe: connection.Connection, number: int, store: Path, device: str, n_gpus: int) -> None:
+    interrupts.end_with_parent()  # a killed notebook kernel leaves no worker behind
+    multiprocessing.current_process().daemon = False  # it may have ranks, which end with it
     with suppress(ConnectionError):
         pipe.send(True)
-        serve(pipe, number, store, device)
+        serve(pipe, number, store, device, n_gpus)
 
 
-def serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
-    """Trains what comes through a pipe, on one thread or on the GPU of that number, until the other end is closed."""
+def serve(pipe: connection.Connection, number: int, store: Path, device: str, n_gpus: int = 1) -> None:
+    """Trains what comes through a pipe until the other end is closed: on one thread, or on GPUs.
+
+    Args:
+        pipe: As for `take_turns`.
+        number: Of the group of GPUs, each of `n_gpus`; a run that takes one is trained on its first.
+        store: Folder of this machine's runs.
+        device: "cpu" or "cuda".
+        n_gpus: As for `executing`.
+    """
+    _settle(device)
+    if device == "cuda":
+        torch.cuda.set_device(number * n_gpus)
+    with suppress(EOFError, ConnectionError):  # the engine is gone
+        take_turns(pipe, partial(executing, store=store, device=device, n_gpus=n_gpus))
+
+
+def _settle(device: str) -> None:
+    """Sets what trainings in this process share."""
     if device == "cpu":
         torch.set_num_threads(1)
     else:
-        torch.cuda.set_device(number)
         # The same numbers, whoever else keeps the GPU busy. cudnn.benchmark stays off: it chooses by timing.
         torch.backends.cudnn.deterministic = True
-    with suppress(EOFError, ConnectionError):  # the engine is gone
-        take_turns(pipe, partial(executing, store=store, device=device))
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)  # a killed notebook kernel leaves no worker behind
 
 
 def take_turns(pipe: connection.Connection, executing: Callable[..., Turns[dict | None]]) -> None:
@@ -287,6 +339,7 @@ def take_turns(pipe: connection.Connection, executing: Callable[..., Turns[dict 
     Raises:
         EOFError: The other end is closed.
         torch.OutOfMemoryError, torch.AcceleratorError: Of a GPU, whose other runs would fail as well.
+        ranks.RankDied: As if this process had: the run is tried again.
     """
     turns: dict[str, tuple[Run, Turns]] = {}
     while True:
@@ -299,7 +352,7 @@ def take_turns(pipe: connection.Connection, executing: Callable[..., Turns[dict 
                 continue
             except StopIteration as end:
                 answer = end.value
-            except (torch.OutOfMemoryError, torch.AcceleratorError):
+            except (torch.OutOfMemoryError, torch.AcceleratorError, ranks.RankDied):
                 raise
             except Exception as error:
                 answer = f"{run}: {type(error).__name__}: {error}\n{traceback.format_exc()}"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunelab import ranks
 from prunelab.channels.costs import N_DRAWS, Cost, check_budget, first_near
 from prunelab.channels.groups import Grid, Widths
 from prunelab.channels.slimmable import Sandwich, Slimmable, sandwich
@@ -187,6 +188,7 @@ class Search(Sandwich):
         expected = self.cost(self.markov.expected().cpu(), self.markov.variances().cpu())
         loss = loss + self.penalty * budget_penalty(expected, self.budget).to(loss.device)
         (self.markov.alphas.grad,) = torch.autograd.grad(loss, [self.markov.alphas])
+        ranks.average([self.markov.alphas.grad])
         self.optimizer.step()
         if self.n_batches >= self.first + (self.last - self.first) * (1 + len(self.history)) / N_SNAPSHOTS:
             self.history.append({"batch": self.n_batches, "probabilities": self.markov.probabilities()})

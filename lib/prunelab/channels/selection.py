@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunelab import ranks
 from prunelab.methods.hooks import Hooks
 from prunelab.shadows import Scaling
 
@@ -110,6 +111,7 @@ class Selection(Hooks):
 
     def before_update(self, step: int, optimizer: Optimizer) -> bool:
         """Notes the learning rate."""
+        ranks.average([self._gradient])
         self._rate.fill_(optimizer.param_groups[0]["lr"])
         return False
 

@@ -50,6 +50,14 @@ class LabelledImages:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
+    def shared(self, rank: int, n_ranks: int) -> Self:
+        """Returns the data set as one of several ranks uses it: its part of each batch, and of the test images.
+
+        Raises:
+            ValueError: It lies on a device, or a batch, once it is asked for, cannot be divided equally.
+        """
+        raise ValueError(f"{self.name} lies on one device, where one process trains; several share streamed images")
+
     def test_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the whole test set in order, as `train_batches` gives it; the last batch may be short."""
         if batch_size < 1:

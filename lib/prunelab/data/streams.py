@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from prunelab import files
 from prunelab.data import folders
-from prunelab.data.batches import LabelledImages, TrainBatches
+from prunelab.data.batches import LabelledImages, TrainBatches, normalise
 from prunelab.data.dataset import Images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as everybody has them
@@ -47,6 +47,8 @@ class StreamedDataset(folders.Listing, LabelledImages):
         image_size: Side of the crops.
         sha256: Of the paths and sizes of all images, not of their contents, which would take hours.
         n_threads: That decode images; results do not depend on how many.
+        part: Which of how many equal parts of each training batch is wanted, counted from 0; the order of images and
+            their crops are those of the whole.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class StreamedDataset(folders.Listing, LabelledImages):
     image_size: int
     sha256: str
     n_threads: int
+    part: tuple[int, int] = field(default=(0, 1), kw_only=True)
     channels: ClassVar[int] = 3
     flip: ClassVar[bool] = True
 
@@ -64,6 +67,10 @@ class StreamedDataset(folders.Listing, LabelledImages):
     def train_batches(self, *, batch_size: int, augment: bool, generator: torch.Generator) -> "StreamedBatches":
         """Starts training batches without end."""
         return StreamedBatches(self, batch_size=batch_size, augment=augment, generator=generator)
+
+    def shared(self, rank: int, n_ranks: int) -> "StreamedDataset":
+        tested = {"test_files": self.test_files[rank::n_ranks], "test_labels": self.test_labels[rank::n_ranks]}
+        return replace(self, part=(rank, n_ranks), **tested)
 
     def test_pixels(self, batch_size: int) -> Iterator[Tensor]:
         """Yields the test images in order, uint8, in parts of `batch_size`."""
@@ -138,25 +145,29 @@ class StreamedBatches(TrainBatches):
     """
 
     def __init__(self, dataset: StreamedDataset, *, batch_size: int, augment: bool, generator: torch.Generator) -> None:
+        (part, n_parts), size = dataset.part, dataset.image_size
+        if batch_size % n_parts:
+            raise ValueError(f"a batch of {batch_size} images cannot be divided equally among {n_parts} processes")
+        n_own = batch_size // n_parts
+        self._own = slice(part * n_own, (part + 1) * n_own)
         super().__init__(dataset, batch_size=batch_size, augment=augment, generator=generator)
-        size = dataset.image_size
-        self._images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=dataset.device)
+        self._images = torch.zeros(n_own, size, size, 3, dtype=torch.uint8, device=dataset.device)
 
     def advance(self) -> None:
         super().advance()
         self._images.copy_(next(self._decoded), non_blocking=True)
 
+    def current(self) -> tuple[Tensor, Tensor]:
+        return normalise(self._images, self.dataset), self.dataset.train_labels[self._batch[0, self._own]]
+
     def _start_pass(self, position: int = 0) -> None:
         super()._start_pass(position)
         parts = self._drawn.T[position:].cpu().split(self.batch_size)
         n_full = (self.dataset.n_train - position) // self.batch_size
-        self._decoded = _decoded(self.dataset, self.dataset.train_files, parts[:n_full])
+        self._decoded = _decoded(self.dataset, self.dataset.train_files, [part[self._own] for part in parts[:n_full]])
 
     def _augmentations(self) -> tuple[int, ...]:
         return (1 << 32,)  # the seed of a crop; torch's generator on the CPU takes no more bits
-
-    def _pixels(self) -> Tensor:
-        return self._images
 
 
 def _decoded(dataset: StreamedDataset, paths: Sequence[str], parts: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -177,7 +188,7 @@ def _decoded(dataset: StreamedDataset, paths: Sequence[str], parts: Iterable[Ten
                 for image, (i, *seed) in zip(images.numpy(), part.tolist(), strict=True)
             ]
             ahead.append((images, work))
-            if len(ahead) > 1 + 2 * dataset.n_threads // len(part):  # small batches leave no thread idle either
+            if len(ahead) > 1 + 2 * dataset.n_threads // max(1, len(part)):  # small batches leave no thread idle either
                 yield _finished(*ahead.popleft())
         while ahead:
             yield _finished(*ahead.popleft())

@@ -204,13 +204,13 @@ class Recipe:
         """
         return build_options(self.name, self.options, run.options)
 
-    def run(self, *, seed: int, parents: tuple[Run, ...] = (), **options: Option) -> Run:
+    def run(self, *, seed: int, parents: tuple[Run, ...] = (), n_gpus: int = 1, **options: Option) -> Run:
         """Makes a run whose options are checked, and stripped of those that are the defaults.
 
         Raises:
-            ValueError: An option that the recipe does not have, one of another type, or a seed below 0.
+            ValueError: An option that the recipe does not have, one of another type, a seed below 0, or no GPU.
         """
-        return make_run(self.name, self.options, seed=seed, parents=parents, **options)
+        return make_run(self.name, self.options, seed=seed, parents=parents, n_gpus=n_gpus, **options)
 
     def experiments(self, profile: str, *, seeds: Iterable[int] | None = None) -> dict[str, list[Run]]:
         """Lists the runs of each experiment of the notebook, by its name; some runs belong to several.

@@ -99,7 +99,7 @@ FULL = SimpleNamespace(
 )
 PAPER = SimpleNamespace(
     seeds=(0, 1, 2),
-    base={"dataset": "imagenet", "batch_size": 1024},
+    base={"dataset": "imagenet", "batch_size": 1024, "n_gpus": 8},
     search={"n_epochs": 40, "learning_rate": 0.5, "label_smoothing": 0.0, "n_train": 1_271_167},
     lengths={"long": {"n_epochs": 100, "learning_rate": 0.8, "warmup_epochs": 1}},
     budgets=(0.27, 0.54, 0.068),
@@ -176,5 +176,7 @@ def _final(
     elif design in LOOKED_FOR:
         trained = large(training="slimmable" if design == "greedy" else "metapruning", budget=size.budgets[0])
         budget = options.get("budget", size.budgets[0])
-        parents = [run(trained, training="none", design=design, n_validation=size.n_validation, budget=budget)]
+        parents = [
+            run(trained, training="none", design=design, n_validation=size.n_validation, budget=budget, n_gpus=1)
+        ]
     return run(*parents, training=training, design=design, **options)

@@ -209,6 +209,7 @@ PAPER = SimpleNamespace(
         "max_epochs": 180,
         "batch_size": 256,
         "schedule": "thirds",
+        "n_gpus": 8,
     },
     predefined={
         "resnet": Predefined({"model": "resnet34"}, ({"target": "resnet34_a"}, {"target": "resnet34_b"}), ("l1",)),
