@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from prunelab import data, paths
+from prunelab.checkpoints import load_checkpoint
 from prunelab.data import folders, streams
 from prunelab.landscape import loss_along
 from prunelab.models import build_model
@@ -360,21 +361,45 @@ def training(model, checkpoint=None, **options):
     )
 
 
-def test_a_killed_training_goes_on_bit_for_bit(folder, tmp_path, monkeypatch):
+def assert_same_training(results, networks):
+    assert results[0].curves == results[1].curves and results[1].n_steps == 9
+    assert all(torch.equal(a, b) for a, b in zip(*(network.parameters() for network in networks), strict=True))
+
+
+@pytest.mark.parametrize("share_done", [1 / 9, 5 / 9, 6 / 9])  # of three epochs of three steps
+def test_a_killed_training_goes_on_bit_for_bit(folder, tmp_path, saved_each_step, share_done):
     whole, resumed = network(), network()
     expected = training(whole)
-    monkeypatch.setattr("prunelab.training.CHECKPOINT_SECONDS", -1.0)
 
     def kill(share):
-        if share > 0.5:
+        if share >= share_done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training(resumed, tmp_path / "state", report=kill)
-    resumed = network()
-    result = training(resumed, tmp_path / "state")
-    assert result.curves == expected.curves and result.n_steps == 9
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+        training(network(), tmp_path / "state", report=kill)
+    assert load_checkpoint(tmp_path / "state")["result"]["n_steps"] == round(9 * share_done)
+    assert_same_training([expected, training(resumed, tmp_path / "state")], [whole, resumed])
+
+
+def test_a_training_goes_on_bit_for_bit_once_a_file_that_was_damaged_meanwhile_is_mended(
+    folder, tmp_path, saved_each_step
+):
+    whole, resumed = network(), network()
+    expected = training(whole)
+    paths_of_images = sorted(folder.glob("train/*/*"))
+    contents = [path.read_bytes() for path in paths_of_images]
+
+    def damage(share):
+        if share >= 4 / 9:
+            for path in paths_of_images:
+                path.write_bytes(b"no image")
+
+    with pytest.raises(ValueError, match=r"train.n\d\d.\d\.\w+ cannot be used as an image"):
+        training(network(), tmp_path / "state", report=damage)
+    for path, content in zip(paths_of_images, contents, strict=True):
+        path.write_bytes(content)
+    assert load_checkpoint(tmp_path / "state")["result"]["n_steps"] >= 4
+    assert_same_training([expected, training(resumed, tmp_path / "state")], [whole, resumed])
 
 
 def test_the_loss_along_a_path_needs_batches_only(folder):
