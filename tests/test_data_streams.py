@@ -322,7 +322,7 @@ def photographs(folder):
     return folder, whole
 
 
-@pytest.mark.parametrize("n_together", [7, 1024])
+@pytest.mark.parametrize("n_together", [8, 1024])  # the first that is damaged is the last of eight
 def test_damaged_images_are_counted_and_named_before_any_training(photographs, capsys, monkeypatch, n_together):
     monkeypatch.setattr(streams, "_N_CHECKED", n_together)
     folder, whole = photographs

@@ -63,6 +63,11 @@ def share_out(jobs: int, device: str) -> tuple[int, int]:
     return n_workers, jobs // n_workers
 
 
+def n_threads(device: str) -> int:
+    """Returns on how many threads a worker works: one on a CPU; its share of the cores, to decode images, on a GPU."""
+    return max(1, n_cores() // torch.cuda.device_count()) if device == "cuda" else 1
+
+
 def execute(run: Run, *, store: Path, device: str, keep_state: bool = False) -> dict | None:
     """Trains one run in this process, without a pause; arguments and what is returned are those of `executing`."""
     return exhaust(executing(run, store=store, device=device, keep_state=keep_state))
@@ -251,10 +256,9 @@ def _serve(pipe: connection.Connection, number: int, store: Path, device: str) -
 
 
 def serve(pipe: connection.Connection, number: int, store: Path, device: str) -> None:
-    """Trains what comes through a pipe, on one thread or on the GPU of that number, until the other end is closed."""
-    if device == "cpu":
-        torch.set_num_threads(1)
-    else:
+    """Trains what comes through a pipe, on one core or on the GPU of that number, until the other end is closed."""
+    torch.set_num_threads(n_threads(device))
+    if device == "cuda":
         torch.cuda.set_device(number)
         # The same numbers, whoever else keeps the GPU busy. cudnn.benchmark stays off: it chooses by timing.
         torch.backends.cudnn.deterministic = True
