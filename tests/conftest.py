@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import data, records
+from prunelab import data, records, training
 from prunelab.channels.trace import NORMS
 from prunelab.masks import layer_weights
 from prunelab.methods import METHODS
@@ -38,6 +38,13 @@ def find_record(run_id, store=None):
 @pytest.fixture(scope="session")
 def digits():
     return data.load("digits", n_train=256)
+
+
+@pytest.fixture
+def saved_each_step(monkeypatch):
+    """Trainings save their state after each step, and report it."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
 
 
 def small_resnet(seed=0):

@@ -4,9 +4,11 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from PIL import Image
 
 from prunelab import bench, latency, recipes, workers
-from prunelab.bench import channels, plans, scores, steps, transfer, widths
+from prunelab.bench import channels, plans, scores, steps, streaming, transfer, widths
+from prunelab.data import streams
 from prunelab.methods.woodfisher import WoodFisher
 
 GLYPHS = {"dataset": "glyphs", "n_train": 128}
@@ -330,3 +332,49 @@ def test_transfer_is_measured_quickly_and_without_the_engine_not_by_it(monkeypat
     assert [row["unit"] for row in rows] == ["x", "x", "s", *["x"] * 6] and all(row["median"] > 0 for row in rows)
     assert rows[3]["claim"] == "ResNet-8, 16 px, density 0.2, half of the filters dead: removed over dense, time"
     assert rows[4]["claim"] == "ResNet-8, 16 px, density 0.2, at random: csr over dense, time"
+
+
+def test_photographs_are_made_up_as_large_as_those_of_imagenet(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "N_FILES", 2)
+    streaming.write_photographs(tmp_path)
+    files = sorted(tmp_path.rglob("*.jpg"))
+    assert len(files) == 4 and len({file.read_bytes() for file in files}) == 4
+    for file in files:
+        assert 90_000 < file.stat().st_size < 120_000
+        with Image.open(file) as image:
+            assert image.size == (500, 375) and image.mode == "RGB"
+
+
+def test_decoding_is_measured_by_threads_that_take_turns(monkeypatch):
+    decoded = []
+
+    def in_turn(sides, *, n_rounds, n_warm_up):
+        for side in sides.values():
+            side(0)
+        return {1: [2.0, 4.0], 2: [1.0, 4.0]}
+
+    monkeypatch.setattr(streaming, "N_FILES", 4)
+    monkeypatch.setattr(latency, "in_turn", in_turn)
+    monkeypatch.setattr(streams, "_decode_into", lambda pixels, dataset, *image: decoded.append(dataset.n_threads))
+    rates = streaming.decoding_rates((1, 2), n_images=8, n_rounds=2)
+    assert rates == {1: [4.0, 2.0], 2: [8.0, 2.0]}
+    assert decoded == [1] * 8 + [2] * 8
+
+
+def test_images_that_a_gpu_takes_are_divided_by_what_a_thread_decodes(monkeypatch):
+    monkeypatch.setattr(streaming, "decoding_rates", lambda threads, **how: {1: [100.0, 200.0], 2: [150.0, 400.0]})
+    *_, gain, cores = bench.measure("streaming", quick=True)
+    assert (gain["median"], gain["low"], gain["high"]) == (1.75, 1.5, 2.0)
+    assert (cores["low"], cores["high"], cores["unit"]) == (12.35, 24.7, "cores")
+    assert "2,470 images/s by NVIDIA; no GPU here" in cores["claim"]
+    monkeypatch.setattr(bench, "_on_gpu", lambda: True)
+    monkeypatch.setattr(streaming, "training_rates", lambda **how: [3000.0, 2000.0, 2500.0])
+    *_, pace, cores = bench.measure("streaming", quick=True)
+    assert (pace["median"], cores["low"], cores["high"]) == (2500, 12.5, 25)
+    assert cores["claim"] == "threads that decode for ResNet-50 on this GPU"
+
+
+def test_images_that_are_trained_on_are_measured(monkeypatch):
+    monkeypatch.setattr(streaming, "BATCH_SIZE", 4)
+    rates = streaming.training_rates("resnet8", image_size=16, n_rounds=2)
+    assert len(rates) == 2 and min(rates) > 0

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import small_resnet
-from test_training import SETTINGS, Killed, kill_after
+from test_training import SETTINGS, Killed, kill_at
 from torch import nn
 
 from prunelab import training
@@ -251,9 +251,9 @@ def test_training_without_widths_or_steps_of_the_chains_is_plain_training_bit_fo
 def test_killed_and_resumed_is_bit_for_bit_uninterrupted(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     whole_method, whole = run(digits)
-    for n_epochs in (1, 1):  # killed while the weights learn alone, and while the chains learn
+    for share in (1 / 3, 2 / 3):  # killed while the weights learn alone, and while the chains learn
         with pytest.raises(Killed):
-            run(digits, checkpoint=tmp_path / "state", report=kill_after(n_epochs))
+            run(digits, checkpoint=tmp_path / "state", report=kill_at(share))
     method, result = run(digits, checkpoint=tmp_path / "state")
     assert result.curves == whole.curves and method.markov.alphas.any()
     for key, value in whole_method.slimmable.model.state_dict().items():

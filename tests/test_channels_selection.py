@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import small_resnet, train_step
-from test_training import SETTINGS, Killed, kill_after
+from test_training import SETTINGS, Killed, kill_at
 from torch import nn
 from torch.nn import functional as F
 
@@ -173,7 +173,7 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(digits, tmp_path, monke
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     whole_model, whole_method, whole = run(digits, penalty=0.2)
     with pytest.raises(Killed):
-        run(digits, penalty=0.2, checkpoint=tmp_path / "state", report=kill_after(2))
+        run(digits, penalty=0.2, checkpoint=tmp_path / "state", report=kill_at(2 / 3))
     model, method, result = run(digits, penalty=0.2, checkpoint=tmp_path / "state")
     assert result.curves == whole.curves
     for key, value in whole_model.state_dict().items():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import small_resnet, train_step
-from test_training import SETTINGS, Killed, kill_after
+from test_training import SETTINGS, Killed, kill_at
 from torch import nn
 
 from prunelab import training
@@ -140,7 +140,7 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(digits, tmp_path, monke
     counts = {"blocks.0.conv1": 2, "blocks.2.conv1": 5}
     whole_model, _, whole = run(digits, counts)
     with pytest.raises(Killed):
-        run(digits, counts, checkpoint=tmp_path / "state", report=kill_after(2))
+        run(digits, counts, checkpoint=tmp_path / "state", report=kill_at(2 / 3))
     model, _, result = run(digits, counts, checkpoint=tmp_path / "state")
     assert result.curves == whole.curves
     for key, value in whole_model.state_dict().items():

@@ -1,5 +1,6 @@
 import itertools
 import random
+import shutil
 import threading
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from prunelab import data, paths
+from prunelab import data, engine, paths, recipes
+from prunelab.checkpoints import load_checkpoint
 from prunelab.data import folders, streams
 from prunelab.landscape import loss_along
 from prunelab.models import build_model
@@ -298,6 +300,102 @@ def test_an_unreadable_image_is_named(folder, content, split):
         list(stream().test_batches(batch_size=2))
 
 
+DAMAGES = {  # of three of 200
+    "train/n02/007.jpg": lambda content: content[: len(content) // 2],
+    "train/n02/050.jpg": lambda content: b"",
+    "val/n01/003.jpg": lambda content: b"no image",
+}
+
+
+@pytest.fixture
+def photographs(folder):
+    """Two hundred images; those of `DAMAGES` are damaged."""
+    shutil.rmtree(folder)
+    draw = np.random.default_rng(0)
+    for split, class_name, number in [("train", c, n) for c in CLASSES[:2] for n in range(80)] + [
+        ("val", c, n) for c in CLASSES[:2] for n in range(20)
+    ]:
+        save(folder / split / class_name / f"{number:03}.jpg", draw.integers(256, size=(30, 40, 3)))
+    whole = {path: (folder / path).read_bytes() for path in DAMAGES}
+    for path, damage in DAMAGES.items():
+        (folder / path).write_bytes(damage(whole[path]))
+    return folder, whole
+
+
+@pytest.mark.parametrize("n_together", [8, 1024])  # the first that is damaged is the last of eight
+def test_damaged_images_are_counted_and_named_before_any_training(photographs, capsys, monkeypatch, n_together):
+    monkeypatch.setattr(streams, "_N_CHECKED", n_together)
+    folder, whole = photographs
+    for _ in range(2):  # a failure is not remembered
+        with pytest.raises(ValueError) as caught:
+            data.require("imagenet", image_size=16)
+    said = str(caught.value)
+    assert said.startswith(f"{folder}: 3 images cannot be used, such as train/n02/007.jpg (")
+    assert all(f"{path} (" in said for path in DAMAGES) and "truncated" in said
+    for path, content in list(whole.items())[1:]:
+        (folder / path).write_bytes(content)
+    with pytest.raises(ValueError, match=r"1 images cannot be used, such as train/n02/007\.jpg \(image file is trunc"):
+        data.require("imagenet", image_size=16, quiet=True)
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first == "200 images to check"
+
+
+def test_images_are_checked_once_until_a_size_changes(photographs, monkeypatch):
+    folder, whole = photographs
+    for path, content in whole.items():
+        (folder / path).write_bytes(content)
+    opened = []
+
+    def open_and_count(path):
+        opened.append(path)
+        return folders.opened(path)
+
+    monkeypatch.setattr(streams.StreamedDataset, "opened", lambda self, path: open_and_count(self.folder / path))
+    for n_opened, image_size in ((200, 16), (200, 16), (400, 32)):
+        data.require("imagenet", image_size=image_size)
+        assert len(opened) == n_opened == len(set(opened)) * (n_opened // 200)
+    (folder / "val" / "n01" / "003.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="1 images cannot be used"):
+        data.require("imagenet", image_size=32)
+
+
+def test_where_nothing_can_be_remembered_images_are_checked_again(photographs, monkeypatch):
+    folder, whole = photographs
+    for path, content in whole.items():
+        (folder / path).write_bytes(content)
+
+    def refuse(path, content):
+        raise PermissionError
+
+    monkeypatch.setattr(streams.files, "atomic_write", refuse)
+    data.require("imagenet")
+
+
+@pytest.mark.parametrize("n_lost", [1, 2, 10, 200])
+def test_the_check_finds_what_decoding_finds(folder, n_lost):
+    path = folder / "val" / "n02" / "1.JPEG"
+    path.write_bytes(path.read_bytes()[:-n_lost])
+    with pytest.raises(ValueError, match="cannot be used"):
+        list(stream().test_batches(batch_size=6))
+    with pytest.raises(ValueError, match=r"1 images cannot be used, such as val/n02/1\.JPEG"):
+        data.require("imagenet", image_size=16)
+
+
+def test_an_image_that_is_too_long_for_its_crops_is_found_by_the_check(folder, monkeypatch):
+    save(folder / "val" / "n02" / "1.JPEG", np.zeros((3, 300, 3)))
+    monkeypatch.setattr(folders, "MAX_PIXELS", 33_430)  # its longer side becomes 100 times 256/224 of 16 pixels
+    with pytest.raises(ValueError, match=r"1 images .*n02/1\.JPEG \(with its 300x3 pixels it is too long"):
+        data.require("imagenet", image_size=16)
+    data.require("imagenet", image_size=8)
+
+
+def test_the_engine_trains_nothing_on_damaged_images(photographs, tmp_path):
+    run = recipes.get("rigl").run(seed=0, dataset="imagenet", image_size=16, model="resnet8", n_epochs=1, batch_size=8)
+    with pytest.raises(ValueError, match="3 images cannot be used"):
+        engine.run([run], device="cpu", progress=False, store=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_image_that_has_gone_is_named(folder):
     dataset = stream()
     (folder / "val" / "n10" / "0.png").unlink()
@@ -360,21 +458,45 @@ def training(model, checkpoint=None, **options):
     )
 
 
-def test_a_killed_training_goes_on_bit_for_bit(folder, tmp_path, monkeypatch):
+def assert_same_training(results, networks):
+    assert results[0].curves == results[1].curves and results[1].n_steps == 9
+    assert all(torch.equal(a, b) for a, b in zip(*(network.parameters() for network in networks), strict=True))
+
+
+@pytest.mark.parametrize("share_done", [1 / 9, 5 / 9, 6 / 9])  # of three epochs of three steps
+def test_a_killed_training_goes_on_bit_for_bit(folder, tmp_path, saved_each_step, share_done):
     whole, resumed = network(), network()
     expected = training(whole)
-    monkeypatch.setattr("prunelab.training.CHECKPOINT_SECONDS", -1.0)
 
     def kill(share):
-        if share > 0.5:
+        if share >= share_done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training(resumed, tmp_path / "state", report=kill)
-    resumed = network()
-    result = training(resumed, tmp_path / "state")
-    assert result.curves == expected.curves and result.n_steps == 9
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+        training(network(), tmp_path / "state", report=kill)
+    assert load_checkpoint(tmp_path / "state")["result"]["n_steps"] == round(9 * share_done)
+    assert_same_training([expected, training(resumed, tmp_path / "state")], [whole, resumed])
+
+
+def test_a_training_goes_on_bit_for_bit_once_a_file_that_was_damaged_meanwhile_is_mended(
+    folder, tmp_path, saved_each_step
+):
+    whole, resumed = network(), network()
+    expected = training(whole)
+    paths_of_images = sorted(folder.glob("train/*/*"))
+    contents = [path.read_bytes() for path in paths_of_images]
+
+    def damage(share):
+        if share >= 4 / 9:
+            for path in paths_of_images:
+                path.write_bytes(b"no image")
+
+    with pytest.raises(ValueError, match=r"train.n\d\d.\d\.\w+ cannot be used as an image"):
+        training(network(), tmp_path / "state", report=damage)
+    for path, content in zip(paths_of_images, contents, strict=True):
+        path.write_bytes(content)
+    assert load_checkpoint(tmp_path / "state")["result"]["n_steps"] >= 4
+    assert_same_training([expected, training(resumed, tmp_path / "state")], [whole, resumed])
 
 
 def test_the_loss_along_a_path_needs_batches_only(folder):

@@ -242,7 +242,7 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(in_colour, tmp_path, mo
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     dataset = data.load("digits", n_train=256, in_colour=in_colour)
     whole, result = pretrain(dataset)
-    for _ in range(2):  # killed twice, each time an epoch further
+    for _ in range(2):  # killed twice, each time further
         with pytest.raises(Killed):
             pretrain(dataset, checkpoint=tmp_path / "state", report=kill)
     resumed, again = pretrain(dataset, checkpoint=tmp_path / "state")

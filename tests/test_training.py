@@ -47,12 +47,20 @@ class Killed(Exception):
     pass
 
 
-def kill_after(n_epochs):
+def kill_after(n_reports):
     calls = []
 
     def report(share):
         calls.append(share)
-        if len(calls) == n_epochs:
+        if len(calls) == n_reports:
+            raise Killed
+
+    return report
+
+
+def kill_at(share_done):
+    def report(share):
+        if share >= share_done:
             raise Killed
 
     return report
@@ -65,12 +73,11 @@ def kill_after(n_epochs):
     + [(name, {"optimizer": "adam"}) for name in ("dense", "static", "rigl")]
     + [("static", {"optimizer": "adamw", "layer_decay": 0.5})],
 )
-def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, changes, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, changes, digits, tmp_path, saved_each_step):
     whole_model, whole_method, whole = run(name, digits, **changes)
-    for n_epochs in (1, 1):  # killed twice, each time an epoch further
+    for n_reports in (2, 2, 3):  # killed in the first epoch of four steps, at its end, in the second
         with pytest.raises(Killed):
-            run(name, digits, checkpoint=tmp_path / "state", report=kill_after(n_epochs), **changes)
+            run(name, digits, checkpoint=tmp_path / "state", report=kill_after(n_reports), **changes)
     model, method, result = run(name, digits, checkpoint=tmp_path / "state", **changes)
 
     assert result.curves == whole.curves
@@ -82,18 +89,59 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(name, changes, digits, 
         assert method.moves == whole_method.moves
 
 
-def test_resumed_training_does_not_start_over(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+@pytest.mark.parametrize("name", ["dense", "rigl", "snfs"])
+def test_training_that_is_killed_at_each_step_is_bit_for_bit_uninterrupted(name, digits, tmp_path, saved_each_step):
+    whole_model, _, whole = run(name, digits, eval_every=2)
+    for n_killed in range(100):
+        try:
+            model, _, result = run(
+                name, digits, eval_every=2, checkpoint=tmp_path / "state", report=kill_after(1 + n_killed % 2)
+            )
+            break
+        except Killed:
+            continue
+    assert n_killed >= 8  # of 12 steps
+    assert result.curves == whole.curves and result.n_batches == whole.n_batches
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in whole_model.state_dict().items())
+
+
+def test_resumed_training_does_not_start_over(digits, tmp_path, saved_each_step):
     with pytest.raises(Killed):
-        run("dense", digits, checkpoint=tmp_path / "state", report=kill_after(2))
-    assert load_checkpoint(tmp_path / "state")["result"]["n_steps"] == 8
+        run("dense", digits, checkpoint=tmp_path / "state", report=kill_at(6 / 12))
+    assert load_checkpoint(tmp_path / "state")["result"]["n_steps"] == 6
     shares = []
     run("dense", digits, checkpoint=tmp_path / "state", report=shares.append)
-    assert shares == [1.0]
+    assert shares == [step / 12 for step in range(7, 13)]
 
 
-def test_damaged_checkpoint_is_named_and_training_starts_again(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+def test_state_is_saved_now_and_then_and_less_often_where_saving_takes_long(digits, tmp_path, monkeypatch):
+    now, saved, shares = [0.0], [], []
+
+    def save(state, path):
+        saved.append(state["result"]["n_batches"])
+        now[0] += 3.0
+
+    monkeypatch.setattr(training, "save_checkpoint", save)
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 10.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 0.1)
+    model, _ = build("dense")
+    turns = training.training(
+        model,
+        digits,
+        generator=torch.Generator(),
+        checkpoint=tmp_path / "state",
+        report=shares.append,
+        **SETTINGS | {"n_epochs": 6, "eval_every": 6},
+    )
+    for _ in turns:  # a step takes 4 seconds
+        now[0] += 4.0
+    # Due after 10 seconds; then 3 seconds are a tenth of the 30 to the next.
+    assert saved == [4, 12, 20]
+    assert shares == [4 / 24, 12 / 24, 20 / 24, 1.0]
+
+
+def test_damaged_checkpoint_is_named_and_training_starts_again(digits, tmp_path, saved_each_step):
     _, _, whole = run("rigl", digits)
     with pytest.raises(Killed):
         run("rigl", digits, checkpoint=tmp_path / "state", report=kill_after(1))
@@ -105,12 +153,13 @@ def test_damaged_checkpoint_is_named_and_training_starts_again(digits, tmp_path,
     assert result.curves == whole.curves
 
 
-def test_checkpoint_of_another_format_is_named_and_training_starts_again(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+def test_checkpoint_of_another_format_is_named_and_training_starts_again(
+    digits, tmp_path, monkeypatch, saved_each_step
+):
     with pytest.raises(Killed):
         run("set", digits, checkpoint=tmp_path / "state", report=kill_after(1))
-    monkeypatch.setattr(training, "CHECKPOINT_FORMAT", 3)
-    with pytest.warns(UserWarning, match="has format 2, this version reads 3; this run starts again"):
+    monkeypatch.setattr(training, "CHECKPOINT_FORMAT", 4)
+    with pytest.warns(UserWarning, match="has format 3, this version reads 4; this run starts again"):
         _, _, result = run("set", digits, checkpoint=tmp_path / "state")
     assert result.curves["epoch"] == [1, 2, 3]
 

@@ -120,3 +120,16 @@ def test_a_gpu_has_one_worker_with_several_turns_and_a_cpu_a_worker_a_run(monkey
     assert workers.share_out(16, "cuda") == (2, 8)
     assert workers.share_out(1, "cuda") == (1, 1)
     assert workers.share_out(4, "cpu") == (4, 1)
+
+
+@pytest.mark.parametrize("device, n_gpus, expected", [("cpu", 0, 1), ("cuda", 1, 16), ("cuda", 3, 5), ("cuda", 32, 1)])
+def test_a_worker_has_one_thread_or_its_share_of_the_cores_beside_a_gpu(monkeypatch, device, n_gpus, expected):
+    said = []
+    monkeypatch.setattr(workers, "n_cores", lambda: 16)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", said.append)
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(workers, "take_turns", lambda pipe, executing: said.append("trains"))
+    workers.serve(None, 7, None, device)
+    assert said == [expected, *([7] if device == "cuda" else []), "trains"]

@@ -79,7 +79,7 @@ def run(
         store: Folder of this machine's runs.
         engine: "local", or "ray" for the cores and GPUs of a cluster.
     Raises:
-        ValueError: Device, engine or options that do not exist, jobs below 1.
+        ValueError: Device, engine or options that do not exist, jobs below 1, or images that cannot be used.
         DatasetNotFoundError: Images of runs to train are missing; nothing is trained.
         OSError: Nothing can be written into the store, or into a folder of a run there; nothing is trained.
         RunFailed: A run raised an error or lost two workers; all others are finished and on record by then.
@@ -95,7 +95,7 @@ def run(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     done = stores.on_record(with_parents(plan), fresh=fresh, store=store)
     if train and (missing := to_train(plan, done, store=store)):
-        stores.require_images(missing)
+        stores.require_images(missing, quiet=not progress)
         for folder in (store, *filter(Path.exists, (store / run.id for run in missing))):
             require_folder(folder)
         with _crew(engine, missing) as crew:

@@ -223,6 +223,7 @@ class _Actor:
             self.store.mkdir(parents=True, exist_ok=True)
             for (name, image_size), (sha256, decoded) in images.items():
                 _fetch(name, image_size, decoded)
+                data.require(name, image_size=image_size)
                 if (found := data.load(name, image_size=image_size).sha256) != sha256:
                     return f"{node} has other images of {name}: their SHA-256 is {found}, and not {sha256}"
         except (OSError, ValueError, RayError) as error:

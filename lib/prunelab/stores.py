@@ -74,17 +74,21 @@ def has_state(run: Run, store: Path) -> bool:
     return True
 
 
-def require_images(plan: Iterable[Run]) -> None:
+def require_images(plan: Iterable[Run], *, quiet: bool = False) -> None:
     """Makes sure that the images of all runs are on this machine; downloads those that torchvision has.
 
+    Args:
+        plan: Runs.
+        quiet: Shows no progress.
     Raises:
+        ValueError: Some cannot be used.
         data.DatasetNotFoundError: Some are not; names all data sets that are missing, and says how to get each.
     """
     options = [recipes.get(run.recipe).options_of(run) for run in plan]
     missing = {}
     for name, image_size in dict.fromkeys((each.dataset, each.image_size) for each in options):
         try:
-            data.require(name, image_size=image_size)
+            data.require(name, image_size=image_size, quiet=quiet)
         except data.DatasetNotFoundError as error:
             missing.setdefault(name, str(error))
     if missing:

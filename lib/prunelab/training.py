@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from prunelab import ranks
 from prunelab.checkpoints import CorruptCheckpoint, load_checkpoint, save_checkpoint
-from prunelab.data.batches import LabelledImages, TrainBatches
+from prunelab.data.batches import LabelledImages
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import autocast
 from prunelab.schedules import learning_rate as learning_rate_at
@@ -25,8 +24,9 @@ from prunelab.turns import Turns, exhaust, in_turns, until_done
 
 # Of each channel at a time: activations that still fit into a processor's cache; enough work for a whole GPU.
 EVALUATION_PIXELS = {"cpu": 128_000, "cuda": 4_000_000}
-CHECKPOINT_FORMAT = 2  # counts up when what a state holds changes
-CHECKPOINT_SECONDS = 10.0  # at most this much training is lost when a run is killed, evaluations permitting
+CHECKPOINT_FORMAT = 3  # counts up when what a state holds changes
+CHECKPOINT_SECONDS = 10.0  # at most this much training is lost when a run is killed, evaluations permitting,
+CHECKPOINT_SHARE = 0.05  # unless more than this share of the time went into saving: then it is saved less often
 
 # Called with how many images of each class were classified correctly and how many there are, int64 (classes,); a share.
 Metric = Callable[[Tensor, Tensor], float]
@@ -41,6 +41,7 @@ class Result:
             (what the metric makes of it).
         n_steps: Optimizer steps done.
         n_batches: Batches processed; more than `n_steps` where mask updates took the place of steps.
+        n_batches_tested: Those before the last evaluation.
         seconds: Time spent, earlier attempts of a resumed run included, and others' turns.
         diverged: The loss stopped being finite, and training with it.
     """
@@ -50,6 +51,7 @@ class Result:
     )
     n_steps: int = 0
     n_batches: int = 0
+    n_batches_tested: int = 0
     seconds: float = 0.0
     diverged: bool = False
 
@@ -143,8 +145,9 @@ def training(
     takes its part of each batch and of the test images, and gives what all others give.
 
     An epoch is `len(train set) // batch_size` optimizer steps. Killed at any moment, a call with the same arguments
-    and `checkpoint` goes on from the last evaluation saved there and gives, on a CPU, bit for bit the uninterrupted
-    result: the state holds weights, masks, momentum, all generators, the order of images and the step.
+    and `checkpoint` goes on from the step saved there last, in the middle of an epoch too, and gives, on a CPU, bit for
+    bit the uninterrupted result: the state holds weights, masks, momentum, all generators, the order of images, the
+    place in it and the step.
 
     Args:
         model: On the data set's device; changed in place.
@@ -168,7 +171,8 @@ def training(
         metric: Makes `test_accuracy` of the images classified correctly.
         precision: A key of `precision.PRECISIONS`.
         checkpoint: File for the state; None keeps none.
-        report: Called after each evaluation with the share of training done, in (0, 1].
+        report: Called after each evaluation, and whenever the state is due to be saved between two, with the share of
+            training done, in [0, 1].
     Returns:
         In the end, the result.
     Raises:
@@ -195,28 +199,42 @@ def training(
     stepper = Stepper(
         model, optim, batches, method=method, objective=objective, precision=precision, is_static=is_static
     )
-    result = _restore(checkpoint, model, optim, batches, method) if checkpoint else Result()
+    result = _restore(checkpoint, stepper) if checkpoint else Result()
 
     rate_at = partial(
         learning_rate_at, peak=learning_rate, n_steps=n_steps, warmup_steps=warmup_steps, schedule=schedule
     )
-    started, saved = time.monotonic() - result.seconds, time.monotonic()
+    started, due = time.monotonic() - result.seconds, time.monotonic() + CHECKPOINT_SECONDS
+
+    def save() -> None:
+        nonlocal due
+        before = time.monotonic()
+        result.seconds = before - started
+        if checkpoint and ranks.number() == 0:
+            save_checkpoint(_state(result, stepper), checkpoint)
+        after = time.monotonic()
+        due = after + max(CHECKPOINT_SECONDS, (after - before) / CHECKPOINT_SHARE)
+
     while result.n_steps < n_steps and not result.diverged:
         model.train()
-        stepper.loss_sum.zero_()
-        n_batches_before = result.n_batches
-        stop = min(n_steps, result.n_steps + eval_every * steps_per_epoch)
+        stop = min(n_steps, (len(result.curves["epoch"]) + 1) * eval_every * steps_per_epoch)
         while result.n_steps < stop:
             set_learning_rate(optim, rate_at(result.n_steps))
             result.n_steps += stepper.step(result.n_steps)
             result.n_batches += 1
+            if result.n_steps < stop and time.monotonic() >= due:
+                yield from until_done(stepper.device)
+                save()
+                report(result.n_steps / n_steps)
             yield
 
         totals = tuple(map(ranks.add_up, _test(model, dataset, precision=precision)))
         ranks.check_equal([*model.state_dict().values(), *method.masks.values()])
         yield from until_done(stepper.device)
-        train_loss = float(stepper.loss_sum) / (result.n_batches - n_batches_before)
+        train_loss = float(stepper.loss_sum) / (result.n_batches - result.n_batches_tested)
         test_loss, test_accuracy = _read(totals, metric)
+        stepper.loss_sum.zero_()
+        result.n_batches_tested = result.n_batches
         result.diverged = not math.isfinite(train_loss)
         for key, value in (
             ("epoch", result.n_steps // steps_per_epoch),
@@ -225,22 +243,22 @@ def training(
             ("test_accuracy", test_accuracy),
         ):
             result.curves[key].append(value)
-        result.seconds = time.monotonic() - started
-        if checkpoint and ranks.number() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(_state(result, model, optim, batches, method), checkpoint)
-            saved = time.monotonic()
+        if time.monotonic() >= due:
+            save()
         report(result.n_steps / n_steps)
+    result.seconds = time.monotonic() - started
     return result
 
 
-def _state(result: Result, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks) -> dict:
+def _state(result: Result, stepper: Stepper) -> dict:
     return {
         "format": CHECKPOINT_FORMAT,
         "result": vars(result),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "batches": batches.state_dict(),
-        "method": method.state_dict(),
+        "loss_sum": stepper.loss_sum,
+        "model": stepper.model.state_dict(),
+        "optimizer": stepper.optimizer.state_dict(),
+        "batches": stepper.batches.state_dict(),
+        "method": stepper.method.state_dict(),
         "generators": {  # dropout draws from them
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
@@ -248,7 +266,7 @@ def _state(result: Result, model: nn.Module, optimizer: Optimizer, batches: Trai
     }
 
 
-def _restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, batches: TrainBatches, method: Hooks) -> Result:
+def _restore(checkpoint: Path, stepper: Stepper) -> Result:
     try:
         state = load_checkpoint(checkpoint)
         if state["format"] != CHECKPOINT_FORMAT:
@@ -260,11 +278,13 @@ def _restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, batches: 
     except CorruptCheckpoint as error:
         warnings.warn(f"{error}; this run starts again from its beginning", stacklevel=2)
         return Result()
-    model.load_state_dict(state["model"])
+    stepper.loss_sum.copy_(state["loss_sum"])
+    stepper.model.load_state_dict(state["model"])
     # Its groups stay, and with them the tensor of the learning rate, where the graphs of a GPU read it.
-    optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
-    batches.load_state_dict(state["batches"])
-    method.load_state_dict(state["method"])
+    own_groups = {"param_groups": stepper.optimizer.state_dict()["param_groups"]}
+    stepper.optimizer.load_state_dict(state["optimizer"] | own_groups)
+    stepper.batches.load_state_dict(state["batches"])
+    stepper.method.load_state_dict(state["method"])
     torch.set_rng_state(state["generators"]["cpu"])
     if state["generators"]["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["generators"]["cuda"])

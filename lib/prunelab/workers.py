@@ -86,6 +86,11 @@ def share_out(jobs: int, device: str, n_gpus: int = 1) -> tuple[int, int]:
     return n_workers, jobs // n_workers
 
 
+def n_threads(device: str) -> int:
+    """Returns on how many threads a worker works: one on a CPU; its share of the cores, to decode images, on a GPU."""
+    return max(1, n_cores() // torch.cuda.device_count()) if device == "cuda" else 1
+
+
 def execute(run: Run, *, store: Path, device: str, keep_state: bool = False) -> dict | None:
     """Trains one run in this process, without a pause; arguments and what is returned are those of `executing`."""
     return exhaust(executing(run, store=store, device=device, keep_state=keep_state))
@@ -141,7 +146,6 @@ def put_on_record(run: Run, record: dict, *, store: Path) -> dict:
 def _train_as_rank(run: Run, store: Path, device: str, keep_state: bool) -> dict | None:
     """Does what `execute` does on rank 0; all others only train."""
     _settle(device)
-    torch.set_num_threads(max(1, torch.get_num_threads() // ranks.count()))
     if ranks.number() == 0:
         return execute(run, store=store, device=device, keep_state=keep_state)
     exhaust(_train(run, store=store, device=device))
@@ -323,9 +327,8 @@ def serve(pipe: connection.Connection, number: int, store: Path, device: str, n_
 
 def _settle(device: str) -> None:
     """Sets what trainings in this process share."""
-    if device == "cpu":
-        torch.set_num_threads(1)
-    else:
+    torch.set_num_threads(n_threads(device))
+    if device == "cuda":
         # The same numbers, whoever else keeps the GPU busy. cudnn.benchmark stays off: it chooses by timing.
         torch.backends.cudnn.deterministic = True
 

@@ -6,7 +6,8 @@ and the test. Nothing else should run meanwhile: beside a busy process two threa
 
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
 their number does, `scores` what scoring weights does, `transfer` what probes on sparse networks take, `strangers` what
-can be removed of networks that others wrote, `plans` what takes the engine or a notebook.
+can be removed of networks that others wrote, `streaming` what images that stay on disk take, `plans` what takes the
+engine or a notebook.
 """
 
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from prunelab import data, deepsparse, paths, records, workers
-from prunelab.bench import channels, plans, scores, steps, strangers, transfer, widths
+from prunelab.bench import channels, plans, scores, steps, strangers, streaming, transfer, widths
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -47,10 +48,11 @@ def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
         group: A key of `GROUPS`.
         quick: One short round each, on images that need no download; a rough look, nothing to quote.
     Returns:
-        Rows with `claim`, `unit` ("x" for ratios, "s", "ms" or "ppm"), `target`, `median`, `low`, `high` and `verdict`.
+        Rows with `claim`, `unit` ("x" for ratios, "s", "ms", "ppm", "images/s" or "cores"), `target`, `median`, `low`,
+        `high` and `verdict`.
     Raises:
         ValueError: No such group.
-        DatasetNotFoundError: CIFAR-10, which all groups but "notebooks" need, is not here, and not `quick`.
+        DatasetNotFoundError: CIFAR-10, which most groups need, is not here, and not `quick`.
     """
     if group not in GROUPS:
         raise ValueError(f"unknown group {group!r} of measurements; there are {', '.join(GROUPS)}, curves and networks")
@@ -175,6 +177,20 @@ def _surgery(quick: bool) -> Iterator[dict]:
         yield row(f"half of {label}'s channels removed, over Torch-Pruning, time", "<= 1", ratios)
 
 
+def _streaming(quick: bool) -> Iterator[dict]:
+    n_rounds = 2 if quick else 9
+    one, two = streaming.decoding_rates((1, 2), n_images=64 if quick else 512, n_rounds=n_rounds).values()
+    yield row("JPEGs of 500 x 375 pixels to crops of 224, one thread", "none", one, unit="images/s")
+    gains = [its / own for its, own in zip(two, one, strict=True)]
+    yield row("JPEGs to crops: two threads over one, images/s", ">= 1.8", gains)
+    pace, where = streaming.PUBLISHED_PACE, f"an A100, {streaming.PUBLISHED_PACE:,} images/s by NVIDIA; no GPU here"
+    if _on_gpu():
+        rates = streaming.training_rates(n_rounds=n_rounds)
+        yield row("training of ResNet-50 at 224 pixels, batch 128", "none", rates, unit="images/s")
+        pace, where = statistics.median(rates), "this GPU"
+    yield row(f"threads that decode for ResNet-50 on {where}", "none", [pace / own for own in one], unit="cores")
+
+
 def _notebooks(quick: bool) -> Iterator[dict]:
     if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
         yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
@@ -191,6 +207,7 @@ GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "scores": _scores,
     "transfer": _transfer,
     "surgery": _surgery,
+    "streaming": _streaming,
     "notebooks": _notebooks,
 }
 

@@ -70,10 +70,15 @@ def read(source: Path, *, image_size: int | None = None) -> Images:
             refused.append(f"{path} ({error})")
         if n_bytes > MAX_BYTES:
             raise ValueError(f"{source}: its images need more than {MAX_BYTES:,} bytes at {path}; set image_size")
-    if refused:
-        raise ValueError(f"{source}: {len(refused)} images cannot be used, such as {'; '.join(refused[:3])}")
+    refuse(source, refused)
     _check_classes(source, pixels, beside)
     return assemble(source, pixels)
+
+
+def refuse(source: Path, faults: Sequence[str]) -> None:
+    """Raises ValueError if images have faults: says how many, and names three, each given as its path and reason."""
+    if faults:
+        raise ValueError(f"{source}: {len(faults)} images cannot be used, such as {'; '.join(faults[:3])}")
 
 
 def assemble(source: Path, pixels: dict[str, np.ndarray]) -> Images:

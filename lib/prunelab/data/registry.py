@@ -109,16 +109,26 @@ def load(
     return dataset.to(device)
 
 
-def require(name: str, *, image_size: int | None = None) -> None:
+def require(name: str, *, image_size: int | None = None, quiet: bool = False) -> None:
     """Makes sure that a data set is on this machine, before many want it; downloads what torchvision has.
 
+    What is in `STREAMED` is decoded once, to see that all of it can be; that is remembered.
+
+    Args:
+        name: As for `load`.
+        image_size: As for `load`.
+        quiet: Shows no progress.
     Raises:
-        ValueError: Impossible name of glyphs, an unknown task, or a folder of another layout.
+        ValueError: Impossible name of glyphs, an unknown task, a folder of another layout, or images that cannot be
+            used, of which it says how many, and names three.
         DatasetNotFoundError: Neither on this machine nor within reach.
     """
     name = ENLARGED.get(name, name)
     if name in STREAMED:
-        _listed(name)
+        from prunelab.data import streams
+
+        dataset = _streamed(name, image_size or _STREAMED_SIZE)
+        streams.check(dataset, passed=paths.CACHE / f"{name}.checked", quiet=quiet)
     elif name in TORCHVISION and not _find_source(name):
         _entry(name, image_size)
     elif _origin(name)[1] is None and not _cached(name, image_size).is_file():

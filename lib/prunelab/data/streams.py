@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,14 @@ from prunelab import files
 from prunelab.data import folders
 from prunelab.data.batches import LabelledImages, TrainBatches, normalise
 from prunelab.data.dataset import Images
+from prunelab.progress import progress_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as everybody has them
 RESIZED = 256 / 224  # shorter side of a test image before its centre is cut out, in sides of the crop
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # area of a training crop, as a share of the image, and width by height
 _LOG_RATIO = torch.tensor(RATIO).log().tolist()
 _N_TRIES = 10  # for a crop that fits into the image
+_N_CHECKED = 1024  # images between two looks at what was found
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,10 +208,8 @@ def _decode_into(pixels: np.ndarray, dataset: StreamedDataset, path: str, seed: 
     """Fills uint8 (h, h, 3) with a random crop of the image there, or without a seed with its centre."""
     size = len(pixels)
     try:
-        with dataset.opened(path) as file:
+        with _opened(dataset, path) as file:
             image = file.convert("RGB")
-        if max(image.size) / min(image.size) * (RESIZED * size) ** 2 > folders.MAX_PIXELS:
-            raise ValueError(f"with its {image.width}x{image.height} pixels it is too long to be resized")
     except Exception as error:  # decoders meet damaged files with errors of many kinds
         raise ValueError(f"{dataset.folder / path} cannot be used as an image: {error}") from error
     if seed is None:
@@ -220,6 +220,53 @@ def _decode_into(pixels: np.ndarray, dataset: StreamedDataset, path: str, seed: 
         if torch.rand((), generator=generator) < 0.5:
             image = F.horizontal_flip(image)
     pixels[...] = image
+
+
+@contextmanager
+def _opened(dataset: StreamedDataset, path: str) -> Iterator[Image.Image]:
+    """Opens an image whose shorter side can become what is cut from; its pixels are not decoded yet."""
+    with dataset.opened(path) as image:
+        if max(image.size) / min(image.size) * (RESIZED * dataset.image_size) ** 2 > folders.MAX_PIXELS:
+            raise ValueError(f"with its {image.width}x{image.height} pixels it is too long to be resized")
+        yield image
+
+
+def check(dataset: StreamedDataset, *, passed: Path, quiet: bool = False) -> None:
+    """Decodes every image once, so that a damaged one is found before a training of days, not in it.
+
+    JPEGs are decoded at an eighth of their size: that reads them to their end, and takes two thirds of the time. Only
+    headers would take a twentieth, and miss every file that was cut short.
+
+    Args:
+        dataset: Its images are checked, by its threads.
+        passed: File that remembers it, until a path, a size or the side of the crops changes.
+        quiet: Shows no progress.
+    Raises:
+        ValueError: Images that cannot be used; says how many, and names three.
+    """
+    key = f"{dataset.sha256} {dataset.image_size}"
+    if passed.is_file() and passed.read_text() == key:
+        return
+
+    def fault(path: str) -> str | None:
+        try:
+            with _opened(dataset, path) as image:
+                image.draft(None, (1, 1))
+                image.convert("RGB")
+        except Exception as error:  # decoders meet damaged files with errors of many kinds
+            return f"{path} ({error})"
+
+    images, faults = [*dataset.train_files, *dataset.test_files], []
+    with (
+        ThreadPoolExecutor(dataset.n_threads) as pool,
+        progress_of(len(images), what="images", to="check", quiet=quiet) as tell,
+    ):
+        for start in range(0, len(images), _N_CHECKED):
+            faults += filter(None, pool.map(fault, images[start : start + _N_CHECKED]))
+            tell(min(start + _N_CHECKED, len(images)))
+    folders.refuse(dataset.folder, faults)
+    with suppress(OSError):  # a read-only folder: they are checked again next time
+        files.atomic_write(passed, key)
 
 
 def random_crop(width: int, height: int, *, generator: torch.Generator) -> tuple[int, int, int, int]:
