@@ -107,7 +107,8 @@ def _connect(address: str | None) -> None:
     except (RayError, OSError, RuntimeError, ValueError) as error:
         tried = f"reached at RAY_ADDRESS={address}" if address else "started on this machine"
         raise RuntimeError(
-            f"no cluster could be {tried}: {error}. `ray start --head` starts one, and says its address"
+            f"no cluster could be {tried}: {error}. `ray start --head` starts one, and says its address;"
+            " RAY_AUTH_MODE=token shows it the token that it may ask for"
         ) from error
 
 
