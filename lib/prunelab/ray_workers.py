@@ -301,8 +301,8 @@ def _gpus_of_nodes() -> list[int]:
 
 
 def _folder_of(store: Path) -> str:
-    """Names the folder that a node keeps for a store, the same whenever it is asked for."""
-    return hashlib.sha256(f"{socket.gethostname()}:{store}".encode()).hexdigest()[:16]
+    """Names the folder that a node keeps for a store and this version, the same whenever it is asked for."""
+    return hashlib.sha256(f"{socket.gethostname()}:{store} {_versions()}".encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:
