@@ -216,10 +216,12 @@ def _recorded_profile(recipe: Recipe) -> str:
 
 def _status(options: argparse.Namespace) -> None:
     mine = {record["id"]: record for record in records.local()}
-    rows = []
+    rows, ships = [], {}
     for recipe, profile, plan in _plans(options):
         ids = {run.id for run in plan}
-        shipped = {record["id"]: record for record in records.load(recipe.notebook)}
+        if recipe.notebook not in ships:  # read once for all profiles
+            ships[recipe.notebook] = {record["id"]: record for record in records.load(recipe.notebook)}
+        shipped = ships[recipe.notebook]
         known = mine | shipped
         rows.append(
             {
