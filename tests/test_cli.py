@@ -158,6 +158,14 @@ def test_status_counts_shipped_local_running_and_diverged(capsys):
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "1", "1"]
 
 
+def test_status_reads_what_ships_once_for_all_profiles(capsys, monkeypatch):
+    records.ship("01_toy", [record(PLAN[0])])
+    read, load = [], records.load
+    monkeypatch.setattr(records, "load", lambda notebook: read.append(notebook) or load(notebook))
+    assert cli.main(["status"]) == 0
+    assert len(cells(capsys.readouterr().out)) == 3 and read == ["01_toy"]
+
+
 def test_verify_takes_the_largest_recorded_profile_and_fails_where_counts_are_far_apart(capsys, monkeypatch):
     asked = []
     trained = {"test_accuracy": 0.5, "training_macs": 1e12, "n_active": 100}
@@ -262,7 +270,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
 
 def test_bench_names_the_groups_there_are(capsys):
     assert cli.main(["bench", "channel"]) == 2
-    groups = "engine, steps, channels, widths, scores, transfer, surgery, notebooks, curves and networks"
+    groups = "engine, steps, channels, widths, scores, transfer, surgery, scale, notebooks, curves and networks"
     assert f"unknown group 'channel' of measurements; there are {groups}" in capsys.readouterr().err
 
 
