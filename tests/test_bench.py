@@ -139,14 +139,14 @@ def test_at_scale_each_run_is_handed_over_once_parents_first_and_on_record(tmp_p
     assert [record["id"] for record in engine.run(runs, fresh=True, train=False, store=tmp_path)] == [
         run.id for run in runs
     ]
-    assert 0 < crew.writing_seconds
+    assert crew.writing_seconds > 0
 
 
 def test_twice_as_many_runs_take_twice_the_work_and_the_memory(tmp_path, no_disk, monkeypatch):
     monkeypatch.setattr(engine, "POLL_SECONDS", float("inf"))
     asked, calls, held = [], [], []
     monkeypatch.setattr(workers, "share_done", lambda folder: asked.append(folder) or 0.0)
-    for n_runs in (200, 400):
+    for n_runs in (100, 200, 400):
         runs, count = scale.plan(n_runs), itertools.count()
         sys.setprofile(lambda frame, event, argument, count=count: event == "call" and next(count))
         try:
@@ -158,8 +158,9 @@ def test_twice_as_many_runs_take_twice_the_work_and_the_memory(tmp_path, no_disk
         engine.run(runs, fresh=True, train=False, store=tmp_path / str(n_runs))
         held.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert calls[1] < 2.2 * calls[0] and held[1] < 2.2 * held[0]
-    assert len(asked) <= 2 * 2 * 20  # progress of each worker at the start, perhaps, and at the end of both
+    for first, second, third in (calls, held):  # less what no run takes
+        assert third - second < 2.1 * (second - first)
+    assert len(asked) <= 3 * 2 * 20  # each worker's progress at the start and at the end, not at each answer
 
 
 @pytest.mark.slow  # it asks `prunelab status`, in a process of its own

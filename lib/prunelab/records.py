@@ -112,7 +112,7 @@ def _refuse(constant: str) -> None:
 
 
 def _stands_as_written(content: bytes, digest: object) -> bool:
-    """Tells whether a text is whole, if it is canonical; sooner than its record is written again, which tells always."""
+    """Tells whether a text is whole and canonical; where it is, its record need not be written again to be checked."""
     if not isinstance(digest, str):
         return False
     return sha256(content.replace(b'"sha256":"%b",' % digest.encode(), b"", 1)) == digest
