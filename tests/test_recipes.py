@@ -346,7 +346,7 @@ def test_each_kind_of_run_of_the_full_profile_takes_a_step_and_hands_on_its_stat
 
 @ALL
 def test_every_run_of_the_small_profiles_can_be_forecast(recipe, monkeypatch):
-    monkeypatch.setattr(runner, "dataset_of", noise)
+    monkeypatch.setattr(runner, "foreseen", lambda options: noise(options, "cpu"))
     for run in [*first_seed(recipe, "smoke"), *first_seed(recipe, "small")]:
         few = Run(run.recipe, dict(run.options) | {"batch_size": 8}, 0, run.parents)
         workload = runner.forecast(recipes.get(run.recipe), few)

@@ -176,11 +176,11 @@ def _scale(quick: bool) -> Iterator[dict]:
     n_runs = 1_000 if quick else scale.N_RUNS
     spent = scale.measure(n_runs)
     label = f"{n_runs:,} runs on {scale.N_WORKERS} workers"
-    yield row(f"{label}: engine, each run", "<= 1", [spent.engine], unit="ms")
+    yield row(f"{label}: engine, each run, CPU time", "<= 1", [spent.engine], unit="ms")
     yield row(f"{label}: a worker writes a record", "none", [spent.write], unit="ms")
     yield row(f"{label}: memory, plan and records", "<= 1000", [spent.memory], unit="MB")
     yield row(f"{label}: store of records", "none", [spent.disk], unit="MB")
-    yield row(f"{label}: all found on record", "<= 10", [spent.read], unit="s")
+    yield row(f"{label}: all found on record, CPU time", "<= 10", [spent.read], unit="s")
     yield row(f"{label}: prunelab status", "<= 30", [spent.status], unit="s")
     check, size = scale.state_cost()
     yield row("ResNet-20 that children start from: engine checks it", "none", [check], unit="ms")

@@ -4,11 +4,12 @@ Workers are objects in this process, which answer at once, one at a time, each w
 the id of the run that was asked for. So the engine has as much to do as it can have.
 """
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 from collections import deque
 from collections.abc import Sequence
@@ -36,14 +37,16 @@ class Crew:
 
     Attributes:
         taken: The runs that were handed over, in this order.
-        writing_seconds: What workers spent on writing records, which is not the engine's time.
+        writing_seconds: What workers spent on writing records, which is not the engine's time; most of it waiting for
+            the disk.
+        computing_seconds: Those of them in which the processor was busy.
     """
 
     def __init__(self) -> None:
         by_length = sorted(records.load("01_rigl"), key=lambda record: len(str(record)))
         self.record = by_length[len(by_length) // 2]
         self.taken: list[Run] = []
-        self.writing_seconds = 0.0
+        self.writing_seconds = self.computing_seconds = 0.0
         self._due: deque[_Worker] = deque()
 
     def resolve_device(self, device: str) -> str:
@@ -66,11 +69,14 @@ class Crew:
         self._due.append(worker)
 
     def answer(self, run: Run, store: Path) -> dict:
-        """Writes a run's record, and returns it as it comes through a pipe: it shares no text with others."""
+        """Writes a run's record, and returns it as it comes from another process: it shares no text."""
         own = {"id": run.id, "recipe": run.recipe, "seed": run.seed, "parent": run.parent_ids}
         record = self.record | own | {"options": recipes.get(run.recipe).defaults | dict(run.options)}
-        self.writing_seconds += seconds(lambda: records.save(record, store))
-        return pickle.loads(pickle.dumps(record))
+        began, began_computing = time.perf_counter(), time.process_time()
+        records.save(record, store)
+        self.writing_seconds += time.perf_counter() - began
+        self.computing_seconds += time.process_time() - began_computing
+        return json.loads(json.dumps(record))
 
 
 class _Worker:
@@ -119,11 +125,11 @@ class Scale(NamedTuple):
     """What a plan takes.
 
     Args:
-        engine: Milliseconds of the engine for each run.
+        engine: Milliseconds of the processor that the engine takes for each run.
         write: Milliseconds of a worker for each record, which are not the engine's.
         memory: MB that Python holds at the most, plan and records.
         disk: MB of the store.
-        read: Seconds until the engine has found all on record.
+        read: Seconds of the processor that the engine takes to find all on record.
         status: Seconds of `prunelab status`.
     """
 
@@ -140,10 +146,14 @@ def measure(n_runs: int, *, n_workers: int = N_WORKERS) -> Scale:
     runs = plan(n_runs)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "runs"
-        crews: list[Crew] = []
-        spent = seconds(lambda: crews.append(train(runs, store, n_workers=n_workers)))
-        writing = crews.pop().writing_seconds
-        read = seconds(lambda: engine.run(runs, fresh=True, train=False, store=store))
+        began = time.process_time()
+        crew = train(runs, store, n_workers=n_workers)
+        spent = time.process_time() - began - crew.computing_seconds
+        writing = crew.writing_seconds
+        del crew
+        began = time.process_time()
+        engine.run(runs, fresh=True, train=False, store=store)
+        read = time.process_time() - began
         command = [sys.executable, "-m", "prunelab.cli", "status"]
         asked = os.environ | {"PRUNELAB_DATA": folder}
         status = seconds(lambda: subprocess.run(command, check=True, capture_output=True, env=asked))
@@ -154,7 +164,7 @@ def measure(n_runs: int, *, n_workers: int = N_WORKERS) -> Scale:
         _, memory = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     each = 1000 / n_runs
-    return Scale((spent - writing) * each, writing * each, memory / 1e6, disk / 1e6, read, status)
+    return Scale(spent * each, writing * each, memory / 1e6, disk / 1e6, read, status)
 
 
 def state_cost() -> tuple[float, float]:

@@ -2,6 +2,15 @@
 
 from prunelab.data.batches import LabelledImages
 from prunelab.data.dataset import Dataset
-from prunelab.data.registry import DatasetNotFoundError, decoded_file, load, require
+from prunelab.data.registry import DatasetNotFoundError, decoded_file, foresee, gigabytes, load, require
 
-__all__ = ["Dataset", "DatasetNotFoundError", "LabelledImages", "decoded_file", "load", "require"]
+__all__ = [
+    "Dataset",
+    "DatasetNotFoundError",
+    "LabelledImages",
+    "decoded_file",
+    "foresee",
+    "gigabytes",
+    "load",
+    "require",
+]
