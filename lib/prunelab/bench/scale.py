@@ -52,10 +52,13 @@ class Crew:
     def resolve_device(self, device: str) -> str:
         return device
 
-    def share_out(self, jobs: int, device: str) -> tuple[int, int]:
+    def gpus_each(self, plan: Sequence[Run], device: str) -> int:
+        return 1
+
+    def share_out(self, jobs: int, device: str, n_gpus: int) -> tuple[int, int]:
         return jobs, 1
 
-    def Worker(self, number: int, *, store: Path, device: str) -> "_Worker":
+    def Worker(self, number: int, *, store: Path, device: str, n_gpus: int) -> "_Worker":
         worker = _Worker(self, number, store)
         self._due.append(worker)
         return worker
@@ -109,7 +112,7 @@ def plan(n_runs: int) -> list[Run]:
     for number in range(n_runs):
         seed, n_before = divmod(number, ROUNDS)
         parent = {"start": "ticket", "parents": (runs[-1],)} if n_before else {}
-        runs.append(rigl.run(seed=seed, method="lottery", density=0.8**n_before, **parent))
+        runs.append(rigl.run(seed=seed, dataset="digits", method="lottery", density=0.8**n_before, **parent))
     return runs
 
 
