@@ -22,6 +22,7 @@ from prunelab.recipes.dmcp import setup as dmcp_setup
 from prunelab.recipes.dmcp.plan import SAMPLED
 
 N_TRAIN, BATCH_SIZE, WIDTH = 8, 4, 0.125
+SIDE = 64  # from which on networks are those for ImageNet
 CLASSES = {"imagenet": 1000, "cifar100": 100, "tiny-imagenet-200": 200}
 GREY = ("mnist", "fashion_mnist")
 SIDES = {"mnist": 28, "fashion_mnist": 28, "tiny-imagenet-200": 64}  # of images that are held; else 32
@@ -56,14 +57,14 @@ def kind(run):
 def shortened(run):
     """The same run in small, and so its parents."""
     recipe, options = recipes.get(run.recipe), options_of(run)
-    few = FEW | {"image_size": 32, "n_train": N_TRAIN}
+    few = FEW | {"image_size": SIDE, "n_train": N_TRAIN}
     if not options.model.startswith("vgg"):  # which torchvision has in one width
         few["width"] = options.width * WIDTH
     if options.dataset not in STREAMED:
         few["image_size"] = 16
     few |= {"n_validation": options.n_validation and 2}
     few = {name: value for name, value in few.items() if name in recipe.defaults}
-    for name, value in (("rewind_epochs", 0.5), ("max_epochs", 2), ("enlarged_to", 32)):
+    for name, value in (("rewind_epochs", 0.5), ("max_epochs", 2), ("enlarged_to", SIDE)):
         if getattr(options, name, None):
             few[name] = value
     if getattr(options, "path", None):
