@@ -1,13 +1,16 @@
 """What the benchmark measures is what it says: its parts, on made-up clocks and small images."""
 
+import itertools
+import sys
+import tracemalloc
 from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from PIL import Image
 
-from prunelab import bench, latency, recipes, workers
-from prunelab.bench import channels, plans, scores, steps, streaming, transfer, widths
+from prunelab import bench, engine, files, latency, recipes, workers
+from prunelab.bench import channels, plans, scale, scores, steps, streaming, transfer, widths
 from prunelab.data import streams
 from prunelab.methods.woodfisher import WoodFisher
 
@@ -121,6 +124,54 @@ def test_scheduling_takes_each_run_of_the_plan_once_parents_first(monkeypatch):
     )
     assert plans.schedule_milliseconds(20) > 0
     assert len(taken) == len(set(taken)) == 21
+
+
+@pytest.fixture
+def no_disk(monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", lambda handle: None)
+
+
+def test_at_scale_each_run_is_handed_over_once_parents_first_and_on_record(tmp_path, no_disk):
+    runs = scale.plan(400)
+    assert len({run.id for run in runs}) == 400 and [len(run.ancestors) for run in runs[:5]] == [0, 1, 2, 3, 0]
+    crew = scale.train(runs[::-1], tmp_path, n_workers=40)
+    place = {run.id: number for number, run in enumerate(crew.taken)}
+    assert place.keys() == {run.id for run in runs} and len(crew.taken) == 400
+    assert all(place[run.id] > place[parent.id] for run in runs for parent in run.parents)
+    assert [record["id"] for record in engine.run(runs, fresh=True, train=False, store=tmp_path)] == [
+        run.id for run in runs
+    ]
+    assert crew.writing_seconds > 0
+
+
+def test_twice_as_many_runs_take_twice_the_work_and_the_memory(tmp_path, no_disk, monkeypatch):
+    monkeypatch.setattr(engine, "POLL_SECONDS", float("inf"))
+    asked, calls, held = [], [], []
+    monkeypatch.setattr(workers, "share_done", lambda folder: asked.append(folder) or 0.0)
+    for n_runs in (100, 200, 400):
+        runs, count = scale.plan(n_runs), itertools.count()
+        sys.setprofile(lambda frame, event, argument, count=count: event == "call" and next(count))
+        try:
+            scale.train(runs, tmp_path / str(n_runs), n_workers=20)
+        finally:
+            sys.setprofile(None)
+        calls.append(next(count))
+        tracemalloc.start()
+        engine.run(runs, fresh=True, train=False, store=tmp_path / str(n_runs))
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    for first, second, third in (calls, held):  # less what no run takes
+        assert third - second < 2.1 * (second - first)
+    assert len(asked) <= 3 * 2 * 20  # each worker's progress at the start and at the end, not at each answer
+
+
+@pytest.mark.slow  # it asks `prunelab status`, in a process of its own
+def test_at_scale_what_is_measured_is_there(no_disk):
+    found = scale.measure(8, n_workers=3)
+    assert all(value > 0 for value in found) and found.disk >= 8 * 4096 / 1e6
+    check, size = scale.state_cost()
+    # 270,896 weights, twice in four bytes, and their mask; with normalisation and names somewhat more.
+    assert check > 0 and 9 * 270_896 / 1e6 < size < 1.2 * 9 * 270_896 / 1e6
 
 
 def test_surgery_removes_half_of_each_layer(monkeypatch):

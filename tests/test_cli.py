@@ -23,6 +23,10 @@ class Toy(argparse.Namespace):
     notebook, defaults = "01_toy", {"model": "m"}
 
     @staticmethod
+    def options_of(run):
+        return argparse.Namespace(dataset="imagenet")
+
+    @staticmethod
     def plan(profile, *, seeds=None):
         if profile not in ("smoke", "small"):
             raise ValueError(f"unknown profile {profile!r}; there are smoke, small")
@@ -30,7 +34,8 @@ class Toy(argparse.Namespace):
 
 
 def foretell(recipe, run):
-    return Workload("resnet8", 1.0, 10, 3, 32, "sgd", batch_size=100, macs=10**9, n_steps=20, n_evaluated=0)
+    size = {"macs": 10**9, "n_steps": 20, "n_evaluated": 0, "n_weights": 10**8}
+    return Workload("resnet8", 1.0, 10, 3, 32, "sgd", batch_size=100, **size)
 
 
 def record(run: Run, **changes) -> dict:
@@ -70,13 +75,15 @@ def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
         return Calibration(timings, start_seconds=3.0)
 
     monkeypatch.setattr(forecast, "calibrate", calibrate)
+    monkeypatch.setattr(forecast, "H200_MACS", 1e9)
     records.save(record(PLAN[0]))
     assert cli.main(["plan", "--device", "cpu", "--jobs", "1"]) == 0
     printed = capsys.readouterr()
     rows = cells(printed.out)
     # A run is 20 steps of 6 seconds and 3 * 20 * 100 * 1e9 MACs.
-    assert rows[1] == ["01_toy", "smoke", "2", "12.00", "4.0", "1", "1", "2.0"]  # and 3 seconds to start
-    assert rows[2] == ["01_toy", "small", "2", "12.00", "4.0", "0", "2", "4.0"]
+    # At 0.001 TMACs a second that is 12,000 seconds. ImageNet counts, though it is on no disk yet.
+    assert rows[1] == ["01_toy", "smoke", "2", "12.00", "3.33", "154.6", "4.0", "1", "1", "2.0"]  # 3 seconds to start
+    assert rows[2] == ["01_toy", "small", "2", "12.00", "3.33", "154.6", "4.0", "0", "2", "4.0"]
     assert asked == [(1, {"device": "cpu", "n_workers": 1, "slots": 1})]  # the same work four times
     assert "(cpu, 1 runs at once)" in printed.out and "measuring this machine" in printed.err
 
@@ -87,7 +94,7 @@ def test_plan_without_the_images_still_counts_the_runs(capsys, monkeypatch):
 
     monkeypatch.setattr(runner, "forecast", without_images)
     assert cli.main(["plan", "--profile", "smoke"]) == 0
-    assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", *["unknown"] * 2, "0", "2", "unknown"]
+    assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", *["unknown"] * 4, "0", "2", "unknown"]
 
 
 def test_each_run_of_a_plan_is_forecast_by_its_own_recipe(capsys, monkeypatch):
@@ -156,6 +163,14 @@ def test_status_counts_shipped_local_running_and_diverged(capsys):
     with FileLock(folder / "lock"):
         cli.main(["status", "--profile", "smoke"])
     assert cells(capsys.readouterr().out)[1] == ["01_toy", "smoke", "2", "1", "1", "1", "1", "1"]
+
+
+def test_status_reads_what_ships_once_for_all_profiles(capsys, monkeypatch):
+    records.ship("01_toy", [record(PLAN[0])])
+    read, load = [], records.load
+    monkeypatch.setattr(records, "load", lambda notebook: read.append(notebook) or load(notebook))
+    assert cli.main(["status"]) == 0
+    assert len(cells(capsys.readouterr().out)) == 3 and read == ["01_toy"]
 
 
 def test_verify_takes_the_largest_recorded_profile_and_fails_where_counts_are_far_apart(capsys, monkeypatch):
@@ -248,6 +263,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
         "transfer",
         "surgery",
         "streaming",
+        "scale",
         "notebooks",
         "curves",
         "networks",
@@ -263,7 +279,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
 
 def test_bench_names_the_groups_there_are(capsys):
     assert cli.main(["bench", "channel"]) == 2
-    groups = "engine, steps, channels, widths, scores, transfer, surgery, streaming, notebooks, curves and networks"
+    groups = ", ".join(bench.GROUPS) + ", curves and networks"
     assert f"unknown group 'channel' of measurements; there are {groups}" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ import torchvision
 from PIL import Image
 
 from prunelab import data, files, paths
-from prunelab.data import cache, embedded, folders, registry
+from prunelab.data import absent, cache, embedded, folders, photos, registry
 from prunelab.data.dataset import Dataset, balanced_sample
 
 ARCHIVES = paths.DATA
@@ -757,3 +757,39 @@ def test_a_data_set_moves_to_the_device_as_a_whole():
     split = registry.split(dataset, n_validation=20)
     assert split.test_images.is_cuda and len(split.train_labels) == 80
     assert same(dataset.to("cpu"), data.load("digits", n_train=100))
+
+
+# What is foreseen where there are no images.
+
+
+def test_what_is_known_is_foreseen_without_images_and_nothing_is_asked_for(monkeypatch):
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("asked"))
+    whole = data.foresee("imagenet")
+    assert (whole.n_train, whole.n_test, whole.num_classes) == (1_281_167, 50_000, 1000)
+    assert (whole.image_size, whole.channels, data.gigabytes("imagenet")) == (224, 3, 154.6)
+    part = data.foresee("imagenet", image_size=64, n_train=1_271_167, n_validation=10_000)
+    assert (part.n_train, part.n_test, part.image_size) == (1_271_167, 10_000, 64)
+    grey, coloured = data.foresee("mnist"), data.foresee("mnist", image_size=14, in_colour=True)
+    assert (grey.image_size, grey.channels, coloured.image_size, coloured.channels) == (28, 1, 14, 3)
+    enlarged = data.foresee("cifar100:enlarged")
+    assert (enlarged.image_size, enlarged.num_classes, data.gigabytes("cifar100:enlarged")) == (224, 100, 0.2)
+    assert data.gigabytes("digits") == 0.0
+    with pytest.raises(ValueError, match="unknown data set 'cifar11'"):
+        data.foresee("cifar11")
+
+
+def test_images_that_are_here_are_counted_and_not_foreseen(home):
+    write_folder(home / "imagenet", n_train=3, n_test=1)
+    write_folder(home / "cifar10", n_train=2, n_test=1)
+    assert (data.foresee("imagenet").n_train, data.foresee("cifar10").n_train) == (6, 4)
+
+
+def test_sizes_are_those_of_the_photographs_and_of_their_splits():
+    assert {*registry.STREAMED} - {*registry.ENLARGED} <= absent.SIZES.keys()
+    for name, found in photos.PHOTOS.items():
+        size = absent.SIZES[name]
+        if found.first is None:  # all are in one of the two parts
+            assert size.n_train + size.n_test == found.n_images, name
+        else:
+            assert size.n_train == size.num_classes * found.first[0]
+            assert size.n_test == min(found.n_images - size.n_train, size.num_classes * found.first[1]), name

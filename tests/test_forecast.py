@@ -2,14 +2,17 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
-from prunelab import forecast, turns
+from prunelab import forecast, recipes, records, turns
 from prunelab.forecast import Calibration, Timing, Workload, plan_seconds
+from prunelab.recipes import runner
 from prunelab.runs import Run
 
-WORK = Workload("lenet_300_100", 0.5, 10, 1, 8, "sgd", batch_size=16, macs=1000, n_steps=30, n_evaluated=200)
+SIZE = {"macs": 1000, "n_steps": 30, "n_evaluated": 200, "n_weights": 70}
+WORK = Workload("lenet_300_100", 0.5, 10, 1, 8, "sgd", batch_size=16, **SIZE)
 
 
 def calibration(*timings):
@@ -30,6 +33,28 @@ def test_the_time_of_a_width_lies_between_the_narrowest_and_the_widest():
 
 def test_training_takes_three_passes_for_each_image():
     assert WORK.training_macs == 3 * 1000 * 30 * 16
+
+
+def test_a_plan_takes_the_hours_of_a_gpu_and_the_disk_of_what_is_started_from(monkeypatch):
+    monkeypatch.setattr(forecast, "H200_MACS", 400.0)
+    # 3 * 1000 * 30 * 16 MACs, and 1000 * 200 for tests, of each of two runs: 3,280,000 / 400 seconds.
+    assert forecast.gpu_hours([WORK, WORK]) == pytest.approx(8_200 / 3600)
+    parent = Run("toy")
+    children = [Run("toy", {}, seed, (parent,)) for seed in (1, 2)]
+    sizes = {parent.id: WORK} | {child.id: replace(WORK, n_weights=10**9) for child in children}
+    assert forecast.state_gigabytes([parent, *children], sizes) == 9 * 70 / 1e9
+
+
+def test_the_pace_of_a_gpu_is_that_of_the_records_that_ship():
+    spent, starts, ends = 0.0, [], []
+    planned = {run.id: run for run in recipes.RIGL.plan("full")}
+    for record in records.load("01_rigl"):
+        made = record["provenance"]
+        if "H200" in made["device"]:
+            spent += runner.forecast(recipes.RIGL, planned[record["id"]]).all_macs
+            starts.append(datetime.fromisoformat(made["date"]).timestamp())
+            ends.append(starts[-1] + made["seconds"])
+    assert pytest.approx(spent / (max(ends) - min(starts)), rel=1e-3) == forecast.H200_MACS
 
 
 def test_a_plan_takes_its_share_of_all_work_or_its_longest_line():

@@ -3,10 +3,8 @@
 import functools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from prunelab import data, paths, records, stores
 from prunelab.masks import global_masks
@@ -191,25 +189,6 @@ def test_network_that_ships_is_the_pretrained_one_of_a_record_and_small():
     (record,) = [record for record in records.load(AFR.notebook) if record["id"] == pretraining.id]
     assert record["options"]["training"] == "supervised" and state.options == record["options"]
     assert sum(value.numel() for name, value in state.model.items() if name.endswith("weight")) > 400_000
-
-
-@pytest.mark.slow
-def test_run_of_the_paper_is_executed_on_a_folder_that_was_made_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "DATA", tmp_path)
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    generator = np.random.default_rng(0)
-    for name in (f"{part}/{label}/{i}.png" for part in ("train", "test") for label in "ab" for i in range(2)):
-        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, (230, 250, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pets" / name)
-    released = build_model("vit_b16", num_classes=1, image_size=224, width=0.25).state_dict()
-    monkeypatch.setattr(pretrained, "read", lambda name: released)
-    planned = next(run for run in AFR.plan("paper") if run.options.get("dataset") == "pets" and "score" in run.options)
-    few = {"n_epochs": 1, "batch_size": 2, "n_scored": 2, "n_rounds": 1, "warmup_epochs": 0, "width": 0.25}
-    tuned = runner.execute(AFR, AFR.run(seed=0, **planned.options | few), device="cpu", parents=[])
-    blocks = 12 * 12 * 192**2
-    assert sum(row["n_active"] for row in tuned["matrices"]) == round(0.2 * blocks)
-    assert sum(row["n_weights"] for row in tuned["matrices"]) == blocks and tuned["status"] == "finished"
 
 
 @pytest.mark.gpu

@@ -1,15 +1,13 @@
 """The recipe of 02_dmcp: what it compares is comparable, and what is recorded of a network is true of it."""
 
 import functools
-import itertools
 import math
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from PIL import Image
 
-from prunelab import cost, data, paths
+from prunelab import cost, data
 from prunelab.channels.dmcp import Search
 from prunelab.channels.groups import Grid, groups_of, leading_state
 from prunelab.channels.slimmable import calibrate
@@ -17,7 +15,7 @@ from prunelab.channels.trace import trace
 from prunelab.models import build_model
 from prunelab.recipes import PROFILES, runner
 from prunelab.recipes.common import generator_of
-from prunelab.recipes.dmcp import DMCP, setup
+from prunelab.recipes.dmcp import DMCP
 from prunelab.recipes.dmcp.plan import DESIGNS, FOUND, LOOKED_FOR, SAMPLED, TRAININGS
 from prunelab.recipes.recipe import State
 from prunelab.training import evaluate
@@ -134,46 +132,6 @@ def test_network_that_cannot_be_slimmed_is_refused_before_it_is_trained(model, m
     for training in ("dense", "slimmable", "dmcp", "metapruning"):
         with pytest.raises(ValueError, match=message):
             execute(training=training, model=model)
-
-
-def test_paper_profile_runs_a_chain_of_each_kind_on_a_folder_of_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "DATA", tmp_path)
-    for part, number, name in itertools.product(("train", "val"), range(2), range(4)):
-        path = tmp_path / "imagenet" / part / f"n0{number}" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(256, (70 + 20 * number, 90 - 10 * name, 3), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(path)
-    few = {"n_epochs": 1, "batch_size": 2, "n_train": 4, "image_size": 64, "learning_rate": 1e-3, "warmup_epochs": 0}
-    done = {}
-
-    def run_of(planned):
-        if planned.id not in done:
-            options = dict(planned.options) | few
-            if planned.options.get("training") == "none":
-                options["n_validation"] = 2
-            parents = [run_of(parent) for parent in planned.parents]
-            run = DMCP.run(seed=0, parents=tuple(planned.parents), **options)
-            done[planned.id] = runner.execute(DMCP, run, device="cpu", parents=[state_of(own) for own in parents])
-        return done[planned.id]
-
-    monkeypatch.setattr(setup, "N_GENERATIONS", 0)
-    monkeypatch.setattr(setup, "N_CANDIDATES", 2)
-    monkeypatch.setattr(
-        setup, "greedy", lambda grid, cost, *, budget, loss: {**grid.at(3), "conv1": int(loss(grid.at(3)) > 0)}
-    )
-    main = DMCP.experiments("paper", seeds=[0])["main_long"]
-    for planned in main:
-        result = run_of(planned)
-        assert result["status"] == "finished" and result["dataset"]["name"] == "imagenet"
-    assert {run.options.get("design") for run in main} == {
-        None,
-        "uniform",
-        "random",
-        "expected",
-        "greedy",
-        "evolved",
-        "slimming",
-    }
 
 
 # What is executed.

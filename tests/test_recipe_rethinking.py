@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from prunelab import data, paths, records
@@ -22,7 +21,6 @@ from prunelab.recipes.recipe import State
 from prunelab.recipes.rethinking.plan import PROFILES as PLANS
 from prunelab.recipes.rethinking.plan import SCRATCH, TRAININGS, RethinkingOptions
 from prunelab.recipes.structures import from_scratch, original_of
-from prunelab.runs import Run
 from prunelab.training import evaluate
 
 TINY = {"dataset": "digits", "n_train": 128, "n_epochs": 2, "fine_tune_epochs": 1}
@@ -696,25 +694,6 @@ def test_forecast_is_what_training_costs():
 def test_forecast_counts_tested_images_at_each_evaluation():
     n_test = len(digits().test_labels)
     assert forecast(n_epochs=5, eval_every=2).n_evaluated == 3 * n_test
-
-
-# The paper's own images.
-
-
-def test_the_paper_profile_steps_on_images_of_several_sizes_at_224_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "DATA", tmp_path)
-    for part, number in itertools.product(("train", "test"), range(4)):
-        path = tmp_path / "imagenet" / part / f"n0{number}" / "1.png"
-        path.parent.mkdir(parents=True)
-        pixels = torch.randint(256, (240 + 20 * number, 300 - 40 * number, 3), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(path)
-    planned = RETHINKING.experiments("paper", seeds=[0])["predefined_resnet"][0]
-    few = {"n_epochs": 1, "batch_size": 4, "learning_rate": 1e-3}  # large steps on four images may not end well
-    run = Run(planned.recipe, dict(planned.options) | few, 0)
-    assert runner.forecast(RETHINKING, run).image_size == 224
-    result = runner.execute(RETHINKING, run, device="cpu")
-    assert result["status"] == "finished" and result["metrics"]["n_steps"] == 1
-    assert result["dataset"]["name"] == "imagenet"
 
 
 def test_fine_tuning_goes_on_from_what_the_parent_is_or_is_refused(tmp_path, monkeypatch):

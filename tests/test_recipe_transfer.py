@@ -198,34 +198,18 @@ def write_folders(folder, *names):
 
 
 @pytest.mark.slow
-def test_runs_of_the_paper_are_executed_on_folders_and_files_that_were_made_up(tmp_path, monkeypatch):
+def test_released_networks_of_the_paper_are_carried_over_from_files_that_were_made_up(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    write_folders(tmp_path, "imagenet", "pets", "dtd")
+    write_folders(tmp_path, "pets")
     torch.manual_seed(0)
-    few = {
-        "n_epochs": 1,
-        "batch_size": 2,
-        "learning_rate": 1e-3,
-        "warmup_epochs": 0,
-        "update_every": 1,
-        "stop_update": 1.0,
-    }
+    few = {"n_epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
     narrow = few | {"width": 1 / 16}
     experiments = TRANSFER.experiments("paper", seeds=[0])
 
     def run_of(experiment, **options):
         return next(run for run in experiments[experiment] if options.items() <= run.options.items())
 
-    probed = shortened(run_of("linear", dataset="pets", upstream="rigl"), **narrow)
-    assert len(probed["curves"]["test_accuracy"]) == 5 and probed["metrics"]["n_features"] == 2048 // 16
-    trained = shortened(run_of("full", dataset="dtd", upstream="gmp"), **narrow)
-    assert trained["status"] == "finished" and trained["dataset"]["name"] == "dtd"
-    assert trained["metrics"]["measured_density"] == pytest.approx(0.1, abs=0.02)
-    inspected = shortened(run_of("inspected", upstream="rigl"), **narrow)
-    assert inspected["metrics"]["dead_filters"] < 1 and inspected["dataset"]["name"] == "imagenet"
-
-    # A sparse network of others, and a dense one of torchvision.
     sparse = build_model("resnet50", num_classes=7, image_size=224, width=1 / 16)
     for weight in prunable_weights(sparse).values():
         weight.data *= torch.rand_like(weight) < 0.5

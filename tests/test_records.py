@@ -129,6 +129,14 @@ def test_damaged_and_older_records_are_named_and_never_used(content, message):
     assert path.read_bytes() == content
 
 
+def test_record_that_stands_as_it_was_written_is_not_written_again_to_be_checked(monkeypatch):
+    text = hashed(a_record())
+    spaced = json.dumps(json.loads(text), indent=1)  # the same record, in no text of ours
+    assert records.parse(spaced.encode(), where="x") == a_record()
+    monkeypatch.setattr(records, "_canonical", lambda record: pytest.fail("written"))
+    assert records.parse(text.encode(), where="x") == a_record()
+
+
 @pytest.mark.parametrize("key, value", [(key, value) for key, values in WRONG.items() for value in values])
 def test_value_of_another_type_is_damage_and_is_not_written(key, value):
     record = a_record() | {key: value}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from prunelab import bench, engine, forecast, pages, paths, recipes, records, runs, stores, workers
+from prunelab import bench, data, engine, forecast, pages, paths, recipes, records, runs, stores, workers
 from prunelab.data import DatasetNotFoundError
 from prunelab.files import atomic_write, require_folder
 from prunelab.forecast import Workload
@@ -20,6 +20,11 @@ from prunelab.runs import Run
 
 # By how much a count may move with the kind of processor, where weights decide: selection cut tiny networks 9 % apart.
 COUNT_TOLERANCE = 0.2
+
+_OF_ALL = """\
+GPU-hours of one H200, all afresh, at the {:.2f} TMACs a second that the runs of ResNet-20 had whose records ship;
+larger networks take fewer, if their images are decoded as fast. GB of images, of sets that have 0.1 or more, and of the
+networks that other runs start from, which are kept."""
 
 
 def _recipes(options: argparse.Namespace) -> list[Recipe]:
@@ -56,7 +61,8 @@ def _plan(options: argparse.Namespace) -> None:
     plans = [(recipe, profile, plan, _workloads(plan)) for recipe, profile, plan in _plans(options)]
     known = {workload for *_, workloads in plans for workload in workloads.values()}
     if known:
-        print(f"measuring this machine for about {forecast.SECONDS:.0f} seconds", file=sys.stderr)
+        about = f"measuring this machine for about {forecast.SECONDS:.0f} seconds; large networks take longer"
+        print(about, file=sys.stderr)
         calibration = forecast.calibrate(known, device=device, n_workers=n_workers, slots=slots)
 
     def minutes(chosen: list[Run], workloads: dict[str, Workload]) -> str:
@@ -64,19 +70,24 @@ def _plan(options: argparse.Namespace) -> None:
             return "unknown"
         seconds = {run_id: calibration.seconds(workload) for run_id, workload in workloads.items()}
         expected = forecast.plan_seconds(chosen, seconds, n_workers=n_workers, start_seconds=calibration.start_seconds)
-        return f"{expected / 60:.1f}"
+        return f"{expected / 60:,.1f}"
 
     rows = []
     for recipe, profile, plan, workloads in plans:
         done = stores.on_record(plan)
         left = [run for run in plan if run.id not in done]
         macs = sum(workload.training_macs for workload in workloads.values())
+        if workloads:
+            images = {recipes.get(run.recipe).options_of(run).dataset.removesuffix(":enlarged") for run in plan}
+            disk = sum(map(data.gigabytes, images)) + forecast.state_gigabytes(plan, workloads)
         rows.append(
             {
                 "notebook": recipe.notebook,
                 "profile": profile,
                 "runs": len(plan),
                 "TMACs": f"{macs / 1e12:,.2f}" if workloads else "unknown",
+                "GPU-hours": f"{forecast.gpu_hours(workloads.values()):,.2f}" if workloads else "unknown",
+                "GB": f"{disk:,.1f}" if workloads else "unknown",
                 "minutes afresh": minutes(plan, workloads),
                 "on record": len(done),
                 "to train": len(left),
@@ -88,6 +99,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"unknown for {', '.join(unknown)}: images that decide it are not on this machine; see data/README.md")
     if known:
         print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
+        print(_OF_ALL.format(forecast.H200_MACS / 1e12))
 
 
 def _help_options(chosen: Iterable[Recipe]) -> None:
@@ -218,10 +230,12 @@ def _recorded_profile(recipe: Recipe) -> str:
 
 def _status(options: argparse.Namespace) -> None:
     mine = {record["id"]: record for record in records.local()}
-    rows = []
+    rows, ships = [], {}
     for recipe, profile, plan in _plans(options):
         ids = {run.id for run in plan}
-        shipped = {record["id"]: record for record in records.load(recipe.notebook)}
+        if recipe.notebook not in ships:  # read once for all profiles
+            ships[recipe.notebook] = {record["id"]: record for record in records.load(recipe.notebook)}
+        shipped = ships[recipe.notebook]
         known = mine | shipped
         rows.append(
             {

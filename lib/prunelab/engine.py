@@ -266,13 +266,15 @@ class _Pool:
 
     def train(self, *, progress: bool) -> dict[str, dict]:
         """Returns the records of all runs, by id; the workers end with it, whatever happens."""
-        n_runs = len(self.schedule.runs)
+        n_runs, told = len(self.schedule.runs), 0.0
         try:
             with progress_of(n_runs, quiet=not progress) as tell:
                 while self.schedule.n_left:
                     self._give_out()
                     self._collect()
-                    tell(n_runs - self.schedule.n_left + sum(worker.n_done for worker in self.workers))
+                    if time.monotonic() - told >= POLL_SECONDS or not self.schedule.n_left:
+                        tell(n_runs - self.schedule.n_left + sum(worker.n_done for worker in self.workers))
+                        told = time.monotonic()  # not at every answer: each worker reads a file for it
         except KeyboardInterrupt:
             kept = f"{len(self.done)} of {n_runs} runs are on record now, those in hand keep what they had saved"
             raise KeyboardInterrupt(f"stopped: {kept}; start it again to go on from there") from None

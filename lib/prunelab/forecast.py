@@ -30,6 +30,11 @@ from prunelab.turns import Turns, in_turns
 
 SECONDS = 10.0  # of measurement, shared among the networks
 MEASURED_PIXELS = 500_000  # of a batch; of larger ones the time is that of a part, to scale
+MEASURED_MACS = 5e9  # likewise, of a forward pass on a CPU, where more would not be faster
+# Of an NVIDIA H200 each second: what the runs of `full` of 01_rigl that ship passed through ResNet-20 between the start
+# of the first and the end of the last, ten at once. Larger networks get more out of it.
+H200_MACS = 8.26e12
+STATE_BYTES = 9  # for each weight of a network that others start from: its value, its first value, its mask
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Workload:
         macs: Of a forward pass for one image.
         n_steps: Batches trained on.
         n_evaluated: Images passed forward only, each as often as it is.
+        n_weights: Of all layers.
     """
 
     model: str
@@ -55,6 +61,7 @@ class Workload:
     macs: int
     n_steps: int
     n_evaluated: int
+    n_weights: int
 
     @property
     def kind(self) -> tuple:
@@ -64,6 +71,11 @@ class Workload:
     @property
     def training_macs(self) -> float:
         return training_macs(self.macs, self.macs, n_samples=self.n_steps * self.batch_size)
+
+    @property
+    def all_macs(self) -> float:
+        """With those of images passed forward only."""
+        return self.training_macs + self.macs * self.n_evaluated
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,22 @@ def plan_seconds(plan: Sequence[Run], seconds: Mapping[str, float], *, n_workers
     return start_seconds + max(sum(seconds[run.id] for run in plan) / n_workers, max(ends.values()))
 
 
+def gpu_hours(workloads: Iterable[Workload]) -> float:
+    """Returns in how many hours one H200 trains what is given, several runs at a time, or fewer for large networks."""
+    return sum(workload.all_macs for workload in workloads) / H200_MACS / 3600
+
+
+def state_gigabytes(plan: Iterable[Run], workloads: Mapping[str, Workload]) -> float:
+    """Returns what the networks take on disk that others of a plan start from; they are kept.
+
+    Args:
+        plan: With all parents.
+        workloads: Of each run, by id.
+    """
+    parents = {parent.id for run in plan for parent in run.parents}
+    return STATE_BYTES * sum(workloads[parent].n_weights for parent in parents) / 1e9
+
+
 def calibrate(
     workloads: Iterable[Workload], *, device: str, n_workers: int, slots: int, seconds: float = SECONDS
 ) -> Calibration:
@@ -156,7 +184,10 @@ def _measure(networks: Sequence[Workload], device: str, *, slots: int, seconds: 
 
 def _time(network: Workload, device: torch.device, *, slots: int, seconds: float) -> Timing:
     """Times as many networks as take turns on a device, all alike; a step is its share of a round."""
-    few = replace(network, batch_size=min(network.batch_size, max(1, MEASURED_PIXELS // network.image_size**2)))
+    n_images = max(1, MEASURED_PIXELS // network.image_size**2)
+    if device.type == "cpu":
+        n_images = min(n_images, max(2, int(MEASURED_MACS / network.macs)))
+    few = replace(network, batch_size=min(network.batch_size, n_images))
     dataset = _noise(few).to(device)
     precision = best_precision(device.type, network.model)
     models = [

@@ -46,6 +46,15 @@ part). Each row is two things that took turns: the median, and in brackets the l
 ratios on one machine, so that machines need not be alike; a table names its machine. Not measured on any GPU yet."""
 
 
+_SCALE = """\
+`prunelab bench scale` (some minutes) has the engine train 20,000 runs, in lines of four, on 200 workers that train
+nothing and answer at once, one at a time: what it measures is the engine and the store, in CPU time where it says so.
+Records are one file each, all of them read in one pass, which holds at this size: no index is kept beside them. *The
+limit that comes first* is none of these rows but the networks that other runs start from. Of 20,000 such runs
+{n_states:,} leave one: {gigabytes:.0f} GB, if each is a ResNet-20. Before a plan that was stopped goes on, the engine
+reads each of those whose children are missing, for up to {minutes:.0f} minutes. Next come the seconds until all records
+are read, which grow with their number, at the start of each command."""
+
 _STRANGERS = """\
 `prunelab bench networks` (a quarter of an hour, timm's where it is installed) follows each network, takes a random half
 out of all layers and attentions that may lose channels or heads, and compares the outputs in double precision with
@@ -137,8 +146,18 @@ def benchmarks() -> str:
     shares = ", ".join(f"{part} {share:.0%}" for part, share in measured["curves"]["profile"].items())
     pages.append(f"Where the time of a step of ResNet-20 goes: {shares}.")
     pages.append(f"![{_CURVES}](figures/bench/cpu/curves.png)")
+    pages += _scale(measured)
     pages += _networks(measured["networks"])
     return "\n\n".join(pages) + "\n"
+
+
+def _scale(measured: dict) -> Iterator[str]:
+    """Tells what is the limit of a plan's size, from what each state takes."""
+    if "scale" in measured:
+        *_, check, size = (row["median"] for row in measured["scale"]["claims"])  # ms, MB
+        n_states = 15_000
+        found = {"n_states": n_states, "gigabytes": n_states * size / 1e3, "minutes": n_states * check / 60e3}
+        yield f"## Twenty thousand runs\n\n{_SCALE.format(**found)}"
 
 
 def _networks(measured: dict) -> Iterator[str]:

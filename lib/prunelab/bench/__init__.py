@@ -7,7 +7,7 @@ and the test. Nothing else should run meanwhile: beside a busy process two threa
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
 their number does, `scores` what scoring weights does, `transfer` what probes on sparse networks take, `strangers` what
 can be removed of networks that others wrote, `streaming` what images that stay on disk take, `plans` what takes the
-engine or a notebook.
+engine or a notebook, `scale` what takes the engine and the store with very many runs.
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from prunelab import data, deepsparse, paths, records, workers
-from prunelab.bench import channels, plans, scores, steps, strangers, streaming, transfer, widths
+from prunelab.bench import channels, plans, scale, scores, steps, strangers, streaming, transfer, widths
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -191,6 +191,21 @@ def _streaming(quick: bool) -> Iterator[dict]:
     yield row(f"threads that decode for ResNet-50 on {where}", "none", [pace / own for own in one], unit="cores")
 
 
+def _scale(quick: bool) -> Iterator[dict]:
+    n_runs = 1_000 if quick else scale.N_RUNS
+    spent = scale.measure(n_runs)
+    label = f"{n_runs:,} runs on {scale.N_WORKERS} workers"
+    yield row(f"{label}: engine, each run, CPU time", "<= 1", [spent.engine], unit="ms")
+    yield row(f"{label}: a worker writes a record", "none", [spent.write], unit="ms")
+    yield row(f"{label}: memory, plan and records", "<= 1000", [spent.memory], unit="MB")
+    yield row(f"{label}: store of records", "none", [spent.disk], unit="MB")
+    yield row(f"{label}: all found on record, CPU time", "<= 10", [spent.read], unit="s")
+    yield row(f"{label}: prunelab status", "<= 30", [spent.status], unit="s")
+    check, size = scale.state_cost()
+    yield row("ResNet-20 that children start from: engine checks it", "none", [check], unit="ms")
+    yield row("ResNet-20 that children start from: on disk", "none", [size], unit="MB")
+
+
 def _notebooks(quick: bool) -> Iterator[dict]:
     if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
         yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
@@ -208,6 +223,7 @@ GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "transfer": _transfer,
     "surgery": _surgery,
     "streaming": _streaming,
+    "scale": _scale,
     "notebooks": _notebooks,
 }
 

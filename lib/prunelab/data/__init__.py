@@ -2,6 +2,16 @@
 
 from prunelab.data.batches import LabelledImages
 from prunelab.data.dataset import Dataset
-from prunelab.data.registry import STREAMED, DatasetNotFoundError, decoded_file, load, require
+from prunelab.data.registry import STREAMED, DatasetNotFoundError, decoded_file, foresee, gigabytes, load, require
 
-__all__ = ["STREAMED", "Dataset", "DatasetNotFoundError", "LabelledImages", "decoded_file", "load", "require"]
+__all__ = [
+    "STREAMED",
+    "Dataset",
+    "DatasetNotFoundError",
+    "LabelledImages",
+    "decoded_file",
+    "foresee",
+    "gigabytes",
+    "load",
+    "require",
+]

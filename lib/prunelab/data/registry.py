@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from prunelab import files, paths
-from prunelab.data import cache, embedded, folders, photos, tasks
+from prunelab.data import absent, cache, embedded, folders, photos, tasks
 from prunelab.data import dataset as dataset_module
 from prunelab.data.dataset import Dataset, Images, LabelledImages, area_average, split
 
@@ -136,6 +136,41 @@ def require(name: str, *, image_size: int | None = None, quiet: bool = False) ->
             f"There is no {name} on this machine. Either {_put_it(name)}; "
             "or choose the profile 'smoke', which needs no download."
         )
+
+
+def foresee(
+    name: str,
+    *,
+    image_size: int | None = None,
+    n_train: int | None = None,
+    n_validation: int | None = None,
+    in_colour: bool = False,
+) -> LabelledImages:
+    """Returns what `load` would, or counts and shapes in its place where these are known and the images not here.
+
+    Nothing that is known is downloaded. Arguments and errors are those of `load`.
+    """
+    whole = ENLARGED.get(name, name)
+    if whole not in absent.SIZES or _is_here(whole, image_size):
+        options = {"n_train": n_train, "n_validation": n_validation, "in_colour": in_colour}
+        return load(name, image_size=image_size, **options)
+    size = image_size or (_STREAMED_SIZE if name in STREAMED else None)
+    dataset = absent.stand_in(whole, image_size=size, in_colour=in_colour)
+    if n_train is not None or n_validation is not None:
+        dataset = split(dataset, n_train=n_train, n_validation=n_validation)
+    return dataset
+
+
+def gigabytes(name: str) -> float:
+    """Returns what the images of a data set take on disk, 0 where that is not known or less than a tenth."""
+    size = absent.SIZES.get(ENLARGED.get(name, name))
+    return size.gigabytes if size else 0.0
+
+
+def _is_here(name: str, image_size: int | None) -> bool:
+    if name in STREAMED:
+        return (paths.DATA / name).is_dir() or (paths.CACHE / "torchvision" / name).is_dir()
+    return _find_source(name) is not None or _cached(name, image_size).is_file()
 
 
 def decoded_file(name: str, image_size: int | None) -> Path | None:

@@ -17,11 +17,19 @@ Masks = dict[str, Tensor]
 
 def dataset_of(options: TrainingOptions, device: str) -> data.LabelledImages:
     """Loads the images of a run, shared by the runs that a worker trains."""
-    names = ("image_size", "n_train", "n_validation", "in_colour")
-    return _load(options.dataset, device=device, **{name: getattr(options, name) for name in names})
+    return _load(options.dataset, device=device, **_chosen(options))
 
 
-_load = functools.lru_cache(maxsize=4)(data.load)
+def foreseen(options: TrainingOptions) -> data.LabelledImages:
+    """Returns the images of a run as far as a forecast needs them, which is without pixels."""
+    return _foresee(options.dataset, **_chosen(options))
+
+
+def _chosen(options: TrainingOptions) -> dict[str, int | bool | None]:
+    return {name: getattr(options, name) for name in ("image_size", "n_train", "n_validation", "in_colour")}
+
+
+_load, _foresee = (functools.lru_cache(maxsize=4)(load) for load in (data.load, data.foresee))
 
 
 def image_of(dataset: data.LabelledImages) -> dict[str, int]:

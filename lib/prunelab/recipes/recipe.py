@@ -1,5 +1,6 @@
 """What a recipe is: the options of its runs, the plan of each profile, and how a run is set up. It executes nothing."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -191,7 +192,7 @@ class Recipe:
     outline: Callable[[TrainingOptions, LabelledImages], Outline]
     setup: Callable[..., Setup | dict]
 
-    @property
+    @functools.cached_property  # asked for with every record that is read
     def defaults(self) -> dict[str, Option]:
         """Of all options, by name."""
         return asdict(self.options())

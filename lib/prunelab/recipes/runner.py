@@ -10,7 +10,7 @@ from prunelab.data import LabelledImages
 from prunelab.forecast import Workload
 from prunelab.methods.hooks import Hooks
 from prunelab.precision import best_precision
-from prunelab.recipes.common import copy_of, dataset_of, generator_of, image_of, layers_of, source_of
+from prunelab.recipes.common import copy_of, dataset_of, foreseen, generator_of, image_of, layers_of, source_of
 from prunelab.recipes.recipe import Recipe, Setup, State, TrainingOptions
 from prunelab.runs import Run
 from prunelab.training import Result, training
@@ -145,8 +145,9 @@ def _account(
 def forecast(recipe: Recipe, run: Run) -> Workload:
     """Says what a machine will do for a run, by the recipe's outline."""
     options = recipe.options_of(run)
-    dataset = dataset_of(options, "cpu")
+    dataset = foreseen(options)
     outline = recipe.outline(options, dataset)
+    layers = layers_of(options, dataset, outline.width)
     n_tested = dataset.n_test * math.ceil(outline.n_epochs / options.eval_every)
     return Workload(
         model=options.model,
@@ -154,7 +155,8 @@ def forecast(recipe: Recipe, run: Run) -> Workload:
         num_classes=dataset.num_classes,
         optimizer=options.optimizer,
         batch_size=options.batch_size,
-        macs=cost.total(layers_of(options, dataset, outline.width), "macs"),
+        macs=cost.total(layers, "macs"),
+        n_weights=cost.total(layers, "n_weights"),
         n_steps=outline.n_epochs * (dataset.n_train // options.batch_size),
         n_evaluated=n_tested if outline.n_evaluated is None else outline.n_evaluated,
         **image_of(dataset),
