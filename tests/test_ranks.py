@@ -36,7 +36,7 @@ SETTINGS = {
     **{"momentum": 0.9, "weight_decay": 5e-4, "augment": True, "eval_every": 2},
 }
 # All whose decisions follow from gradients, from images of their own, or from random numbers.
-CASES = ("dense", "static", "rigl", "set", "snfs", "snip", "woodfisher", "str", "selection", "dmcp")
+CASES = ("dense", "dropout", "static", "rigl", "set", "snfs", "snip", "woodfisher", "str", "selection", "dmcp")
 
 
 def streamed():
@@ -52,7 +52,9 @@ def trained(name, dataset, *, device="cpu", **options):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)]
-    model = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).to(device)
+    dropout = nn.Dropout() if name == "dropout" else nn.Identity()
+    layers += [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), dropout, nn.Linear(8, 10)]
+    model = nn.Sequential(*layers).to(device)
     if name == "selection":
         method = Selection(model, {"1": 8}, penalty=1e-3)
     elif name == "dmcp":
@@ -60,6 +62,8 @@ def trained(name, dataset, *, device="cpu", **options):
         search = {"budget": slimmable.macs.of(slimmable.full) / 2, "n_batches": N_STEPS, "warm_up": 0.5, "penalty": 0.1}
         method = Search(slimmable, slimmable.macs, **search, generator=generator)
         options |= {"objective": method.objective}
+    elif name == "dropout":
+        method = None
     else:
         method = build_method(name, model, density=0.3, generator=generator, update_every=3, stop_step=N_STEPS)
     result = train(model, dataset, method=method, generator=torch.Generator().manual_seed(1), **SETTINGS | options)

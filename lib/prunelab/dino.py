@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from prunelab import ranks
 from prunelab.cost import layer_table, total
 from prunelab.methods.hooks import Hooks
 from prunelab.schedules import DECAYS
@@ -157,8 +156,7 @@ class Dino(Hooks):
         """Returns the teacher's outputs and targets for global views, (2, b, n_outputs) each, and moves the centre."""
         outputs = self.teacher(views).float()
         targets = F.softmax((outputs - self.centre) / self.temperature, dim=1)
-        ranks.average([mean := outputs.mean(dim=0)])
-        self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
+        self.centre.lerp_(outputs.mean(dim=0), 1 - CENTRE_MOMENTUM)
         return outputs.unflatten(0, (-1, n_images)), targets.unflatten(0, (-1, n_images))
 
     @property

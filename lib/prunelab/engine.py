@@ -29,7 +29,6 @@ from prunelab.runs import ENGINES, Run, check_choice
 POLL_SECONDS = 0.5  # between two looks at the progress of running workers
 BUSY_SECONDS = 2.0  # before asking again for a run that another engine is training
 MAX_DEATHS = 2  # of workers that had nothing else in hand, before a run is given up
-Crew = Any  # the module `workers`, or an object that has its functions
 
 
 class RunFailed(RuntimeError):
@@ -108,7 +107,7 @@ def run(
     return [done[run.id] for run in plan if run.id in done]
 
 
-def _crew(engine: str, plan: Sequence[Run]) -> AbstractContextManager[Crew]:
+def _crew(engine: str, plan: Sequence[Run]) -> AbstractContextManager[Any]:
     """Gives what workers come from: this machine, or a cluster to which a connection is opened and closed."""
     if engine == "local":
         return nullcontext(workers)
@@ -249,12 +248,12 @@ class _Pool:
         n_workers: int,
         slots: int,
         n_gpus: int = 1,
-        crew: Crew = workers,
+        crew: Any = workers,
     ) -> None:
         """Args:
         slots: Runs that a worker takes in turn.
         n_gpus: Of each worker.
-        crew: Where workers come from.
+        crew: Where workers come from: the module `workers`, or an object that has its functions.
         """
         self.schedule, self.slots, self.crew = schedule, slots, crew
         self.new_worker = functools.partial(crew.Worker, store=store, device=device, n_gpus=n_gpus)
@@ -312,6 +311,7 @@ class _Pool:
                 self._replace(worker)
                 continue
             if answered is None:
+                del self.failed_starts[worker.number]
                 continue
             run, answer = answered
             if answer is None:
@@ -337,7 +337,10 @@ class _Pool:
                     raise RuntimeError(worker.why_not_started) from None
                 return
         self.workers.append(self.new_worker(worker.number))
-        if worker.is_up:
+        if worker.is_lost:
+            for run_id in worker.in_hand:
+                self.schedule.later(run_id, 0.0)
+        elif worker.is_up:
             self._suspect(list(worker.in_hand.values()))
 
     def _suspect(self, runs: list[Run]) -> None:

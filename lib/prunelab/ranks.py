@@ -88,17 +88,23 @@ def check_equal(tensors: Iterable[Tensor]) -> None:
 
 
 def over_all_images() -> AbstractContextManager:
-    """Gives a context, to be entered any number of times, in which layers normalise by the batches of all ranks."""
+    """Gives a context, to be entered any number of times, in which layers see the batches of all ranks as one."""
     return _Synchronised() if count() > 1 else nullcontext()
 
 
 class _Synchronised(TorchFunctionMode):
-    """Takes the place of the function behind all layers of batch normalisation, so that these stay what they are."""
+    """Takes the place of the functions behind layers for which a batch is more than its images: these stay as they are."""
 
     def __torch_function__(
         self, function: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None
     ) -> Any:
-        return (_batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
+        return {F.batch_norm: _batch_norm, F.dropout: _dropout}.get(function, function)(*args, **(kwargs or {}))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """As torch's function of that name: draws for the images of all ranks, and takes those of this one."""
+    every = F.dropout(x.new_ones(count() * len(x), *x.shape[1:]), p, training)
+    return x * every[number() * len(x) :][: len(x)]
 
 
 def _batch_norm(

@@ -45,7 +45,12 @@ def save_state(run: Run, state: State | None, store: Path) -> None:
     """
     if state is None:
         raise ValueError(f"{run} trains no network, so no other run can start from it")
-    save_checkpoint(vars(state), store / run.id / "state")
+    save_checkpoint(vars(state), state_file(run, store))
+
+
+def state_file(run: Run, store: Path) -> Path:
+    """Returns where what a run hands on lies, or would."""
+    return store / run.id / "state"
 
 
 def load_state(run: Run, store: Path) -> State:
@@ -55,7 +60,7 @@ def load_state(run: Run, store: Path) -> State:
         FileNotFoundError: There is nothing.
         CorruptCheckpoint: Any byte of it has changed, or an earlier version wrote it.
     """
-    path = store / run.id / "state"
+    path = state_file(run, store)
     try:
         return State(**load_checkpoint(path))
     except TypeError as error:

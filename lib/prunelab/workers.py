@@ -205,7 +205,10 @@ class Worker:
         is_up: It has started.
         in_hand: The runs that it has not answered yet, by id.
         is_reserved: The run that it has in hand is to be trained alone.
+        is_lost: Its machine is gone, for which its runs are not to blame; this one is not.
     """
+
+    is_lost = False
 
     def __init__(self, number: int, *, store: Path, device: str, n_gpus: int = 1) -> None:
         """Starts the process, which has so many GPUs.

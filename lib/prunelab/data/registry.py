@@ -128,7 +128,7 @@ def require(name: str, *, image_size: int | None = None, quiet: bool = False) ->
         from prunelab.data import streams
 
         dataset = _streamed(name, image_size or _STREAMED_SIZE)
-        streams.check(dataset, passed=paths.CACHE / f"{name}.checked", quiet=quiet)
+        streams.check(dataset, passed=paths.CACHE / f"{name}-{dataset.image_size}.checked", quiet=quiet)
     elif name in TORCHVISION and not _find_source(name):
         _entry(name, image_size)
     elif _origin(name)[1] is None and not _cached(name, image_size).is_file():
@@ -163,13 +163,13 @@ def foresee(
 
 def gigabytes(name: str) -> float:
     """Returns what the images of a data set take on disk, 0 where that is not known or less than a tenth."""
-    size = absent.SIZES.get(ENLARGED.get(name, name))
+    size = absent.SIZES.get(name.partition(":")[0])  # the whole set, of which a task is a part
     return size.gigabytes if size else 0.0
 
 
 def _is_here(name: str, image_size: int | None) -> bool:
     if name in STREAMED:
-        return (paths.DATA / name).is_dir() or (paths.CACHE / "torchvision" / name).is_dir()
+        return (paths.DATA / name).is_dir()
     return _find_source(name) is not None or _cached(name, image_size).is_file()
 
 

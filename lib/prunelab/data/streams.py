@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from prunelab import files
-from prunelab.data import folders
+from prunelab.data import cache, folders
 from prunelab.data.batches import LabelledImages, TrainBatches, normalise
 from prunelab.data.dataset import Images
 from prunelab.progress import progress_of
@@ -238,15 +238,12 @@ def check(dataset: StreamedDataset, *, passed: Path, quiet: bool = False) -> Non
     headers would take a twentieth, and miss every file that was cut short.
 
     Args:
-        dataset: Its images are checked, by its threads.
-        passed: File that remembers it, until a path, a size or the side of the crops changes.
+        dataset: Its images are checked, by all cores.
+        passed: File that remembers it, until a path or a size changes.
         quiet: Shows no progress.
     Raises:
         ValueError: Images that cannot be used; says how many, and names three.
     """
-    key = f"{dataset.sha256} {dataset.image_size}"
-    if passed.is_file() and passed.read_text() == key:
-        return
 
     def fault(path: str) -> str | None:
         try:
@@ -257,16 +254,16 @@ def check(dataset: StreamedDataset, *, passed: Path, quiet: bool = False) -> Non
             return f"{path} ({error})"
 
     images, faults = [*dataset.train_files, *dataset.test_files], []
-    with (
-        ThreadPoolExecutor(dataset.n_threads) as pool,
-        progress_of(len(images), what="images", to="check", quiet=quiet) as tell,
-    ):
-        for start in range(0, len(images), _N_CHECKED):
-            faults += filter(None, pool.map(fault, images[start : start + _N_CHECKED]))
-            tell(min(start + _N_CHECKED, len(images)))
-    folders.refuse(dataset.folder, faults)
-    with suppress(OSError):  # a read-only folder: they are checked again next time
-        files.atomic_write(passed, key)
+    with cache.building(passed.with_suffix(".lock")):  # once, whoever else wants it
+        if passed.is_file() and passed.read_text() == dataset.sha256:
+            return
+        with ThreadPoolExecutor() as pool, progress_of(len(images), what="images", to="check", quiet=quiet) as tell:
+            for start in range(0, len(images), _N_CHECKED):
+                faults += filter(None, pool.map(fault, images[start : start + _N_CHECKED]))
+                tell(min(start + _N_CHECKED, len(images)))
+        folders.refuse(dataset.folder, faults)
+        with suppress(OSError):  # a read-only folder: they are checked again next time
+            files.atomic_write(passed, dataset.sha256)
 
 
 def random_crop(width: int, height: int, *, generator: torch.Generator) -> tuple[int, int, int, int]:
