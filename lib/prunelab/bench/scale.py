@@ -130,7 +130,7 @@ class Scale(NamedTuple):
         memory: MB that Python holds at the most, plan and records.
         disk: MB of the store.
         read: Seconds of the processor that the engine takes to find all on record.
-        status: Seconds of `prunelab status`.
+        status: Seconds of the processor that `prunelab status` takes, with the start of its process.
     """
 
     engine: float
@@ -156,7 +156,10 @@ def measure(n_runs: int, *, n_workers: int = N_WORKERS) -> Scale:
         read = time.process_time() - began
         command = [sys.executable, "-m", "prunelab.cli", "status"]
         asked = os.environ | {"PRUNELAB_DATA": folder}
-        status = seconds(lambda: subprocess.run(command, check=True, capture_output=True, env=asked))
+        before = os.times()
+        subprocess.run(command, check=True, capture_output=True, env=asked)
+        after = os.times()
+        status = after.children_user + after.children_system - before.children_user - before.children_system
         disk = sum(file.stat().st_blocks * 512 for file in store.rglob("*"))
     with tempfile.TemporaryDirectory() as folder:
         tracemalloc.start()
