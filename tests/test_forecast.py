@@ -100,7 +100,14 @@ def test_networks_step_in_turn_each_on_a_stream_of_its_own_and_a_step_is_its_sha
     assert [stepper for _, stepper, _ in steps] == [stepper for _, stepper, _ in steps[:slots]] * n_rounds
 
 
-def test_of_a_batch_that_might_not_fit_a_part_is_timed_and_scaled(monkeypatch):
+@pytest.mark.parametrize(
+    "name, limit",
+    [
+        ("MEASURED_PIXELS", WORK.batch_size * WORK.image_size**2 // 4),
+        ("MEASURED_MACS", WORK.batch_size * WORK.macs / 4),
+    ],
+)
+def test_of_a_batch_that_might_not_fit_or_takes_long_a_part_is_timed_and_scaled(name, limit, monkeypatch):
     now, sizes = [0.0], []
 
     def step(stepper, number):
@@ -109,7 +116,7 @@ def test_of_a_batch_that_might_not_fit_a_part_is_timed_and_scaled(monkeypatch):
 
     monkeypatch.setattr(forecast.Stepper, "step", step)
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(forecast, "MEASURED_PIXELS", WORK.batch_size * WORK.image_size**2 // 4)
+    monkeypatch.setattr(forecast, name, limit)
     _, (timing,) = forecast._measure([WORK], "cpu", slots=1, seconds=4.0)
     assert set(sizes) == {WORK.batch_size // 4} and timing.step == 8.0
 

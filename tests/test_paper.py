@@ -29,6 +29,7 @@ SIDES = {"mnist": 28, "fashion_mnist": 28, "tiny-imagenet-200": 64}  # of images
 # What is cut, where a recipe has it.
 FEW = {"n_epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": 1e-3, "warmup_epochs": 0, "eval_every": 1}
 FEW |= {"update_every": 1, "begin_pruning": 0.0, "stop_update": 1.0, "fisher_gradients": 8}
+FEW |= {"budget": 0.6}  # of so narrow a network the first layer, which stays whole, is a fourth
 FEW |= {"fine_tune_epochs": 1, "fine_tune_rate": 1e-3, "n_scored": BATCH_SIZE, "n_rounds": 1}
 
 

@@ -200,9 +200,9 @@ def _scale(quick: bool) -> Iterator[dict]:
     yield row(f"{label}: memory, plan and records", "<= 1000", [spent.memory], unit="MB")
     yield row(f"{label}: store of records", "none", [spent.disk], unit="MB")
     yield row(f"{label}: all found on record, CPU time", "<= 10", [spent.read], unit="s")
-    yield row(f"{label}: prunelab status", "<= 30", [spent.status], unit="s")
+    yield row(f"{label}: prunelab status, CPU time", "<= 30", [spent.status], unit="s")
     check, size = scale.state_cost()
-    yield row("ResNet-20 that children start from: engine checks it", "none", [check], unit="ms")
+    yield row("ResNet-20 that children start from: engine checks it, CPU time", "none", [check], unit="ms")
     yield row("ResNet-20 that children start from: on disk", "none", [size], unit="MB")
 
 
