@@ -204,7 +204,9 @@ def test_sandwich_is_compared_with_the_sum_of_four_steps(monkeypatch):
 
 
 @pytest.mark.slow
-def test_sandwich_and_gradient_are_measured():
+def test_sandwich_and_gradient_are_measured(monkeypatch):
+    monkeypatch.setattr(widths, "N_STEPS", 2)
+    monkeypatch.setattr(widths, "BATCH_SIZE", 16)
     assert 0 < widths.sandwich_ratio(GLYPHS) < 10
     assert 0 < widths.gradient_milliseconds() < 1000
 

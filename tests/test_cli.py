@@ -66,15 +66,21 @@ def cells(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What the forecast, which measures nothing here, is asked to measure."""
+    calls = []
 
     def calibrate(workloads, **options):
-        asked.append((len(workloads), options))
+        calls.append((len(workloads), options))
         timings = {workload.kind: [Timing(10**9, step=6.0, test=1.0)] for workload in workloads}
         return Calibration(timings, start_seconds=3.0)
 
     monkeypatch.setattr(forecast, "calibrate", calibrate)
+    return calls
+
+
+def test_plan_says_what_is_left_and_how_long_it_takes_here(capsys, monkeypatch, asked):
     monkeypatch.setattr(forecast, "H200_MACS", 1e9)
     records.save(record(PLAN[0]))
     assert cli.main(["plan", "--device", "cpu", "--jobs", "1"]) == 0
@@ -358,7 +364,7 @@ def test_damaged_record_is_a_line_of_warning(capsys):
     assert "prunelab: warning: 01_toy.jsonl line 1 is damaged" in capsys.readouterr().err
 
 
-def test_records_that_are_no_text_foreign_or_without_options_stop_no_command(capsys):
+def test_records_that_are_no_text_foreign_or_without_options_stop_no_command(capsys, asked):
     records.ship("01_toy", [record(PLAN[0])])
     records.save(record(PLAN[0], recipe="foreign"))
     path = paths.RECORDS / "01_toy.jsonl"

@@ -122,7 +122,7 @@ def test_of_a_batch_that_might_not_fit_or_takes_long_a_part_is_timed_and_scaled(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [2])
 def test_the_widest_and_the_narrowest_of_each_kind_are_measured(slots):
     other = replace(WORK, optimizer="adam")
     widths = [replace(WORK, width=width, macs=macs) for width, macs in ((0.1, 2_000), (6.0, 60_000), (0.5, 30_000))]

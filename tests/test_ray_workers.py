@@ -104,7 +104,8 @@ def test_whoever_asks_is_stopped_and_asks_again(asking, tmp_path, monkeypatch, s
     script = tmp_path / "ask.py"
     script.write_text(
         textwrap.dedent(f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background has it ignored
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from prunelab import engine
         from test_ray_workers import family
