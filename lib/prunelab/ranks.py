@@ -93,7 +93,7 @@ def over_all_images() -> AbstractContextManager:
 
 
 class _Synchronised(TorchFunctionMode):
-    """Takes the place of the functions behind layers for which a batch is one whole, so that these stay what they are."""
+    """Takes the place of the functions behind layers for which a batch is a whole, so that these stay what they are."""
 
     def __torch_function__(
         self, function: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None
