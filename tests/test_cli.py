@@ -270,6 +270,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
         "surgery",
         "streaming",
         "scale",
+        "cluster",
         "notebooks",
         "curves",
         "networks",

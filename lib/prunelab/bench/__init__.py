@@ -70,10 +70,6 @@ def _on_gpu() -> bool:
 def _engine(quick: bool) -> Iterator[dict]:
     spent = _rounds(quick, plans.schedule_milliseconds, 100 if quick else 1000)
     yield row("scheduling 1,000 children of a run, each", "<= 1", spent, unit="ms")
-    if find_spec("ray"):
-        brief = {"dataset": "digits", "model": "lenet_300_100", "width": 0.1, "batch_size": 64}
-        ratios = _rounds(quick, plans.cluster_ratio, brief)
-        yield row("one more run of next to no training, on a cluster over locally", "<= 2", ratios)
     images = _images(quick=quick)
     gains = _rounds(quick, plans.engine_gain, images)
     yield row("engine over ordinary script, samples/s", ">= 8" if _on_gpu() else ">= 1.5", gains)
@@ -206,6 +202,12 @@ def _scale(quick: bool) -> Iterator[dict]:
     yield row("ResNet-20 that children start from: on disk", "none", [size], unit="MB")
 
 
+def _cluster(quick: bool) -> Iterator[dict]:
+    if find_spec("ray"):
+        ratios = _rounds(quick, plans.cluster_ratio, plans.SMOKE | {"model": "lenet_300_100", "width": 0.1})
+        yield row("one more run of next to no training, on a cluster of this machine over locally", "<= 2", ratios)
+
+
 def _notebooks(quick: bool) -> Iterator[dict]:
     if (paths.NOTEBOOKS / "01_rigl.ipynb").exists():
         yield row("01_rigl replayed from records", "<= 30", _rounds(quick, plans.replay_seconds), unit="s")
@@ -224,6 +226,7 @@ GROUPS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "surgery": _surgery,
     "streaming": _streaming,
     "scale": _scale,
+    "cluster": _cluster,
     "notebooks": _notebooks,
 }
 
