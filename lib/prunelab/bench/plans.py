@@ -60,9 +60,10 @@ def cluster_ratio(runs: dict) -> float:
 
 
 def _seconds_more(runs: dict, **options: str) -> float:
-    few, many = 4, 64
-    spent = [seconds(lambda n=n: _train(_plan(n, runs), **options)) for n in (few, many)]
-    return (spent[1] - spent[0]) / (many - few)
+    few, many = 4, 124
+    sizes = few, few, many  # the first takes processes that a new cluster has ready
+    _, before, after = (seconds(lambda n=n: _train(_plan(n, runs), **options)) for n in sizes)
+    return (after - before) / (many - few)
 
 
 def schedule_milliseconds(n_children: int) -> float:
