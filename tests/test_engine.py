@@ -18,6 +18,7 @@ import torch
 from conftest import find_record
 from filelock import FileLock
 
+import prunelab
 from prunelab import data, engine, paths, progress, records, stores, workers
 from prunelab.checkpoints import load_checkpoint, save_checkpoint
 from prunelab.recipes import RIGL, runner
@@ -586,12 +587,22 @@ def test_verify_trains_again_and_compares(store):
     "arguments, message",
     [
         ({"device": "tpu"}, "unknown device 'tpu'; there are auto, cpu, cuda"),
+        ({"engine": "slurm"}, "unknown engine 'slurm'; there are local, ray"),
         ({"jobs": 0}, "jobs must be at least 1, got 0"),
     ],
 )
 def test_impossible_requests_are_refused(arguments, message, store):
     with pytest.raises(ValueError, match=message):
         engine.run([tiny()], **arguments)
+
+
+def test_engine_whose_extra_is_not_installed_says_how_to_get_it(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "prunelab.ray_workers", raising=False)
+    monkeypatch.delattr(prunelab, "ray_workers", raising=False)
+    with pytest.raises(RuntimeError, match=r"engine 'ray' needs the extra: pip install 'prunelab\[cluster\]'"):
+        engine.run([tiny()], engine="ray", progress=False)
+    assert not names(store)
 
 
 def test_nothing_on_record_cannot_be_verified(store):

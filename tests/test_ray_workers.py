@@ -138,6 +138,11 @@ def test_nodes_that_cannot_take_part_are_left_aside_and_say_why(nodes, asking, t
     two = nodes.add(tmp_path / "two")
     with warnings.catch_warnings(record=True) as told:
         assert len(run(family())) == 8
+        unwritten, other = tiny(20), tiny(21)
+        (asking / unwritten.id / "record.json").mkdir(parents=True)  # as a full disk would, where the plan was started
+        with pytest.raises(engine.RunFailed, match=r"1 of 2 runs failed.*\n.*IsADirectoryError"):
+            run([unwritten, other])
+        assert records.local(asking, [other.id])
     said = rf"has prunelab 0\.0\.1, code \w+, torch {re.escape(torch.__version__)}, and not prunelab {__version__}"
     assert any(re.search(said, str(each.message)) for each in told)
     nodes.remove_node(two)
