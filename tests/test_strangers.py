@@ -11,8 +11,8 @@ from prunelab.channels.surgery import load, save
 QUICK = ("mobilenet_v3_small", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1")
 FAMILIES = (  # the small ones of each; `prunelab bench networks` has them all
     *("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "regnet_y_400mf"),
-    *("mobilenet_v3_small", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
-    *("vgg11_bn", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"),
+    *("mobilenet_v3_small", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
+    *("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"),
 )
 
 
