@@ -78,7 +78,8 @@ def _plan(options: argparse.Namespace) -> None:
         left = [run for run in plan if run.id not in done]
         macs = sum(workload.training_macs for workload in workloads.values())
         if workloads:
-            images = {recipes.get(run.recipe).options_of(run).dataset.removesuffix(":enlarged") for run in plan}
+            # Tasks of a set share its images.
+            images = {recipes.get(run.recipe).options_of(run).dataset.partition(":")[0] for run in plan}
             disk = sum(map(data.gigabytes, images)) + forecast.state_gigabytes(plan, workloads)
         rows.append(
             {
