@@ -168,26 +168,55 @@ class Outline:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
-    """A paper's runs.
+class Study:
+    """A notebook's runs, of one recipe or of several.
 
     Attributes:
-        name: As records have it.
+        name: As claims have it, and records where the runs are its own.
         notebook: Stem of the notebook that shows its findings.
-        options: Class of its runs' options.
         seeds: Those of each profile.
         experiments_of: Lists, by name, the runs of each experiment of a profile with given seeds.
+    """
+
+    name: str
+    notebook: str
+    seeds: Mapping[str, tuple[int, ...]]
+    experiments_of: Callable[[str, tuple[int, ...]], dict[str, list[Run]]]
+
+    def experiments(self, profile: str, *, seeds: Iterable[int] | None = None) -> dict[str, list[Run]]:
+        """Lists the runs of each experiment of the notebook, by its name; some runs belong to several.
+
+        Args:
+            profile: One of `PROFILES`.
+            seeds: Instead of the profile's own.
+        Raises:
+            ValueError: Unknown profile, no seed, or a seed twice.
+        """
+        check_choice("profile", profile, PROFILES)
+        seeds = self.seeds[profile] if seeds is None else tuple(seeds)
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
+        return self.experiments_of(profile, seeds)
+
+    def plan(self, profile: str, *, seeds: Iterable[int] | None = None) -> list[Run]:
+        """Lists the runs behind the notebook's figures, each once; arguments and errors as for `experiments`."""
+        experiments = self.experiments(profile, seeds=seeds)
+        return list({run.id: run for runs in experiments.values() for run in runs}.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe(Study):
+    """A paper's runs, and how each is made.
+
+    Attributes:
+        options: Class of its runs' options.
         check: Raises ValueError where options, or a number of parents, do not go together.
         outline: Foretells the cost of a run with given options on a data set.
         setup: Sets a run up from options, images and the states of its parents; or, where no network is to be trained,
             gives the fields of its record at once, and its `state` where it hands one on.
     """
 
-    name: str
-    notebook: str
     options: type[TrainingOptions]
-    seeds: Mapping[str, tuple[int, ...]]
-    experiments_of: Callable[[str, tuple[int, ...]], dict[str, list[Run]]]
     check: Callable[..., None]
     outline: Callable[[TrainingOptions, LabelledImages], Outline]
     setup: Callable[..., Setup | dict]
@@ -212,23 +241,3 @@ class Recipe:
             ValueError: An option that the recipe does not have, one of another type, a seed below 0, or no GPU.
         """
         return make_run(self.name, self.options, seed=seed, parents=parents, n_gpus=n_gpus, **options)
-
-    def experiments(self, profile: str, *, seeds: Iterable[int] | None = None) -> dict[str, list[Run]]:
-        """Lists the runs of each experiment of the notebook, by its name; some runs belong to several.
-
-        Args:
-            profile: One of `PROFILES`.
-            seeds: Instead of the profile's own.
-        Raises:
-            ValueError: Unknown profile, no seed, or a seed twice.
-        """
-        check_choice("profile", profile, PROFILES)
-        seeds = self.seeds[profile] if seeds is None else tuple(seeds)
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
-        return self.experiments_of(profile, seeds)
-
-    def plan(self, profile: str, *, seeds: Iterable[int] | None = None) -> list[Run]:
-        """Lists the runs behind the notebook's figures, each once; arguments and errors as for `experiments`."""
-        experiments = self.experiments(profile, seeds=seeds)
-        return list({run.id: run for runs in experiments.values() for run in runs}.values())
