@@ -12,13 +12,6 @@ from prunelab.recipes.rethinking.plan import RethinkingOptions
 from prunelab.recipes.rigl.plan import RigLOptions
 from prunelab.runs import Option, Run, make_run
 
-# What each way leaves: a masked network as large as before; a trained one without some of its channels, fine-tuned; a
-# dense one, whole or small, that is trained from scratch.
-KINDS = {
-    **dict.fromkeys(("static", "snip", "set", "rigl", "gmp", "magnitude"), "masked"),
-    **dict.fromkeys(("l1", "slimming"), "pruned"),
-    **dict.fromkeys(("dense", "small_dense", "scratch_e", "scratch_b", "distilled", "dmcp"), "dense"),
-}
 _MASKED = ("static", "snip", "set", "rigl")
 
 # What a profile decides; the sizes of different ways are chosen so that some have as many weights, some as many MACs:
@@ -69,12 +62,12 @@ SMALL = SimpleNamespace(
     magnitude_densities=(0.2, 0.1, 0.05),
     larger=0.5,
     channels=(0.5, 0.34, 0.19, 0.15, 0.09),
-    scratch_e=(0.34, 0.15),
+    scratch_e=(0.34,),
     scratch_b=(0.34,),
     fine_tuning={"fine_tune_epochs": 5, "fine_tune_rate": 0.01},
     penalty=0.0008,
     search={"n_epochs": 8, "batch_size": 64},
-    distilled=(0.36, 0.18),
+    distilled=(0.18,),
     found=(0.18,),
 )
 # At most 25 minutes of one data-centre GPU beyond what is on record of `01_rigl`.
@@ -87,12 +80,12 @@ FULL = SimpleNamespace(
     magnitude_densities=(0.1, 0.05),
     larger=0.5,
     channels=(0.5, 0.34, 0.15, 0.09),
-    scratch_e=(0.34, 0.15),
+    scratch_e=(0.34,),
     scratch_b=(0.34,),
     fine_tuning={"fine_tune_epochs": 10, "fine_tune_rate": 0.01},
     penalty=1e-4,
     search={"n_epochs": 10, "batch_size": 256},
-    distilled=(0.36, 0.18),
+    distilled=(0.18,),
     found=(0.18,),
 )
 PAPER = SimpleNamespace(
@@ -118,7 +111,7 @@ PROFILES = {"smoke": SMOKE, "small": SMALL, "full": FULL, "paper": PAPER}
 
 
 def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
-    """Lists the runs of each way, a key of `KINDS`; as `prepared`, networks that only others start from."""
+    """Lists the runs of each way, a key of `frontier.KINDS`; as `prepared`, networks that only others start from."""
     size = PROFILES[profile]
     found: dict[str, list[Run]] = {}
     for seed in seeds:
