@@ -52,11 +52,16 @@ def record(run: Run, **changes) -> dict:
     return made | changes
 
 
+def set_recipes(monkeypatch, **known):
+    for name in ("RECIPES", "STUDIES"):
+        monkeypatch.setattr(recipes, name, known)
+
+
 @pytest.fixture(autouse=True)
 def house(tmp_path, monkeypatch):
     for folder in ("RUNS", "RECORDS", "FIGURES", "NOTEBOOKS"):
         monkeypatch.setattr(paths, folder, tmp_path / folder.lower())
-    monkeypatch.setattr(recipes, "RECIPES", {"toy": Toy()})
+    set_recipes(monkeypatch, toy=Toy())
     monkeypatch.setattr(recipes, "PROFILES", ("smoke", "small"))
     monkeypatch.setattr(runner, "forecast", foretell)
     return tmp_path
@@ -113,14 +118,14 @@ def test_each_run_of_a_plan_is_forecast_by_its_own_recipe(capsys, monkeypatch):
 
     mixed = [Run("other"), Run("toy")]
     monkeypatch.setattr(toy, "plan", lambda profile, *, seeds: mixed, raising=False)
-    monkeypatch.setattr(recipes, "RECIPES", {"toy": toy, "other": other})
+    set_recipes(monkeypatch, toy=toy, other=other)
     monkeypatch.setattr(runner, "forecast", without_images)
     assert cli.main(["plan", "01_toy", "--profile", "smoke"]) == 0
     assert [run for _, run in asked] == mixed and asked[0][0] is other and asked[1][0] is toy
 
 
 def test_plan_tells_the_options_of_a_notebook_and_plans_nothing(capsys, monkeypatch):
-    monkeypatch.setattr(recipes, "RECIPES", {"rigl": recipes.RIGL})
+    set_recipes(monkeypatch, rigl=recipes.RIGL)
     monkeypatch.setattr(engine, "with_parents", lambda plan: pytest.fail("planned"))
     assert cli.main(["plan", "--help-options", "01_rigl"]) == 0
     title, *rows = capsys.readouterr().out.splitlines()
@@ -249,6 +254,8 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
     monkeypatch.setattr(bench, "curves", lambda *, quick: curves)
     networks = [{"library": "torchvision", "network": "resnet18", "difference": 1e-9, "why": ""}]
     monkeypatch.setattr(bench, "networks", lambda *, quick: networks)
+    times = [{"id": "0123456789abcdef", "time": 0.5, "sparse": None}]
+    monkeypatch.setattr(bench, "times", lambda *, quick: times)
     monkeypatch.setattr(bench, "profile", lambda *, quick: {"convolution": 0.7, "all else": 0.3})
     assert cli.main(["bench", "--quick"]) == 0
     assert not paths.RECORDS.exists() and not paths.FIGURES.exists()
@@ -274,9 +281,11 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
         "notebooks",
         "curves",
         "networks",
+        "front",
     ]
     assert written()["engine"]["claims"] == [fast, slow] and written()["curves"]["curves"] == curves
     assert written()["networks"]["networks"] == networks and "torchvision" in written()["networks"]["versions"]
+    assert written()["front"]["times"] == times
     assert {"processor", "cores", "torch", "commit"} <= written()["channels"]["provenance"].keys()
     assert (paths.FIGURES / "bench" / "cpu" / "curves.csv").read_text().splitlines()[:2] == ["curve,x,y", "a,1,2.0"]
     rows["engine"], rows["steps"] = [fast], [slow]
@@ -286,7 +295,7 @@ def test_bench_judges_and_writes_only_what_is_measured_in_full(capsys, monkeypat
 
 def test_bench_names_the_groups_there_are(capsys):
     assert cli.main(["bench", "channel"]) == 2
-    groups = ", ".join(bench.GROUPS) + ", curves and networks"
+    groups = ", ".join(bench.GROUPS) + ", curves, networks and front"
     assert f"unknown group 'channel' of measurements; there are {groups}" in capsys.readouterr().err
 
 

@@ -48,7 +48,7 @@ def test_pure_modules_stand_on_nothing_but_each_other(name):
 FLOORS = (
     {"paths", "runs", "shadows", "schedules", "density", "turns", "precision", "perceptron", "diagrams"}
     | {"moderated", "progress", "interrupts", "alt_text", "files", "fisher", "deepsparse_script"},
-    {"masks", "models", "transfer", "latency", "ranks"},
+    {"masks", "models", "transfer", "latency", "ranks", "frontier"},
     {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
     {"channels", "verdicts", "steps", "views", "features", "deepsparse"},
     {"training", "landscape", "figures", "dino", "neighbours", "detection", "sparse_inference"},
@@ -66,10 +66,10 @@ FLOORS = (
 RECIPES = (
     {"recipe"},
     {"common", "rigl.plan", "dmcp.plan", "rethinking.plan", "afr.plan"},
-    {"structures", "masking", "runner", "released", "transfer.plan"},
+    {"structures", "masking", "runner", "released", "transfer.plan", "frontier.plan"},
     {"prunings", "dmcp.supernets", "afr.looks", "transfer.looks"},
     {"rigl.setup", "dmcp.setup", "rethinking.setup", "transfer.setup", "afr.setup"},
-    {"rigl", "dmcp", "rethinking", "transfer", "afr"},
+    {"rigl", "dmcp", "rethinking", "transfer", "afr", "frontier"},
 )
 
 

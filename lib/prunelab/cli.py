@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", "What is on record, what is being trained.", plan("; none for each"))
     option = add("bench", "Measure the speed claims on this machine. Exit code 1 if one is missed.")
     groups = "engine, steps, channels, widths, scores, transfer, surgery, streaming, scale, cluster, notebooks"
-    option("groups", nargs="*", metavar="GROUP", help=f"{groups}, curves, networks; none: all")
+    option("groups", nargs="*", metavar="GROUP", help=f"{groups}, curves, networks, front; none: all")
     option("--quick", action="store_true", help="a rough look in some minutes, which judges and writes nothing")
     add("report", "Write RESULTS.md and BENCHMARKS.md anew, from the records that ship.")
     return parser

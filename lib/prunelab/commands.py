@@ -15,7 +15,7 @@ from prunelab import bench, data, engine, forecast, pages, paths, recipes, recor
 from prunelab.data import DatasetNotFoundError
 from prunelab.files import atomic_write, require_folder
 from prunelab.forecast import Workload
-from prunelab.recipes import Recipe, runner
+from prunelab.recipes import Recipe, Study, runner
 from prunelab.runs import Run
 
 # By how much a count may move with the kind of processor, where weights decide: selection cut tiny networks 9 % apart.
@@ -27,8 +27,8 @@ larger networks take fewer, if their images are decoded as fast. GB of images, o
 networks that other runs start from, which are kept."""
 
 
-def _recipes(options: argparse.Namespace) -> list[Recipe]:
-    every = sorted(recipe.notebook for recipe in recipes.RECIPES.values())
+def _studies(options: argparse.Namespace) -> list[Study]:
+    every = sorted(study.notebook for study in recipes.STUDIES.values())
     return [recipes.for_notebook(stem) for stem in _stems(options) or every]
 
 
@@ -45,20 +45,20 @@ def _stems(options: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(Path(name).stem for name in options.notebooks))
 
 
-def _plans(options: argparse.Namespace) -> Iterator[tuple[Recipe, str, list[Run]]]:
-    """Gives recipe, profile and runs, parents included, of each notebook and profile that was asked for."""
-    for recipe in _recipes(options):
+def _plans(options: argparse.Namespace) -> Iterator[tuple[Study, str, list[Run]]]:
+    """Gives study, profile and runs, parents included, of each notebook and profile that was asked for."""
+    for study in _studies(options):
         for profile in [options.profile] if options.profile else recipes.PROFILES:
-            yield recipe, profile, engine.with_parents(recipe.plan(profile, seeds=options.seeds))
+            yield study, profile, engine.with_parents(study.plan(profile, seeds=options.seeds))
 
 
 def _plan(options: argparse.Namespace) -> None:
     if options.help_options:
-        return _help_options(_recipes(options))
+        return _help_options(_studies(options))
     device = workers.resolve_device(options.device)
     jobs = options.jobs or workers.default_jobs(device)
     n_workers, slots = workers.share_out(jobs, device)
-    plans = [(recipe, profile, plan, _workloads(plan)) for recipe, profile, plan in _plans(options)]
+    plans = [(study, profile, plan, _workloads(plan)) for study, profile, plan in _plans(options)]
     known = {workload for *_, workloads in plans for workload in workloads.values()}
     if known:
         about = f"measuring this machine for about {forecast.SECONDS:.0f} seconds; large networks take longer"
@@ -73,7 +73,7 @@ def _plan(options: argparse.Namespace) -> None:
         return f"{expected / 60:,.1f}"
 
     rows = []
-    for recipe, profile, plan, workloads in plans:
+    for study, profile, plan, workloads in plans:
         done = stores.on_record(plan)
         left = [run for run in plan if run.id not in done]
         macs = sum(workload.training_macs for workload in workloads.values())
@@ -83,7 +83,7 @@ def _plan(options: argparse.Namespace) -> None:
             disk = sum(map(data.gigabytes, images)) + forecast.state_gigabytes(plan, workloads)
         rows.append(
             {
-                "notebook": recipe.notebook,
+                "notebook": study.notebook,
                 "profile": profile,
                 "runs": len(plan),
                 "TMACs": f"{macs / 1e12:,.2f}" if workloads else "unknown",
@@ -96,17 +96,20 @@ def _plan(options: argparse.Namespace) -> None:
             }
         )
     _print_table(rows)
-    if unknown := [f"{recipe.notebook} {profile}" for recipe, profile, _, workloads in plans if not workloads]:
+    if unknown := [f"{study.notebook} {profile}" for study, profile, _, workloads in plans if not workloads]:
         print(f"unknown for {', '.join(unknown)}: images that decide it are not on this machine; see data/README.md")
     if known:
         print(f"minutes on this machine ({device}, {jobs} runs at once), as forecast from a short measurement")
         print(_OF_ALL.format(forecast.H200_MACS / 1e12))
 
 
-def _help_options(chosen: Iterable[Recipe]) -> None:
-    for recipe in chosen:
-        print(f"{recipe.notebook}:")
-        described = runs.describe(recipe.options).items()
+def _help_options(chosen: Iterable[Study]) -> None:
+    for study in chosen:
+        print(f"{study.notebook}:")
+        if not isinstance(study, Recipe):
+            print("  none of its own: its runs are of the other notebooks")
+            continue
+        described = runs.describe(study.options).items()
         rows = [(name, kind, str(default), about) for name, (kind, default, about) in described]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -125,12 +128,12 @@ def _workloads(plan: list[Run]) -> dict[str, Workload]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    for recipe, profile, plan in _plans(options):
+    for study, profile, plan in _plans(options):
         done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs, engine=options.engine)
         n_diverged = sum(record["status"] == "diverged" for record in done)
-        print(f"{recipe.notebook} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
+        print(f"{study.notebook} {profile}: {len(done)} runs on record, {n_diverged} of them diverged")
         if options.ship:
-            print(f"{recipe.notebook}: {records.ship(recipe.notebook, done)} records ship now")
+            print(f"{study.notebook}: {records.ship(study.notebook, done)} records ship now")
 
 
 def _figures(options: argparse.Namespace) -> int:
@@ -171,10 +174,10 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
     from prunelab import batch
 
     plan = []
-    for recipe in recipes.RECIPES.values():
-        if recipe.notebook in stems:
-            default = batch.declared(paths.NOTEBOOKS / f"{recipe.notebook}.ipynb")["profile"]
-            plan += recipe.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
+    for study in recipes.STUDIES.values():
+        if study.notebook in stems:
+            default = batch.declared(paths.NOTEBOOKS / f"{study.notebook}.ipynb")["profile"]
+            plan += study.plan(options.profile or ast.literal_eval(default), seeds=options.seeds)
     device, own = options.device or "auto", options.engine or "local"
     # The notebook that lacks runs or images says so, and the others can still be drawn.
     with contextlib.suppress(engine.RunFailed, DatasetNotFoundError):
@@ -184,10 +187,10 @@ def _train_first(stems: list[str], options: argparse.Namespace) -> int | None:
 
 def _verify(options: argparse.Namespace) -> int:
     rows = []
-    for recipe in _recipes(options):
-        profile = options.profile or _recorded_profile(recipe)
+    for study in _studies(options):
+        profile = options.profile or _recorded_profile(study)
         for pair in engine.verify(
-            recipe.plan(profile, seeds=options.seeds),
+            study.plan(profile, seeds=options.seeds),
             sample=options.sample,
             seed=options.draw,
             device=options.device,
@@ -219,12 +222,12 @@ def _differing_counts(pair: dict) -> list[str]:
     ]
 
 
-def _recorded_profile(recipe: Recipe) -> str:
+def _recorded_profile(study: Study) -> str:
     """Returns the largest profile whose runs are all on record; the smallest one where there is none."""
     whole = [
         profile
         for profile in recipes.PROFILES
-        if len(stores.on_record(plan := recipe.plan(profile))) == len({run.id for run in plan})
+        if len(stores.on_record(plan := study.plan(profile))) == len({run.id for run in plan})
     ]
     return whole[-1] if whole else recipes.PROFILES[0]
 
@@ -232,15 +235,15 @@ def _recorded_profile(recipe: Recipe) -> str:
 def _status(options: argparse.Namespace) -> None:
     mine = {record["id"]: record for record in records.local()}
     rows, ships = [], {}
-    for recipe, profile, plan in _plans(options):
+    for study, profile, plan in _plans(options):
         ids = {run.id for run in plan}
-        if recipe.notebook not in ships:  # read once for all profiles
-            ships[recipe.notebook] = {record["id"]: record for record in records.load(recipe.notebook)}
-        shipped = ships[recipe.notebook]
+        if study.notebook not in ships:  # read once for all profiles
+            ships[study.notebook] = {record["id"]: record for record in stores.shipped(plan)}
+        shipped = ships[study.notebook]
         known = mine | shipped
         rows.append(
             {
-                "notebook": recipe.notebook,
+                "notebook": study.notebook,
                 "profile": profile,
                 "runs": len(ids),
                 "shipped": len(ids & shipped.keys()),
@@ -266,7 +269,7 @@ def _is_running(run_id: str) -> bool:
 
 def _bench(options: argparse.Namespace) -> int:
     missed = False
-    others = {"curves": _bench_curves, "networks": _bench_networks}
+    others = {"curves": _bench_curves, "networks": _bench_networks, "front": _bench_front}
     for group in options.groups or [*bench.GROUPS, *others]:
         own = others[group](quick=options.quick) if group in others else _bench_claims(group, quick=options.quick)
         missed |= any(row["verdict"].startswith("missed") for row in own.get("claims", []))
@@ -304,6 +307,12 @@ def _bench_networks(*, quick: bool) -> dict:
         print(" ".join(f"{key} {value}" for key, value in row.items() if value != ""), flush=True)
     versions = {row["library"]: metadata.version(row["library"]) for row in rows}
     return {"versions": versions, "networks": rows}
+
+
+def _bench_front(*, quick: bool) -> dict:
+    rows = list(bench.times(quick=quick))
+    print(f"{len(rows)} networks of 06_frontier timed")
+    return {"times": rows}
 
 
 def _draw_speed(curves: list[dict]) -> None:

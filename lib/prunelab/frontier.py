@@ -6,7 +6,7 @@ costs is a share of what the whole dense network costs:
     weights  those that are stored
     macs     multiply-accumulates of one image
     bytes    32 bits for each stored weight, and in a masked network one bit for each position, active or not
-    time     seconds of a forward pass, measured; `data/records/times.csv` has what ships
+    time     seconds of a forward pass, measured; `data/records/bench.json` has what ships
 
 It is on the *front* of a cost if no other network is at least as cheap and as accurate, and better in one of the two.
 
@@ -15,6 +15,7 @@ over the other seeds, among those whose mean cost is at most 5 % above the budge
 it is judged by.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -40,9 +41,10 @@ _BITS = 32  # of a weight
 _N_DRAWS = 2_000
 
 
-def read_times() -> pd.DataFrame:
-    """Reads the measured times that ship: `id` of a run, its `time`, and how and where it was measured."""
-    return pd.read_csv(paths.RECORDS / "times.csv")
+def read_times() -> tuple[pd.DataFrame, dict]:
+    """Reads the times that ship, as `prunelab bench front` has measured them, and says where and with what."""
+    measured = json.loads((paths.RECORDS / "bench.json").read_text())["front"]
+    return pd.DataFrame(measured["times"]), measured["provenance"]
 
 
 def costed(frame: pd.DataFrame, times: Mapping[str, float]) -> pd.DataFrame:
@@ -112,14 +114,16 @@ def pareto(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
 def share_on_front(found: pd.DataFrame, cost: str) -> pd.Series:
     """Returns in which share of draws each network is on the front of a cost.
 
-    A draw moves each accuracy by its own error times a t-distributed number: what another set of seeds might have given.
+    A draw moves each accuracy by its error times a t-distributed number: what other seeds might have given.
 
     Args:
         found: `networks`; those without an interval stay where they are.
         cost: One of `COSTS`.
     """
     generator = np.random.default_rng(0)
-    noise = generator.standard_t(found["df"].fillna(1), size=(_N_DRAWS, len(found))) * found["error"].fillna(0.0).to_numpy()
+    noise = (
+        generator.standard_t(found["df"].fillna(1), size=(_N_DRAWS, len(found))) * found["error"].fillna(0.0).to_numpy()
+    )
     drawn = found["accuracy"].to_numpy() + noise
     return pd.Series(np.mean([pareto(found[cost], values) for values in drawn], axis=0), found.index)
 
@@ -212,7 +216,7 @@ def with_best(
     """
     if not set(planned["id"]) <= _ids(frame):
         return frame, planned
-    times = read_times().set_index("id")["time"] if times is None else times
+    times = read_times()[0].set_index("id")["time"] if times is None else times
     best = best_within(costed(frame, times))
     return pd.concat([frame, best], ignore_index=True), pd.concat([planned, best], ignore_index=True)
 

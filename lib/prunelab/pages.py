@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-from prunelab import claims, paths, recipes, records, verdicts
+from prunelab import claims, paths, recipes, records, stores, verdicts
 from prunelab.claims import Claim
-from prunelab.recipes import Recipe
+from prunelab.recipes import Study
 
 _RULE = """\
 What each claim compares was written down in `data/paper/claims.csv` before its runs; what was changed after them is
@@ -66,26 +66,27 @@ _CURVES = "Seconds a run by runs in a plan and by runs at once; milliseconds a s
 def results() -> str:
     """Writes RESULTS.md: the verdicts on every profile of each notebook that some records judge."""
     pages = ["# Results", "Written by `prunelab report` from the records that ship.", _RULE, _WORDS]
-    for recipe in recipes.RECIPES.values():
+    for study in recipes.STUDIES.values():
         for profile in recipes.PROFILES:
-            judged = judge(recipe, profile)
+            judged = judge(study, profile)
             if (judged["verdict"] != verdicts.NOT_JUDGED).any():
-                pages += [f"## {recipe.notebook}, {profile}", _tally(judged)]
+                pages += [f"## {study.notebook}, {profile}", _tally(judged)]
                 pages += [verdicts.markdown(judged), *_waiting(judged)]
                 if profile == "small":
                     if changes := _changes(judged):
                         pages += [f"### Judged otherwise by the earlier rule\n\n{_CHANGED}", changes]
-                    pages += _rewritten(recipe, judged)
+                    pages += _rewritten(study, judged)
     return "\n\n".join(pages) + "\n"
 
 
-def judge(recipe: Recipe, profile: str, *, of: Iterable[Claim] | None = None) -> pd.DataFrame:
+def judge(study: Study, profile: str, *, of: Iterable[Claim] | None = None) -> pd.DataFrame:
     """Judges the claims about a notebook by the records that ship, as `verdicts.table`."""
-    experiments = recipe.experiments(profile)
+    experiments = study.experiments(profile)
     ids = {name: [run.id for run in runs] for name, runs in experiments.items()}
-    frame = records.frame(records.load(recipe.notebook), ids)
+    frame = records.frame(stores.shipped(study.plan(profile)), ids)
     planned = records.planned(experiments, {name: each.defaults for name, each in recipes.RECIPES.items()})
-    return verdicts.table(frame, planned=planned, profile=profile, recipe=recipe.name, of=of)
+    frame, planned = study.extended(frame, planned)
+    return verdicts.table(frame, planned=planned, profile=profile, recipe=study.name, of=of)
 
 
 def _tally(judged: pd.DataFrame) -> str:
@@ -115,12 +116,12 @@ def _changes(judged: pd.DataFrame) -> str:
     return "\n".join(["| claim | by the earlier rule | now |", "|---|---|---|", *rows]) if rows else ""
 
 
-def _rewritten(recipe: Recipe, judged: pd.DataFrame) -> list[str]:
+def _rewritten(study: Study, judged: pd.DataFrame) -> list[str]:
     """Sets the rows whose rule was changed after their runs beside what the first rule gives."""
     first = {(claim.id, claim.part): claim for claim in claims.load(paths.PAPER / "first_rules.csv")}
-    if not any(claim.recipe == recipe.name for claim in first.values()):
+    if not any(claim.recipe == study.name for claim in first.values()):
         return []
-    before = judge(recipe, "small", of=[first.get((claim.id, claim.part), claim) for claim in claims.load()])
+    before = judge(study, "small", of=[first.get((claim.id, claim.part), claim) for claim in claims.load()])
     lines = ["| claim | as first written | then | now |", "|---|---|---|---|"]
     for then, now in zip(*(verdicts.pooled(own).itertuples() for own in (before, judged)), strict=True):
         if (then.claim, then.part) in first:
@@ -136,7 +137,8 @@ def benchmarks() -> str:
     for group in measured.values():
         made = group["provenance"]
         where = f"{made['cores']} cores of an {made['processor']}" if made["device"] == "cpu" else made["device"]
-        machines.setdefault(f"On {where}, torch {made['torch']}", []).extend(group.get("claims", []))
+        if "claims" in group:
+            machines.setdefault(f"On {where}, torch {made['torch']}", []).extend(group["claims"])
     for where, rows in machines.items():
         table = ["| claim | measured | target | |", "|---|---|---|---|"]
         for row in rows:

@@ -191,13 +191,15 @@ def ship(notebook: str, records: Iterable[dict]) -> int:
 
     Args:
         notebook: Its stem.
-        records: Of today's format or the earlier one.
+        records: Of today's format or the earlier one; those that ship with another notebook are left there.
     Returns:
         How many records ship now.
     Raises:
         BadRecord: A value of a type that no record has.
     """
-    merged = {record["id"]: record for record in [*load(notebook), *records]}
+    others = (path.stem for path in paths.RECORDS.glob("*.jsonl") if path.stem != notebook)
+    elsewhere = {record["id"] for other in others for record in load(other)}
+    merged = {record["id"]: record for record in [*load(notebook), *records] if record["id"] not in elsewhere}
     lines = [_text(merged[run_id]) + "\n" for run_id in sorted(merged)]
     atomic_write(paths.RECORDS / f"{notebook}.jsonl", "".join(lines))
     return len(lines)

@@ -21,8 +21,7 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
     wanted = {run.id: run for run in plan}
     known = records.local(store, wanted)
     if not fresh:
-        notebooks = {recipes.get(run.recipe).notebook for run in wanted.values()}
-        known += [record for notebook in notebooks for record in records.load(notebook)]
+        known += shipped(wanted.values())
     found = {}
     for record in known:
         if not (run := wanted.get(record["id"])):
@@ -35,6 +34,13 @@ def on_record(plan: Iterable[Run], *, fresh: bool = False, store: Path | None = 
         else:
             warnings.warn(f"record {run.id} is not of {run}, from which its id follows; it is left aside", stacklevel=2)
     return found
+
+
+def shipped(plan: Iterable[Run]) -> list[dict]:
+    """Reads what ships with the notebooks of a plan's recipes, and with those that show runs of any."""
+    notebooks = {recipes.get(run.recipe).notebook for run in plan}
+    notebooks |= {study.notebook for name, study in recipes.STUDIES.items() if name not in recipes.RECIPES}
+    return [record for notebook in sorted(notebooks) for record in records.load(notebook)]
 
 
 def save_state(run: Run, state: State | None, store: Path) -> None:

@@ -7,7 +7,7 @@ and the test. Nothing else should run meanwhile: beside a busy process two threa
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
 their number does, `scores` what scoring weights does, `transfer` what probes on sparse networks take, `strangers` what
 can be removed of networks that others wrote, `streaming` what images that stay on disk take, `plans` what takes the
-engine or a notebook, `scale` what takes the engine and the store with very many runs.
+engine or a notebook, `scale` what takes the engine and the store with very many runs, `front` what the networks of `06_frontier` take.
 """
 
 import json
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from prunelab import data, deepsparse, paths, records, workers
-from prunelab.bench import channels, plans, scale, scores, steps, strangers, streaming, transfer, widths
+from prunelab import data, deepsparse, frontier, paths, recipes, records, stores, workers
+from prunelab.bench import channels, front, plans, scale, scores, steps, strangers, streaming, transfer, widths
 from prunelab.files import atomic_write
 from prunelab.precision import best_precision
 
@@ -55,7 +55,9 @@ def measure(group: str, *, quick: bool = False) -> Iterator[dict]:
         DatasetNotFoundError: CIFAR-10, which most groups need, is not here, and not `quick`.
     """
     if group not in GROUPS:
-        raise ValueError(f"unknown group {group!r} of measurements; there are {', '.join(GROUPS)}, curves and networks")
+        raise ValueError(
+            f"unknown group {group!r} of measurements; there are {', '.join(GROUPS)}, curves, networks and front"
+        )
     yield from GROUPS[group](quick)
 
 
@@ -271,12 +273,21 @@ def networks(*, quick: bool = False) -> Iterator[dict]:
         yield {"library": library, "network": name, **found}
 
 
+def times(*, quick: bool = False) -> Iterator[dict]:
+    """Times the networks of `06_frontier` that are on record, of `smoke` and `small`; yields rows of `front.times`."""
+    for profile in ("smoke",) if quick else ("smoke", "small"):
+        experiments = recipes.STUDIES["frontier"].experiments(profile)
+        of_front = [run for name, runs in experiments.items() if name in frontier.KINDS for run in runs]
+        found = stores.on_record(of_front)
+        yield from front.times(found.values(), n_rounds=2 if quick else 200).to_dict("records")
+
+
 def save(group: str, measured: Mapping) -> Path:
     """Writes what was measured, and on what, to `data/records/bench.json`, where other groups stay as they are.
 
     Args:
-        group: A key of `GROUPS`, "curves" or "networks".
-        measured: Its `claims`; of the curves `curves` and `profile`, of the networks `networks`.
+        group: A key of `GROUPS`, "curves", "networks" or "front".
+        measured: Its `claims`; of the curves `curves` and `profile`, of the networks `networks`, of the front `times`.
     Returns:
         The path.
     """

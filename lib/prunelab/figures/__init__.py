@@ -14,6 +14,7 @@ from prunelab.figures.axes import one_legend
 from prunelab.figures.boxes import scene_boxes
 from prunelab.figures.categories import heat_map, strips
 from prunelab.figures.forest import forest, settings
+from prunelab.figures.fronts import fronts
 from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
 from prunelab.figures.lines import (
     curves,
@@ -35,6 +36,7 @@ from prunelab.figures.style import (
     START_STYLE,
     TRAINING_STYLE,
     UPSTREAM_STYLE,
+    WAY_STYLE,
     name,
     percent,
     styles,
@@ -53,10 +55,12 @@ __all__ = [
     "START_STYLE",
     "TRAINING_STYLE",
     "UPSTREAM_STYLE",
+    "WAY_STYLE",
     "curves",
     "dead_by_layer",
     "error_trends",
     "forest",
+    "fronts",
     "heat_map",
     "intervals",
     "kernel_patterns",

@@ -84,6 +84,23 @@ UPSTREAM_STYLE: dict[str, dict[str, str]] = {  # as the methods themselves, but 
     "l1": PRUNING_STYLE["l1"] | {"color": "#8C8C8C", "marker": "s"},
     "slimming": PRUNING_STYLE["slimming"],
 }
+# Masks are blue, what is pruned and fine-tuned orange, dense networks from scratch black, grey and green.
+WAY_STYLE: dict[str, dict[str, str]] = {
+    "dense": METHOD_STYLE["dense"],
+    "small_dense": METHOD_STYLE["small_dense"] | {"label": "small dense"},
+    "scratch_e": {"color": "#009E73", "marker": "^", "label": "fewer channels, Scratch-E"},
+    "scratch_b": {"color": "#009E73", "marker": "p", "label": "fewer channels, Scratch-B"},
+    "distilled": {"color": "#44CC77", "marker": "D", "label": "small dense, distilled"},
+    "dmcp": {"color": "#3A5F0B", "marker": "h", "label": "DMCP's widths"},
+    "static": {"color": "#9BD3F5", "marker": "v", "label": "static mask"},
+    "snip": METHOD_STYLE["snip"],
+    "set": {"color": "#3B9AE1", "marker": "^", "label": "SET"},
+    "rigl": METHOD_STYLE["rigl"],
+    "gmp": {"color": "#0A2F66", "marker": "d", "label": "gradual pruning"},
+    "magnitude": {"color": "#7830F0", "marker": "<", "label": "magnitude, fine-tuned"},
+    "l1": {"color": "#E69F00", "marker": "o", "label": "L1 norm, fine-tuned"},
+    "slimming": {"color": "#D55E00", "marker": ">", "label": "Network Slimming, fine-tuned"},
+}
 PATH_STYLE: dict[str, dict[str, str]] = {
     "line": {"color": "#000000", "marker": "o", "label": "straight line"},
     "quadratic_sparse": {"color": "#E69F00", "marker": "v", "label": "quadratic curve, sparse"},
@@ -153,6 +170,7 @@ STYLES = {
     "design": DESIGN_STYLE,
     "score": SCORE_STYLE,
     "upstream": UPSTREAM_STYLE,
+    "way": WAY_STYLE,
 }
 _LABELS = {
     "train_loss": "training loss",

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+import pandas as pd
 from torch import Tensor, nn
 
 from prunelab.data import LabelledImages
@@ -167,7 +168,7 @@ class Outline:
     n_evaluated: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Study:
     """A notebook's runs, of one recipe or of several.
 
@@ -176,12 +177,14 @@ class Study:
         notebook: Stem of the notebook that shows its findings.
         seeds: Those of each profile.
         experiments_of: Lists, by name, the runs of each experiment of a profile with given seeds.
+        extended: Adds to `records.frame` and `records.planned` the rows that its claims compare besides single runs.
     """
 
     name: str
     notebook: str
     seeds: Mapping[str, tuple[int, ...]]
     experiments_of: Callable[[str, tuple[int, ...]], dict[str, list[Run]]]
+    extended: Callable[[pd.DataFrame, pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]] = lambda *tables: tables
 
     def experiments(self, profile: str, *, seeds: Iterable[int] | None = None) -> dict[str, list[Run]]:
         """Lists the runs of each experiment of the notebook, by its name; some runs belong to several.
@@ -204,7 +207,7 @@ class Study:
         return list({run.id: run for runs in experiments.values() for run in runs}.values())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Recipe(Study):
     """A paper's runs, and how each is made.
 

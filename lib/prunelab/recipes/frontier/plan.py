@@ -111,13 +111,16 @@ PROFILES = {"smoke": SMOKE, "small": SMALL, "full": FULL, "paper": PAPER}
 
 
 def experiments(profile: str, seeds: tuple[int, ...]) -> dict[str, list[Run]]:
-    """Lists the runs of each way, a key of `frontier.KINDS`; as `prepared`, networks that only others start from."""
+    """Lists the runs of each way, a key of `frontier.KINDS`; as `prepared...`, networks that only others start from.
+
+    A search takes as long as all else that is trained for a seed: DMCP has the first seed, and is not judged.
+    """
     size = PROFILES[profile]
     found: dict[str, list[Run]] = {}
     for seed in seeds:
-        for name, runs in (_masked(size, seed) | _pruned(size, seed) | _found(size, seed)).items():
+        for name, runs in (_masked(size, seed) | _pruned(size, seed)).items():
             found.setdefault(name, []).extend(runs)
-    return found
+    return found | _found(size, seeds[0])
 
 
 def _masked(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
@@ -133,10 +136,11 @@ def _masked(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
 
 
 def _pruned(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
-    """What `03_rethinking` compares: a trained network pruned and fine-tuned, and its structure from scratch."""
+    """What `03_rethinking` compares: a trained network pruned and fine-tuned, its structure from scratch; and distilled."""
     run = partial(make_run, "rethinking", RethinkingOptions, seed=seed, **size.base, **size.fine_tuning)
     (dense,) = _masked(size, seed)["dense"]
     slimmed = run(pruning="slimming", penalty=size.penalty)
+    distilled = partial(_dmcp, size, seed, training="distilled", design="uniform")
 
     def fine_tuned(parent: Run, pruning: str, densities: tuple[float, ...]) -> list[Run]:
         return [run(parents=(parent,), training="fine_tune", pruning=pruning, density=at) for at in densities]
@@ -147,20 +151,23 @@ def _pruned(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
         "slimming": fine_tuned(slimmed, "slimming", size.channels),
         "scratch_e": [run(training="scratch_e", pruning="predefined", density=density) for density in size.scratch_e],
         "scratch_b": [run(training="scratch_b", pruning="predefined", density=density) for density in size.scratch_b],
-        "prepared": [slimmed, *(_search(size, seed, budget) for budget in size.found)],
+        "distilled": [distilled(budget=budget) for budget in size.distilled],
+        "prepared": [slimmed],
     }
 
 
 def _found(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
-    """What `02_dmcp` compares: a small network trained along with the whole one, and widths that a search has found."""
-    run = partial(make_run, "dmcp", DmcpOptions, seed=seed, label_smoothing=0.0, **size.base)
-    found = partial(run, training="scratch", design="expected")
+    """What `02_dmcp` is about: networks of the widths that a search has found."""
+    searches = {budget: _dmcp(size, seed, training="dmcp", budget=budget, **size.search) for budget in size.found}
     return {
-        "distilled": [run(training="distilled", design="uniform", budget=budget) for budget in size.distilled],
-        "dmcp": [found(parents=(_search(size, seed, budget),), budget=budget) for budget in size.found],
+        "prepared_dmcp": list(searches.values()),
+        "dmcp": [
+            _dmcp(size, seed, search, training="scratch", design="expected", budget=budget)
+            for budget, search in searches.items()
+        ],
     }
 
 
-def _search(size: SimpleNamespace, seed: int, budget: float) -> Run:
-    options = size.base | {"label_smoothing": 0.0} | size.search
-    return make_run("dmcp", DmcpOptions, seed=seed, training="dmcp", budget=budget, **options)
+def _dmcp(size: SimpleNamespace, seed: int, *parents: Run, **options: Option) -> Run:
+    options = size.base | {"label_smoothing": 0.0} | options
+    return make_run("dmcp", DmcpOptions, seed=seed, parents=parents, **options)
