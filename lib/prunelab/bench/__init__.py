@@ -7,7 +7,8 @@ and the test. Nothing else should run meanwhile: beside a busy process two threa
 `steps` has what a training step takes, `channels` what choosing and removing channels does, `widths` what learning
 their number does, `scores` what scoring weights does, `transfer` what probes on sparse networks take, `strangers` what
 can be removed of networks that others wrote, `streaming` what images that stay on disk take, `plans` what takes the
-engine or a notebook, `scale` what takes the engine and the store with very many runs, `front` what the networks of `06_frontier` take.
+engine or a notebook, `scale` what takes the engine and the store with very many runs, `front` what the networks of
+`06_frontier` take.
 """
 
 import json

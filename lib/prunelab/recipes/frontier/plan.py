@@ -136,7 +136,7 @@ def _masked(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
 
 
 def _pruned(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
-    """What `03_rethinking` compares: a trained network pruned and fine-tuned, its structure from scratch; and distilled."""
+    """What `03_rethinking` compares, fine-tuned or from scratch; and small networks trained along with the whole."""
     run = partial(make_run, "rethinking", RethinkingOptions, seed=seed, **size.base, **size.fine_tuning)
     (dense,) = _masked(size, seed)["dense"]
     slimmed = run(pruning="slimming", penalty=size.penalty)
