@@ -217,8 +217,9 @@ class Worker:
             RuntimeError: The script that runs here cannot be imported there.
         """
         _require_importable_script()
-        # Spawned: a forked process cannot use a GPU, nor threads that its parent had.
-        context = multiprocessing.get_context("spawn")
+        # Forked from a server that has only imported torch: a process forked from here could not use a GPU, nor threads.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, number, store, device, n_gpus), daemon=True)
         with interrupts.held_back():  # they reach the engine, which ends its workers
