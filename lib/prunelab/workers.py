@@ -289,12 +289,13 @@ def share_done(folder: Path) -> float:
 def _require_importable_script() -> None:
     """Makes sure that workers can import the script that runs here, as Python does when it starts a process.
 
+    Ends such a process, where the script starts workers though it is only imported.
+
     Raises:
-        SystemExit: This is such a process: the script starts workers where it is only imported.
         RuntimeError: The script is no file.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(NO_GUARD)
+        os._exit(NO_GUARD)  # a server of forks would make 1 of SystemExit
     main = sys.modules["__main__"]
     script = getattr(main, "__file__", None)
     if script and main.__spec__ is None and not os.path.exists(script):
