@@ -217,7 +217,7 @@ class Worker:
             RuntimeError: The script that runs here cannot be imported there.
         """
         _require_importable_script()
-        # Forked from a server that has only imported torch: a process forked from here could not use a GPU, nor threads.
+        # Forked from a server that has only imported torch: one forked from here could not use a GPU, nor threads.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch"])
         self.pipe, theirs = context.Pipe()
