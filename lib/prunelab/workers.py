@@ -217,8 +217,8 @@ class Worker:
             RuntimeError: The script that runs here cannot be imported there.
         """
         _require_importable_script()
-        # Forked from a server that has only imported torch: one forked from here could not use a GPU, nor threads.
-        context = multiprocessing.get_context("forkserver")
+        # Forked, where that is safe, from a server that has only imported torch: a fork of this process could use no GPU.
+        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         context.set_forkserver_preload(["torch"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, number, store, device, n_gpus), daemon=True)
