@@ -55,7 +55,7 @@ def test_parameters_are_one_cell_of_typed_literals_that_papermill_understands(pa
     assert list(inspected) == [statement.target.id for statement in statements]
     for name, about in inspected.items():
         assert about["inferred_type_name"] in ("str", "bool", "int", "float") and about["help"], name
-    assert {"profile", "fresh", "seeds", "device", "engine"} <= inspected.keys()
+    assert {"profile", "fresh", "seeds", "device"} <= inspected.keys()
 
 
 def test_kernel_is_the_plain_one_and_no_run_or_widget_state_is_kept(notebook):

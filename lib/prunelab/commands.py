@@ -142,10 +142,12 @@ def _figures(options: argparse.Namespace) -> int:
     for name, choices in (("profile", runs.PROFILES), ("engine", runs.ENGINES)):
         if (given := getattr(options, name)) is not None:
             runs.check_choice(name, given, choices)
+    if options.engine == "ray" and options.device:
+        raise ValueError(f"notebooks take the devices that a cluster has; leave out --device {options.device}")
     require_folder(paths.FIGURES)
     seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
-    given = {name: getattr(options, name) for name in ("profile", "device", "engine")}
-    given |= {"seeds": seeds, "fresh": options.fresh or None}
+    device = "ray" if options.engine == "ray" else options.device
+    given = {"profile": options.profile, "device": device, "seeds": seeds, "fresh": options.fresh or None}
     parameters = {name: value for name, value in given.items() if value is not None}
     at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
     failed = []

@@ -217,7 +217,7 @@ class Worker:
             RuntimeError: The script that runs here cannot be imported there.
         """
         _require_importable_script()
-        # Forked, where that is safe, from a server that has only imported torch: a fork of this process could use no GPU.
+        # Forked, where that is safe, from a server that has only imported torch; a fork of this process has no GPU.
         context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         context.set_forkserver_preload(["torch"])
         self.pipe, theirs = context.Pipe()
