@@ -97,6 +97,12 @@ def test_installed_library_plans_and_writes_nothing_into_itself(wheel, tmp_path)
 
     code = """
 from prunelab import batch, claims, cli, paths, records
+from prunelab.recipes import runner
+
+def not_measured(*about):
+    raise FileNotFoundError
+
+runner.forecast = not_measured
 assert not paths.IS_CLONE and records.load("01_rigl") and claims.load()
 print(paths.DATA, paths.FIGURES, records.commit(), *batch.stems())
 plan = ["01_rigl", "--profile", "smoke"]
@@ -108,6 +114,7 @@ print(*map(cli.main, (["plan", *plan], ["report"], ["run", *plan, "--ship"])))
     head, columns, planned, *_, codes = done.stdout.splitlines()
     assert head == f"{home / 'prunelab'} {home / 'prunelab' / 'figures'} unknown {stems}"
     assert columns.split()[:3] == ["notebook", "profile", "runs"] and planned.split()[:2] == ["01_rigl", "smoke"]
+    assert int(planned.split()[-3]) > 0  # on record
     assert codes == "0 2 2" and done.stderr.count("prunelab is installed here: use it in a clone") == 2
     assert set(site.rglob("*")) == before
 
