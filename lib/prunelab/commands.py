@@ -125,6 +125,8 @@ def _workloads(plan: list[Run]) -> dict[str, Workload]:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.ship:
+        _require_clone("--ship")
     for recipe, profile, plan in _plans(options):
         done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs, engine=options.engine)
         n_diverged = sum(record["status"] == "diverged" for record in done)
@@ -320,7 +322,13 @@ def _draw_speed(curves: list[dict]) -> None:
     figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
 
 
+def _require_clone(what: str) -> None:
+    if not paths.IS_CLONE:
+        raise ValueError(f"{what} writes what the repository ships; prunelab is installed here: use it in a clone")
+
+
 def _report(options: argparse.Namespace) -> None:
+    _require_clone("report")
     for name, write in pages.PAGES.items():
         atomic_write(paths.ROOT / name, write())
         print(f"written: {name}")
