@@ -1,8 +1,8 @@
 """A site of the committed notebooks, to be read without running them.
 
-nbconvert makes the pages: it comes with JupyterLab, so `make gallery` needs no package that is not there, and no
-network. (Jupyter Book 2 would bring Node, mkdocs-jupyter MkDocs and a theme.) Nor do the pages: badges become words, and
-formulas, for which nbconvert would load MathJax from elsewhere, are drawn by matplotlib.
+nbconvert makes the pages: it comes with JupyterLab, so that `make gallery` needs no further package and no network;
+Jupyter Book 2 would bring Node, mkdocs-jupyter MkDocs and a theme. The pages load nothing from elsewhere either: badges
+become words, and formulas, for which nbconvert would have MathJax loaded, are drawn by matplotlib.
 """
 
 import base64
@@ -32,6 +32,7 @@ MAIN = {
     "05_afr": "accuracy_vs_sparsity",
 }
 _HERE = Path(__file__).parent
+_HEADINGS = ("h1", "h2", "h3", "h4")
 _SPELLED = (  # what matplotlib does not know of TeX, in words that it knows
     (r"\\[bB]ig(?=[(\[])", r"\\left"),
     (r"\\[bB]ig(?=[)\]])", r"\\right"),
@@ -53,7 +54,7 @@ class _Page(NamedTuple):
 
     @property
     def headings(self) -> list[Tag]:
-        return self.body.find_all(["h1", "h2", "h3", "h4"])
+        return self.body.find_all(_HEADINGS)
 
 
 def build(folder: Path) -> list[Path]:
@@ -74,8 +75,8 @@ def build(folder: Path) -> list[Path]:
     atomic_write(folder / "sections.js", f"const SECTIONS = {json.dumps(sections, ensure_ascii=False)};\n")
     for name in ("style.css", "script.js"):
         atomic_write(folder / name, (_HERE / name).read_bytes())
-    template = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), trim_blocks=True, lstrip_blocks=True, autoescape=True)
-    template = template.get_template("page.html.j2")
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), trim_blocks=True, autoescape=True)
+    template = templates.get_template("page.html.j2")
     atomic_write(folder / "index.html", template.render(site=site))
     for page in site:
         atomic_write(folder / f"{page.name}.html", template.render(site=site, page=page))
@@ -85,7 +86,8 @@ def build(folder: Path) -> list[Path]:
 def _of_notebook(recipe: Recipe) -> _Page:
     stem = recipe.notebook
     notebook = nbformat.read(paths.NOTEBOOKS / f"{stem}.ipynb", as_version=4)
-    title, finding = re.search(r"^# (.+?)\n.*What came out here\.\*\* (.+?\.)(?= [A-Z]|\n)", notebook.cells[0].source, re.DOTALL).groups()
+    first = notebook.cells[0].source
+    title, finding = re.search(r"^# (.+?)\n.*What came out here\.\*\* (.+?\.)(?=\s)", first, re.DOTALL).groups()
     (main,) = (cell for cell in notebook.cells if f'"{stem}", chosen.profile, "{MAIN[stem]}"' in cell.source)
     (alt,) = (output.metadata["image/png"]["alt"] for output in main.outputs if "image/png" in output.get("data", {}))
     body = _body(notebook)
@@ -156,9 +158,9 @@ def _name_headings(headings: list[Tag]) -> None:
 def _sections(page: _Page) -> list[dict]:
     """Returns what is searched, heading by heading: all text but code."""
     found = []
-    for part in page.body.find_all(["h1", "h2", "h3", "h4", "p", "li", "tr", "pre", "img"]):
+    for part in page.body.find_all([*_HEADINGS, "p", "li", "tr", "pre", "img"]):
         text = " ".join((part.get("alt") or part.get_text(" ")).split())
-        if part in page.headings:
+        if part.name in _HEADINGS:
             found.append({"url": f"{page.name}.html#{part['id']}", "page": page.title, "heading": text, "text": ""})
         elif not part.find_parent(class_="input") and not part.find_parent("li"):
             found[-1]["text"] += f"{text} "
