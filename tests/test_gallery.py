@@ -46,7 +46,7 @@ def test_every_search_result_leads_to_its_heading(site):
     assert len(sections) > 80 and all(section["text"] for section in sections if "RESULTS" not in section["url"])
     assert [section["url"] for section in sections if not leads(site, index, section["url"])] == []
     (pixels,) = (of for of in sections if "Where the connections go" in of["heading"])
-    assert pixels["url"] == "01_rigl.html#10-where-the-connections-go" and "handwriting" in pixels["text"]
+    assert pixels["url"] == "01_rigl.html#10-where-the-connections-go" and "layer" in pixels["text"]
 
 
 def test_nothing_is_loaded_from_elsewhere(site):

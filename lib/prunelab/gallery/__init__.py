@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import re
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,7 +115,9 @@ def _store_images(page: _Page, folder: Path) -> None:
             image.replace_with(image["alt"])
             continue
         content = base64.b64decode(content) if content else (paths.ROOT / kind).read_bytes()
-        image["src"], image["loading"] = f"{page.name}/{i}.png", "lazy"
+        width, height = struct.unpack(">II", content[16:24])  # known before it is loaded, lest the text jump
+        image["height"] = round(height / width * int(image.attrs.setdefault("width", width)))
+        image["src"] = f"{page.name}/{i}.png"
         atomic_write(folder / image["src"], content)
 
 
@@ -125,7 +128,7 @@ def _finish(body: BeautifulSoup) -> None:
     for link in body.select("a[href]"):
         link["href"] = re.sub(r"^(?!https?:)(?:.*/)?(\w+)\.(?:ipynb|md)(?=#|$)", r"\1.html", link["href"])
     for wide in body.select("table, .output pre"):
-        wide.wrap(body.new_tag("div", attrs={"class": "wide", "role": "region", "aria-label": "Table or output"}))
+        wide.wrap(body.new_tag("div", attrs={"class": "wide", "role": "group"}))
     for text in body.find_all(string=re.compile(r"\$")):
         if not text.find_parent(["code", "pre"]):
             drawn = re.sub(r"(\$\$?)(.+?)\1", _formula, html.escape(text), flags=re.DOTALL)
@@ -161,7 +164,7 @@ def _sections(page: _Page) -> list[dict]:
     for part in page.body.find_all([*_HEADINGS, "p", "li", "tr", "pre", "img"]):
         text = " ".join((part.get("alt") or part.get_text(" ")).split())
         if part.name in _HEADINGS:
-            found.append({"url": f"{page.name}.html#{part['id']}", "page": page.title, "heading": text, "text": ""})
+            found.append({"url": f"{page.name}.html#{part['id']}", "page": page.name, "heading": text, "text": ""})
         elif not part.find_parent(class_="input") and not part.find_parent("li"):
             found[-1]["text"] += f"{text} "
     return found
