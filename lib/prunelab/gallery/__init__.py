@@ -141,6 +141,8 @@ def _formula(found: re.Match) -> str:
     spelled = tex
     for pattern, words in _SPELLED:
         spelled = re.sub(pattern, words, spelled)
+    if is_display := found[1] == "$$":
+        spelled = spelled.replace(r"\frac", r"\dfrac")
     path = TextPath((0, 0), f"${spelled}$", size=_EM)
     pen = ((_PEN[code], points.round().astype(int)) for points, code in path.iter_segments(simplify=False))
     drawing = "".join(letter + (" ".join(map(str, points)) if letter != "Z" else "") for letter, points in pen)
@@ -148,7 +150,7 @@ def _formula(found: re.Match) -> str:
     style = f"width: {(right - left) / _EM}em; height: {(high - low) / _EM}em; vertical-align: {low / _EM}em"
     svg = f'<svg role="img" aria-label="{html.escape(tex)}" viewBox="{left} {-high} {right - left} {high - low}"'
     svg += f' style="{style}"><path transform="scale(1 -1)" d="{drawing}"/></svg>'
-    return f'<span class="wide formula">{svg}</span>' if found[1] == "$$" else svg
+    return f'<span class="wide formula">{svg}</span>' if is_display else svg
 
 
 def _name_headings(headings: list[Tag]) -> None:
