@@ -1,6 +1,6 @@
 # A bare machine needs Python 3.11 or newer, git and make; the first call builds .venv, later ones only use it.
 .DEFAULT_GOAL := help
-.PHONY: help figures test bench cluster lock dist clean
+.PHONY: help figures gallery test bench cluster lock dist clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,9 @@ help: ## this list
 figures: $(STAMP) ## train the smoke profile here, then draw every figure from the shipped records
 	$(BIN)/prunelab figures --profile smoke --fresh
 	$(BIN)/prunelab figures
+
+gallery: $(STAMP) ## write the notebooks as a site to read without running them: build/gallery/index.html
+	$(BIN)/prunelab gallery
 
 test: $(STAMP) ## lint, unit tests, notebooks against their committed outputs, a fresh smoke run
 	$(BIN)/ruff check

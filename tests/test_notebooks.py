@@ -43,8 +43,11 @@ def test_outputs_are_text_and_png_and_every_figure_is_told_in_words(notebook):
         for output in cell.outputs:
             if "data" in output:
                 assert output.data.keys() <= {"text/plain", "image/png"}
-            if "image/png" in output.get("data", {}) and "nbval-ignore-output" not in cell.metadata.get("tags", []):
-                assert output.metadata["image/png"]["alt"] == output.data["text/plain"].strip("'\"")
+            if "image/png" in output.get("data", {}):
+                if words := output.metadata.get("image/png", {}).get("alt"):
+                    assert words == output.data["text/plain"].strip("'\"")
+                else:  # of what is new on every machine the cell has the words
+                    assert "nbval-ignore-output" in cell.metadata["tags"] and cell.metadata["alt"]
 
 
 def test_parameters_are_one_cell_of_typed_literals_that_papermill_understands(path, notebook):

@@ -334,6 +334,12 @@ def _report(options: argparse.Namespace) -> None:
         print(f"written: {name}")
 
 
+def _gallery(options: argparse.Namespace) -> None:
+    from prunelab import gallery
+
+    print(f"written: {gallery.build(paths.ROOT / 'build' / 'gallery')[0]}")
+
+
 def _print_table(rows: list[dict]) -> None:
     print(pd.DataFrame(rows).to_string(index=False) if rows else "nothing")
 
@@ -346,4 +352,5 @@ COMMANDS = {
     "status": _status,
     "bench": _bench,
     "report": _report,
+    "gallery": _gallery,
 }
