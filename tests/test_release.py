@@ -106,7 +106,7 @@ runner.forecast = not_measured
 assert not paths.IS_CLONE and records.load("01_rigl") and claims.load()
 print(paths.DATA, paths.FIGURES, records.commit(), *batch.stems())
 plan = ["01_rigl", "--profile", "smoke"]
-print(*map(cli.main, (["plan", *plan], ["report"], ["run", *plan, "--ship"])))
+print(*map(cli.main, (["plan", *plan], ["report"], ["gallery"], ["run", *plan, "--ship"])))
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=home, env=environment, check=True)
@@ -115,7 +115,7 @@ print(*map(cli.main, (["plan", *plan], ["report"], ["run", *plan, "--ship"])))
     assert head == f"{home / 'prunelab'} {home / 'prunelab' / 'figures'} unknown {stems}"
     assert columns.split()[:3] == ["notebook", "profile", "runs"] and planned.split()[:2] == ["01_rigl", "smoke"]
     assert int(planned.split()[-3]) > 0  # on record
-    assert codes == "0 2 2" and done.stderr.count("prunelab is installed here: use it in a clone") == 2
+    assert codes == "0 2 2 2" and done.stderr.count("prunelab is installed here: use a clone") == 3
     assert set(site.rglob("*")) == before
 
 

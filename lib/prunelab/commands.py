@@ -324,7 +324,7 @@ def _draw_speed(curves: list[dict]) -> None:
 
 def _require_clone(what: str) -> None:
     if not paths.IS_CLONE:
-        raise ValueError(f"{what} writes what the repository ships; prunelab is installed here: use it in a clone")
+        raise ValueError(f"{what} is for the repository, whose files it takes; prunelab is installed here: use a clone")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -335,6 +335,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _gallery(options: argparse.Namespace) -> None:
+    _require_clone("gallery")
     from prunelab import gallery
 
     print(f"written: {gallery.build(paths.ROOT / 'build' / 'gallery')[0]}")
