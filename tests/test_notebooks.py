@@ -78,6 +78,10 @@ def test_notebook_stays_readable(path, notebook):
                 assert node.end_lineno - node.lineno < 10, "what is long belongs in the library"
 
 
+def test_first_cell_says_in_japanese_too_what_came_out(notebook):
+    assert re.search(r'\n<div lang="ja">\n\n\*\*日本語\*\* .+。\n\n</div>\n', notebook.cells[0].source)
+
+
 def test_last_code_cell_checks(notebook):
     assert "check" in code_cells(notebook)[-1].metadata.tags
     assert all("assert" in cell.source for cell in code_cells(notebook, "check"))
