@@ -1,6 +1,6 @@
 # A bare machine needs Python 3.11 or newer, git and make; the first call builds .venv, later ones only use it.
 .DEFAULT_GOAL := help
-.PHONY: help figures test bench cluster lock clean
+.PHONY: help figures gallery test bench cluster lock dist clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,9 @@ help: ## this list
 figures: $(STAMP) ## train the smoke profile here, then draw every figure from the shipped records
 	$(BIN)/prunelab figures --profile smoke --fresh
 	$(BIN)/prunelab figures
+
+gallery: $(STAMP) ## write the notebooks as a site to read without running them: build/gallery/index.html
+	$(BIN)/prunelab gallery
 
 test: $(STAMP) ## lint, unit tests, notebooks against their committed outputs, a fresh smoke run
 	$(BIN)/ruff check
@@ -31,6 +34,11 @@ cluster: $(STAMP) ## install Ray, and test plans on a cluster of two nodes on th
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-annotate --generate-hashes \
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+# The wheel is made from the unpacked source archive: what that lacks, and what lies about here, is in neither.
+dist: $(STAMP) ## build the source archive and the wheel, into dist/
+	rm -rf dist
+	$(BIN)/uv build --no-build-isolation --python $(BIN)/python
 
 clean: ## remove caches, build products and executed notebooks; never data, records or figures
 	rm -rf build dist lib/*.egg-info .pytest_cache .ruff_cache

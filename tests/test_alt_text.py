@@ -36,3 +36,12 @@ def test_words_of_a_figure_are_the_alternative_text_of_its_image_in_html(tmp_pat
     parser.feed((tmp_path / "toy.html").read_text())
     (image,) = images
     assert (image["alt"], image["width"]) == (WORDS, "200") and image["src"].startswith("data:image/png;base64,iVBOR")
+
+
+def test_a_picture_without_words_has_those_of_its_cell():
+    from prunelab.alt_text import AltText
+
+    picture, text = nbformat.v4.new_output("display_data", {"image/png": "iVBOR"}), nbformat.v4.new_output("stream")
+    cell = nbformat.v4.new_code_cell(outputs=[picture, text], metadata={"alt": WORDS})
+    first, second = AltText().preprocess_cell(cell, {}, 0)[0].outputs
+    assert 'alt="Loss &quot;falls&quot; &amp; rises: a &lt; b"' in first.data["text/html"] and "data" not in second

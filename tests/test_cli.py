@@ -233,7 +233,7 @@ def test_figures_hands_only_what_was_asked_to_the_notebooks_and_tells_of_each(ca
     out, err = capsys.readouterr()
     assert "02_toy: 12 s" in out and "prunelab: 01_toy, cell 3 (boom): no" in err
     cli.main(["figures", "01_toy", "--profile", "smoke", "--fresh", "--seeds", "1,2", "--engine", "ray"])
-    parameters = {"profile": "smoke", "seeds": "1,2", "engine": "ray", "fresh": True}
+    parameters = {"profile": "smoke", "device": "ray", "seeds": "1,2", "fresh": True}
     assert calls[-1] == (["01_toy"], parameters, 21600.0, None), "a cluster has its own GPUs"
     assert trained == [(Toy.plan("smoke", seeds=[1, 2]), True, "auto", "ray")]
     cli.main(["figures", "--fresh"])
@@ -327,6 +327,10 @@ def test_errors_are_one_line_and_an_exit_code(capsys, monkeypatch, error, code, 
     [
         (["run", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small"),
         (["figures", "--engine", "slurm"], "unknown engine 'slurm'; there are local, ray"),
+        (
+            ["figures", "--engine", "ray", "--device", "cpu"],
+            "notebooks take the devices that a cluster has; leave out --device cpu",
+        ),
         (["figures", "--profile", "tiny"], "unknown profile 'tiny'; there are smoke, small, full, paper"),
         (
             ["figures", "--profile", "Smoke", "--fresh"],

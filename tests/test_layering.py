@@ -58,7 +58,7 @@ FLOORS = (
     {"workers"},
     {"ray_workers"},
     {"engine", "notebook", "pages"},
-    {"bench"},
+    {"bench", "gallery"},
     {"commands"},
     {"cli"},
 )

@@ -40,6 +40,7 @@ def test_values_come_back_with_their_types():
         "device": "auto",
         "density": 1.0,
         "train": True,
+        "engine": "local",
     }
     assert type(values.density) is float
 
@@ -214,7 +215,7 @@ def test_environment_line_names_device_commit_and_profile():
     assert re.fullmatch(r"prunelab \S+ at commit \S+, torch \S+, cpu \(\d+ cores\), profile smoke", line)
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
         notebook.environment_line(profile="smoke", device="tpu")
-    assert "a cluster, device cuda" in notebook.environment_line(profile="smoke", device="cuda", engine="ray")
+    assert ", a cluster, profile smoke" in notebook.environment_line(profile="smoke", engine="ray")
 
 
 def test_source_shown_is_that_of_the_library(capsys):
@@ -256,3 +257,9 @@ def test_tables_say_what_is_not_on_record(capsys):
     assert whole.missing == "every run is on record"
     nothing = notebook.Tables(pd.DataFrame(), planned)
     assert nothing == {} and not nothing.have("main")
+
+
+@pytest.mark.parametrize("given, device, engine", [("ray", "auto", "ray"), ("cpu", "cpu", "local")])
+def test_cluster_is_a_device_to_the_reader_and_an_engine_to_the_library(given, device, engine):
+    values = notebook.check_parameters(kernel(f'device: str = "{given}"'), device=str)
+    assert (values.device, values.engine) == (device, engine)

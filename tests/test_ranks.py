@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import forkserver
 
 import numpy as np
 import psutil
@@ -273,6 +274,9 @@ def photographs(tmp_path, monkeypatch):
         path = tmp_path / "imagenet" / split / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(256, size=(12, 14, 3), dtype=np.uint8)).save(path)
+    forkserver._forkserver._stop()  # workers have the environment in which their server started
+    yield
+    forkserver._forkserver._stop()
 
 
 @pytest.mark.slow
@@ -298,7 +302,8 @@ def test_a_run_whose_rank_is_killed_is_tried_again_by_the_engine_and_gives_the_n
     monkeypatch.setattr(workers, "share_out", lambda *_: (1, 1))
     (record,) = engine.run([run], device="cpu", progress=False)
     assert killed and "RankDied" in capfd.readouterr().err
-    assert multiprocessing.active_children() == [] and not psutil.Process().children(recursive=True)[1:]
+    assert multiprocessing.active_children() == []
+    assert len(psutil.Process().children(recursive=True)) <= 2, "the server of forks, and what tracks resources"
     alone = workers.execute(run, store=tmp_path / "alone", device="cpu")
     assert [record["provenance"]["device"], alone["provenance"]["device"]] == ["2 x cpu", "cpu"]
     for key in ("metrics", "curves", "layers", "moves"):

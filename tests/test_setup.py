@@ -26,6 +26,7 @@ REQUIREMENTS = [
     if need.name != PYPROJECT["project"]["name"]  # an extra that takes another one along
 ]
 CONDA_NAMES = {"torch": "pytorch"}
+BRANCHES = [f"v{prunelab.__version__}", "main"]
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -74,7 +75,7 @@ def test_notebook_links_to_itself_in_this_repository(path):
     slug = REPOSITORY.removeprefix("https://github.com/")
     badge = rf"https://colab\.research\.google\.com/github/{slug}/blob/([\w.]+)/notebooks/{path.name}\b"
     found = re.findall(badge, cells[0].source)
-    assert set(found) <= {"main", f"v{prunelab.__version__}"} and found
+    assert set(found) <= set(BRANCHES) and found
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     addresses = set(re.findall(r"https://github\.com/[\w.-]+/[\w-]+", code))
     assert addresses == {REPOSITORY}
@@ -144,7 +145,7 @@ def test_first_cell_fetches_beside_a_folder_that_is_only_called_like_the_library
 
 def test_first_cell_that_can_fetch_nothing_says_why_and_what_to_do(tmp_path):
     result = open_notebook(tmp_path, tmp_path / "nowhere.git")
-    assert result.returncode == 1 and [line.split(": ")[0] for line in result.stdout.splitlines()] == ["v0.1.0", "main"]
+    assert result.returncode == 1 and [line.split(": ")[0] for line in result.stdout.splitlines()] == BRANCHES
     assert result.stdout.count("nowhere.git' does not appear to be a git repository") == 2
     last = result.stderr.splitlines()[-1]
     assert last.startswith("RuntimeError: no copy of file://") and last.endswith("open the notebook inside of it")

@@ -12,13 +12,13 @@ from nbformat import NotebookNode
 
 
 class AltText(Preprocessor):
-    """Makes each PNG that has words an `<img>` that has both."""
+    """Makes each PNG that has words, of its own or of its cell, an `<img>` that has both."""
 
     def preprocess_cell(self, cell: NotebookNode, resources: dict, index: int) -> tuple[NotebookNode, dict]:
         """Replaces the pictures of a cell."""
         for output in cell.get("outputs", []):
-            about = output.get("metadata", {}).get("image/png", {})
-            if "alt" in about:
+            about = cell.metadata | output.get("metadata", {}).get("image/png", {})
+            if "alt" in about and "image/png" in output.get("data", {}):
                 image = {"src": f"data:image/png;base64,{output.data['image/png']}"}
                 image |= {name: about[name] for name in ("alt", "width", "height") if name in about}
                 attributes = " ".join(f'{name}="{escape(str(value))}"' for name, value in image.items())

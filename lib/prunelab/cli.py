@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     option("groups", nargs="*", metavar="GROUP", help=f"{groups}, curves, networks, front; none: all")
     option("--quick", action="store_true", help="a rough look in some minutes, which judges and writes nothing")
     add("report", "Write RESULTS.md and BENCHMARKS.md anew, from the records that ship.")
+    add("gallery", "Write the notebooks as they are, with an index and search, as a site to read: build/gallery.")
     return parser
 
 

@@ -128,6 +128,8 @@ def _workloads(plan: list[Run]) -> dict[str, Workload]:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.ship:
+        _require_clone("--ship")
     for study, profile, plan in _plans(options):
         done = engine.run(plan, fresh=options.fresh, device=options.device, jobs=options.jobs, engine=options.engine)
         n_diverged = sum(record["status"] == "diverged" for record in done)
@@ -145,10 +147,12 @@ def _figures(options: argparse.Namespace) -> int:
     for name, choices in (("profile", runs.PROFILES), ("engine", runs.ENGINES)):
         if (given := getattr(options, name)) is not None:
             runs.check_choice(name, given, choices)
+    if options.engine == "ray" and options.device:
+        raise ValueError(f"notebooks take the devices that a cluster has; leave out --device {options.device}")
     require_folder(paths.FIGURES)
     seeds = options.seeds and ",".join(map(str, options.seeds))  # one plain value, as a parameters cell has it
-    given = {name: getattr(options, name) for name in ("profile", "device", "engine")}
-    given |= {"seeds": seeds, "fresh": options.fresh or None}
+    device = "ray" if options.engine == "ray" else options.device
+    given = {"profile": options.profile, "device": device, "seeds": seeds, "fresh": options.fresh or None}
     parameters = {name: value for name, value in given.items() if value is not None}
     at_once = _train_first(stems, options) if options.fresh else None  # else they show what is on record
     failed = []
@@ -327,10 +331,23 @@ def _draw_speed(curves: list[dict]) -> None:
     figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
 
 
+def _require_clone(what: str) -> None:
+    if not paths.IS_CLONE:
+        raise ValueError(f"{what} is for the repository, whose files it takes; prunelab is installed here: use a clone")
+
+
 def _report(options: argparse.Namespace) -> None:
+    _require_clone("report")
     for name, write in pages.PAGES.items():
         atomic_write(paths.ROOT / name, write())
         print(f"written: {name}")
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    _require_clone("gallery")
+    from prunelab import gallery
+
+    print(f"written: {gallery.build(paths.ROOT / 'build' / 'gallery')[0]}")
 
 
 def _print_table(rows: list[dict]) -> None:
@@ -345,4 +362,5 @@ COMMANDS = {
     "status": _status,
     "bench": _bench,
     "report": _report,
+    "gallery": _gallery,
 }

@@ -68,7 +68,7 @@ def through_deepsparse(model: nn.Module, sample: Tensor) -> Callable[[Tensor], t
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("PRUNELAB_DEEPSPARSE") or paths.ROOT / ".deepsparse")
+    return Path(os.environ.get("PRUNELAB_DEEPSPARSE") or (paths.ROOT if paths.IS_CLONE else paths.DATA) / ".deepsparse")
 
 
 def _run(*arguments: object) -> dict:

@@ -12,9 +12,9 @@ import pandas as pd
 
 from prunelab import __version__, paths, records
 from prunelab.files import require_folder
-from prunelab.runs import ENGINES, PROFILES, check_choice, did_you_mean, finite, parse_seeds
+from prunelab.runs import PROFILES, check_choice, did_you_mean, finite, parse_seeds
 
-_ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("auto", "cpu", "cuda"), "engine": ENGINES}
+_ALLOWED = {"profile": PROFILES, "train": ("auto", "yes", "no"), "device": ("auto", "cpu", "cuda", "ray")}
 _TRAINED_UNASKED = ("smoke", "small")  # the other profiles take a GPU, or a cluster
 _STARTED = datetime.now(UTC).replace(microsecond=0)  # records give whole seconds
 _CHECKED = "_parameters_are_checked"
@@ -28,12 +28,12 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
 
     Args:
         namespace: `globals()` of the notebook.
-        types: Of each parameter: bool, int, float or str. `profile`, `train`, `device`, `engine`, `seeds` must also
-            make sense; `seeds` may also be a whole number.
+        types: Of each parameter: bool, int, float or str. `profile`, `train`, `device`, `seeds` must also make sense;
+            `seeds` may also be a whole number.
     Returns:
-        The values: a whole number given for a float is a float, `seeds` is a tuple of int, empty for no text, and
-        `train`, always there, is whether to train what is not on record: where that, or to train afresh, was asked for,
-        or the profile is a small one.
+        The values: a whole number given for a float is a float, and `seeds` is a tuple of int, empty for no text. Two
+        are always there. `train` is whether to train what is not on record: where that, or to train afresh, was asked
+        for, or the profile is a small one. `engine` is ray where that is the device, which is then auto; else local.
     Raises:
         ValueError: An undeclared name, no value, a wrong type or value; names what is allowed.
         OSError: Figures have nowhere to go; says what to do.
@@ -47,6 +47,9 @@ def check_parameters(namespace: MutableMapping[str, object], /, **types: type) -
     values["train"] = asked == "yes" or (
         asked == "auto" and (values.get("fresh", False) or values.get("profile") in _TRAINED_UNASKED)
     )
+    values["engine"] = "ray" if values.get("device") == "ray" else "local"
+    if values["engine"] == "ray":
+        values["device"] = "auto"
     require_folder(paths.FIGURES)
     namespace[_CHECKED] = True
     return SimpleNamespace(**values)
@@ -98,7 +101,7 @@ def environment_line(*, profile: str, device: str = "auto", engine: str = "local
     from prunelab.workers import resolve_device
 
     if engine == "ray":
-        where = f"a cluster, device {device}"
+        where = "a cluster"
     else:
         where = torch.cuda.get_device_name() if resolve_device(device) == "cuda" else f"cpu ({os.cpu_count()} cores)"
     return f"prunelab {__version__} at commit {records.commit()}, torch {torch.__version__}, {where}, profile {profile}"

@@ -217,8 +217,9 @@ class Worker:
             RuntimeError: The script that runs here cannot be imported there.
         """
         _require_importable_script()
-        # Spawned: a forked process cannot use a GPU, nor threads that its parent had.
-        context = multiprocessing.get_context("spawn")
+        # Forked, where that is safe, from a server that has only imported torch; a fork of this process has no GPU.
+        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        context.set_forkserver_preload(["torch"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, number, store, device, n_gpus), daemon=True)
         with interrupts.held_back():  # they reach the engine, which ends its workers
@@ -288,12 +289,13 @@ def share_done(folder: Path) -> float:
 def _require_importable_script() -> None:
     """Makes sure that workers can import the script that runs here, as Python does when it starts a process.
 
+    Ends such a process, where the script starts workers though it is only imported.
+
     Raises:
-        SystemExit: This is such a process: the script starts workers where it is only imported.
         RuntimeError: The script is no file.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(NO_GUARD)
+        os._exit(NO_GUARD)  # a server of forks would make 1 of SystemExit
     main = sys.modules["__main__"]
     script = getattr(main, "__file__", None)
     if script and main.__spec__ is None and not os.path.exists(script):

@@ -284,7 +284,9 @@ def times(*, quick: bool = False) -> Iterator[dict]:
 
 
 def save(group: str, measured: Mapping) -> Path:
-    """Writes what was measured, and on what, to `data/records/bench.json`, where other groups stay as they are.
+    """Writes what was measured, and on what, to `bench.json`, where other groups stay as they are.
+
+    In a clone that is the one in `data/records`, which ships.
 
     Args:
         group: A key of `GROUPS`, "curves", "networks" or "front".
@@ -295,7 +297,7 @@ def save(group: str, measured: Mapping) -> Path:
     machine = {"processor": _processor(), "cores": os.cpu_count(), "device": workers.resolve_device("auto")}
     if _on_gpu():
         machine["gpu"] = torch.cuda.get_device_name()
-    path = paths.RECORDS / "bench.json"
+    path = (paths.RECORDS if paths.IS_CLONE else paths.DATA) / "bench.json"
     content = json.loads(path.read_text()) if path.exists() else {}
     content[group] = {"provenance": records.provenance() | machine, **measured}
     atomic_write(path, json.dumps(content, indent=1) + "\n")
