@@ -15,6 +15,7 @@ IDS += [f"DMCP-C{number}" for number in (1, 2, 3, 4, 7, 8)]  # C5 is arithmetic;
 IDS += [f"RT-C{number}" for number in range(1, 6)]
 IDS += [f"TR-C{number}" for number in (1, 2, 3, 4, 5, 7)]  # C6 is a speed, and measured; C8 is drawn
 IDS += [f"AFR-C{number}" for number in range(1, 5)]
+IDS += [f"FRONT-C{number}" for number in range(1, 7)]
 METRICS = (
     "test_accuracy",
     "macs_ratio",
@@ -33,7 +34,7 @@ OPTIONS = {name: recipe.defaults for name, recipe in recipes.RECIPES.items()}
 
 @functools.cache
 def planned(recipe, profile):
-    experiments = recipes.get(recipe).experiments(profile, seeds=range(verdicts.MIN_SEEDS))
+    experiments = recipes.STUDIES[recipe].experiments(profile, seeds=range(verdicts.MIN_SEEDS))
     return records.planned(experiments, OPTIONS)
 
 
@@ -84,24 +85,25 @@ def test_every_claim_answers_a_question():
 
 
 @pytest.mark.parametrize("profile", ["full", "paper"])
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("recipe", recipes.STUDIES)
 def test_without_records_every_claim_says_what_it_waits_for(recipe, profile):
-    judged = verdicts.table(pd.DataFrame(), planned=planned(recipe, profile), profile=profile)
+    judged = verdicts.table(pd.DataFrame(), planned=planned(recipe, profile), profile=profile, recipe=recipe)
     assert set(judged["verdict"]) == {verdicts.NOT_JUDGED} and set(judged["at"]) == {""}
     assert judged["reason"].str.fullmatch(r"needs .+|(\d+) of \1 runs not recorded").all()
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
-def test_of_a_profile_that_ships_whole_the_plan_adds_nothing_to_the_records(recipe, tmp_path):
-    experiments = recipe.experiments("small")
+@pytest.mark.parametrize("study", recipes.STUDIES.values(), ids=recipes.STUDIES)
+def test_of_a_profile_that_ships_whole_the_plan_adds_nothing_to_the_records(study, tmp_path):
+    experiments = study.experiments("small")
     ids = {name: [run.id for run in runs] for name, runs in experiments.items()}
-    plan = with_parents(recipe.plan("small"))
+    plan = with_parents(study.plan("small"))
     frame = records.frame(stores.on_record(plan, store=tmp_path).values(), ids)
     everything = records.planned(experiments, OPTIONS)
     assert set(everything["id"]) == set(frame["id"])
     pd.testing.assert_frame_equal(frame[everything.columns], everything, check_dtype=False)
+    frame, everything = study.extended(frame, everything)
     whole, again = (
-        verdicts.table(frame, planned=runs, profile="small", recipe=recipe.name) for runs in (None, everything)
+        verdicts.table(frame, planned=runs, profile="small", recipe=study.name) for runs in (None, everything)
     )
     pd.testing.assert_frame_equal(again, whole, check_exact=True)
 

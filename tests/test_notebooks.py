@@ -27,8 +27,8 @@ def code_cells(notebook, tag=None):
     return [cell for cell in cells if tag is None or tag in cell.metadata.get("tags", [])]
 
 
-def test_every_recipe_has_its_notebook():
-    assert [path.stem for path in NOTEBOOKS] == sorted(recipe.notebook for recipe in recipes.RECIPES.values())
+def test_every_study_has_its_notebook():
+    assert [path.stem for path in NOTEBOOKS] == sorted(study.notebook for study in recipes.STUDIES.values())
 
 
 def test_cells_are_executed_in_order_without_error_or_stderr(notebook):

@@ -17,7 +17,7 @@ from prunelab import engine, paths, recipes
 from prunelab.data.downstream import metric_of
 from prunelab.data.registry import ENLARGED, STREAMED
 from prunelab.models import build_model, pretrained
-from prunelab.recipes import RECIPES, runner
+from prunelab.recipes import STUDIES, runner
 from prunelab.recipes.dmcp import setup as dmcp_setup
 from prunelab.recipes.dmcp.plan import SAMPLED
 
@@ -87,7 +87,7 @@ def write_images(folder):
         drawn[-1].parent.mkdir(exist_ok=True)
         width, height = 30 + number % 41, 30 + number % 37
         Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(drawn[-1])
-    runs = [run for recipe in RECIPES.values() for run in engine.with_parents(planned(recipe))]
+    runs = [run for recipe in STUDIES.values() for run in engine.with_parents(planned(recipe))]
     names = {options_of(run).dataset for run in runs}
     for name in sorted({ENLARGED.get(name, name) for name in names}):
         images = itertools.cycle(drawn)
@@ -173,7 +173,7 @@ def of_each_network_and_kind_of_images(recipe):
     return chosen
 
 
-ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+ALL = pytest.mark.parametrize("recipe", STUDIES.values(), ids=STUDIES)
 
 
 @ALL

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunelab import pages, paths, records, verdicts
-from prunelab.recipes import AFR, DMCP, RECIPES, RETHINKING, RIGL, TRANSFER
+from prunelab.recipes import AFR, DMCP, RETHINKING, RIGL, STUDIES, TRANSFER
 from prunelab.runs import PROFILES
 
 # Numbers of a seed differ between kinds of processors as they do between seeds; means over seeds differ less.
@@ -135,12 +135,12 @@ def test_readme_is_short():
     assert len(README.split()) <= 1925
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_readme_counts_the_runs_of_each_profile(recipe):
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_readme_counts_the_runs_of_each_profile(study):
     rows = {cells[0].strip("` "): cells for cells in (line.split("|")[1:] for line in README.splitlines()) if cells}
-    column = 3 + list(RECIPES).index(recipe.name)
+    column = 3 + list(STUDIES).index(study.name)
     for profile in PROFILES:
-        assert re.match(rf" {len(recipe.plan(profile))} runs\b", rows[profile][column])
+        assert re.match(rf" {len(study.plan(profile))} runs\b", rows[profile][column])
 
 
 def test_what_came_out_is_what_the_records_say():

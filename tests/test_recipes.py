@@ -8,33 +8,34 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import claims, cost, data, engine, recipes, records, training
+from prunelab import claims, cost, data, engine, recipes, records, stores, training
 from prunelab.data.registry import STREAMED
-from prunelab.recipes import AFR, DMCP, PROFILES, RETHINKING, RIGL, TRANSFER, Recipe, runner
+from prunelab.recipes import AFR, DMCP, PROFILES, RETHINKING, RIGL, TRANSFER, Recipe, Study, runner
 from prunelab.recipes.common import image_of
 from prunelab.recipes.dmcp import setup as dmcp_setup
 from prunelab.recipes.dmcp.plan import SAMPLED
 from prunelab.recipes.recipe import Outline, Setup, TrainingOptions
 from prunelab.runs import Run, describe, make_run, option
 
-RECIPES = recipes.RECIPES.values()
-ALL = pytest.mark.parametrize("recipe", RECIPES, ids=recipes.RECIPES)
-EACH = pytest.mark.parametrize("recipe, profile", [(r, p) for r in RECIPES for p in PROFILES], ids=str)
-Recipe.__str__ = lambda recipe: recipe.name  # for the names of tests
+STUDIES = recipes.STUDIES.values()
+ALL = pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
+ALL_STUDIES = pytest.mark.parametrize("study", STUDIES, ids=recipes.STUDIES)
+EACH = pytest.mark.parametrize("study, profile", [(s, p) for s in STUDIES for p in PROFILES], ids=str)
+Study.__str__ = lambda study: study.name  # for the names of tests
 
 
 @functools.cache
-def experiments(recipe, profile):
-    return recipe.experiments(profile)
+def experiments(study, profile):
+    return study.experiments(profile)
 
 
 @functools.cache
-def plan(recipe, profile):
-    return recipe.plan(profile)
+def plan(study, profile):
+    return study.plan(profile)
 
 
-def first_seed(recipe, profile):
-    return engine.with_parents(recipe.plan(profile, seeds=[0]))
+def first_seed(study, profile):
+    return engine.with_parents(study.plan(profile, seeds=[0]))
 
 
 def options_of(run):
@@ -65,18 +66,22 @@ PLANS = {
     ("afr", "smoke"): (76, "76d27b6c054a03be"),
     ("afr", "small"): (526, "6c80da6f68c8a302"),
     ("afr", "full"): (526, "4d47b57fe19f296c"),
+    ("frontier", "smoke"): (38, "5df9bf6fc4be7723"),
+    ("frontier", "small"): (140, "ba2bc8213dbe9e90"),
+    ("frontier", "full"): (113, "0a8ddd9e09d9930e"),
 }
 
 
-@pytest.mark.parametrize("recipe, profile", PLANS)
-def test_ids_of_plans_stay_as_they_were(recipe, profile):
-    found = ids(plan(recipes.get(recipe), profile))
-    assert (len(found), hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]) == PLANS[recipe, profile]
+@pytest.mark.parametrize("study, profile", PLANS)
+def test_ids_of_plans_stay_as_they_were(study, profile):
+    found = ids(plan(recipes.STUDIES[study], profile))
+    assert (len(found), hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]) == PLANS[study, profile]
 
 
-@ALL
-def test_id_of_every_shipped_record_follows_from_its_options(recipe):
-    shipped = {record["id"]: record for record in records.load(recipe.notebook)}
+@ALL_STUDIES
+def test_id_of_every_shipped_record_follows_from_its_options(study):
+    own = {record["id"]: record for record in records.load(study.notebook)}
+    shipped = {record["id"]: record for record in stores.shipped(plan(study, "smoke"))} | own
 
     def run_of(record):
         ids = record["parent"] if isinstance(record["parent"], list) else [record["parent"]] if record["parent"] else []
@@ -85,51 +90,51 @@ def test_id_of_every_shipped_record_follows_from_its_options(recipe):
         return Run(record["recipe"], changed, record["seed"], tuple(run_of(shipped[parent]) for parent in ids))
 
     assert len(shipped) > 100
-    assert all(run_of(record).id == run_id for run_id, record in shipped.items())
+    assert all(run_of(record).id == run_id for run_id, record in own.items())
 
 
-@ALL
-def test_shipped_records_are_of_planned_runs_and_of_the_options_these_have_today(recipe):
-    planned = {run.id: run for profile in PROFILES for run in engine.with_parents(plan(recipe, profile))}
-    for record in records.load(recipe.notebook):
+@ALL_STUDIES
+def test_shipped_records_are_of_planned_runs_and_of_the_options_these_have_today(study):
+    planned = {run.id: run for profile in PROFILES for run in engine.with_parents(plan(study, profile))}
+    for record in records.load(study.notebook):
         assert record["id"] in planned, record["options"]
         # A default that changed would leave the ids alone, and make the old records wrong.
         assert record["options"].items() <= asdict(options_of(planned[record["id"]])).items()
 
 
 @EACH
-def test_plan_lists_each_run_of_its_experiments_once_and_reaches_their_parents(recipe, profile):
-    planned = ids(plan(recipe, profile))
+def test_plan_lists_each_run_of_its_experiments_once_and_reaches_their_parents(study, profile):
+    planned = ids(plan(study, profile))
     assert len(set(planned)) == len(planned)
-    assert set(planned) == {run_id for runs in experiments(recipe, profile).values() for run_id in ids(runs)}
-    for name, runs in experiments(recipe, profile).items():
+    assert set(planned) == {run_id for runs in experiments(study, profile).values() for run_id in ids(runs)}
+    for name, runs in experiments(study, profile).items():
         assert len(set(ids(runs))) == len(runs), name
     seen = set()
-    for run in engine.with_parents(plan(recipe, profile)):
+    for run in engine.with_parents(plan(study, profile)):
         assert all(parent.id in seen and parent.seed == run.seed for parent in run.parents), run
         seen.add(run.id)
 
 
-JUDGED = {name: set() for name in recipes.RECIPES}
+JUDGED = {name: set() for name in recipes.STUDIES}
 for claim in claims.load():
     JUDGED[claim.recipe].update(*(cell.get("experiment", ()) for cell in claim.better))
 
 
 @EACH
-def test_every_experiment_has_as_many_runs_for_each_of_its_seeds(recipe, profile):
-    for name, runs in experiments(recipe, profile).items():
+def test_every_experiment_has_as_many_runs_for_each_of_its_seeds(study, profile):
+    for name, runs in experiments(study, profile).items():
         seeds = sorted(run.seed for run in runs)
         own = sorted(set(seeds))
-        assert own == sorted(recipe.seeds[profile])[: len(own)], name
+        assert own == sorted(study.seeds[profile])[: len(own)], name
         assert seeds == sorted(own * (len(seeds) // len(own or [0]))), name
-        is_judged = own and name in JUDGED[recipe.name]
+        is_judged = own and name in JUDGED[study.name]
         assert profile == "smoke" or len(own) >= 3 or not is_judged, name
-    assert {run.seed for run in recipe.plan(profile, seeds=(5, 3))} <= {5, 3}
+    assert {run.seed for run in study.plan(profile, seeds=(5, 3))} <= {5, 3}
 
 
 @EACH
-def test_options_of_every_planned_run_go_together(recipe, profile):
-    for run in engine.with_parents(plan(recipe, profile)):
+def test_options_of_every_planned_run_go_together(study, profile):
+    for run in engine.with_parents(plan(study, profile)):
         own = recipes.get(run.recipe)
         own.check(options_of(run), n_parents=len(run.parents))
         assert all(value != own.defaults[name] for name, value in run.options.items())
@@ -145,15 +150,15 @@ def size_of(options):
 
 
 @EACH
-def test_no_image_of_a_plan_has_to_be_enlarged(recipe, profile):
-    for run in first_seed(recipe, profile):
+def test_no_image_of_a_plan_has_to_be_enlarged(study, profile):
+    for run in first_seed(study, profile):
         options = options_of(run)
         assert size_of(options) <= SIZES.get(options.dataset, 32), run
 
 
-@ALL
-def test_unknown_profile_and_impossible_seeds_are_refused(recipe):
-    for function in (recipe.plan, recipe.experiments):
+@ALL_STUDIES
+def test_unknown_profile_and_impossible_seeds_are_refused(study):
+    for function in (study.plan, study.experiments):
         with pytest.raises(ValueError, match="unknown profile 'huge'; there are smoke, small, full, paper"):
             function("huge")
         for seeds in ((1, 1), ()):
@@ -298,10 +303,10 @@ KINDS = {
 }
 
 
-def of_each_kind(recipe, profile):
+def of_each_kind(study, profile):
     """Runs that together have every value of the options in `KINDS`; `smoke` has them in all combinations."""
     seen, chosen = set(), []
-    runs = [run for run in first_seed(recipe, profile) if run.options.get("path") is None]  # which needs more images
+    runs = [run for run in first_seed(study, profile) if run.options.get("path") is None]  # which needs more images
     for run in sorted(runs, key=lambda run: "vgg" in options_of(run).model):  # the slowest only where they must
         kinds = {(run.recipe, name, getattr(options_of(run), name)) for name in KINDS[run.recipe]}
         chosen += [] if kinds <= seen else [run]
@@ -311,18 +316,18 @@ def of_each_kind(recipe, profile):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:density .* leaves no channel", "ignore:density .* would empty")
-@ALL  # test_paper has those of `paper`
-def test_each_kind_of_run_of_the_full_profile_takes_a_step_and_hands_on_its_state(recipe, monkeypatch):
+@ALL_STUDIES  # test_paper has those of `paper`
+def test_each_kind_of_run_of_the_full_profile_takes_a_step_and_hands_on_its_state(study, monkeypatch):
     monkeypatch.setattr(runner, "dataset_of", noise)
     # Thousands of networks are judged else; the fourth tenth of all groups is as good here.
     monkeypatch.setattr(dmcp_setup, "greedy", lambda grid, cost, *, budget, loss: grid.at(3))
     monkeypatch.setattr(dmcp_setup, "evolve", lambda grid, cost, *, budget, loss, **options: grid.at(4))
     monkeypatch.setattr(dmcp_setup.Search, "found", lambda search, _: dict.fromkeys(SAMPLED, search.grid.at(4)))
-    narrow = {"width": 0.125} if recipe in (AFR, TRANSFER) else {}
+    narrow = {"width": 0.125} if study in (AFR, TRANSFER) else {}
     states = {}
-    for run in of_each_kind(recipe, "full"):
+    for run in of_each_kind(study, "full"):
         few = {"n_train": None, "batch_size": 8, "n_epochs": 1, "rewind_epochs": 0.0}
-        few |= {} if recipe is TRANSFER else {"train_multiplier": 1.0}  # it tells RigL from RigL five times as long
+        few |= {} if study is TRANSFER else {"train_multiplier": 1.0}  # it tells RigL from RigL five times as long
         few |= {
             "fine_tune_epochs": 1,
             "max_epochs": 1,
@@ -344,10 +349,10 @@ def test_each_kind_of_run_of_the_full_profile_takes_a_step_and_hands_on_its_stat
         states[run.id] = result["state"]
 
 
-@ALL
-def test_every_run_of_the_small_profiles_can_be_forecast(recipe, monkeypatch):
+@ALL_STUDIES
+def test_every_run_of_the_small_profiles_can_be_forecast(study, monkeypatch):
     monkeypatch.setattr(runner, "foreseen", lambda options: noise(options, "cpu"))
-    for run in [*first_seed(recipe, "smoke"), *first_seed(recipe, "small")]:
+    for run in [*first_seed(study, "smoke"), *first_seed(study, "small")]:
         few = Run(run.recipe, dict(run.options) | {"batch_size": 8}, 0, run.parents)
         workload = runner.forecast(recipes.get(run.recipe), few)
         assert workload.macs > 0 and workload.n_steps + workload.n_evaluated > 0, run

@@ -81,7 +81,7 @@ def networks(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby("network", sort=False)
     found = groups[["experiment", "kind"]].first().rename(columns={"experiment": "way"})
     found["n"] = groups.size()
-    found[[*COSTS]] = groups[[*COSTS]].mean()
+    found[[*COSTS]] = groups[[*COSTS]].mean().round(9)  # a mean of equals is not always their value
     dense = runs.loc[runs["experiment"] == "dense", "training_macs"].mean()
     found["training"] = groups["total_training_macs"].mean() / dense
     found["accuracy"] = groups["test_accuracy"].mean()
@@ -155,20 +155,24 @@ def recommend(found: pd.DataFrame, budgets: Mapping[str, float]) -> Advice:
         found: `networks`.
         budgets: Shares of what the whole dense network costs, by one or several of `COSTS`.
     Raises:
-        ValueError: No budget, an unknown cost, a budget that is not above 0, or one in which nothing fits; says what
-            the smallest network costs.
+        ValueError: No budget, an unknown cost, a budget that is not above 0, or one that no network within those before
+            keeps to; says what the cheapest costs.
     """
     if not budgets:
         raise ValueError(f"give a budget of one or several of {', '.join(COSTS)}")
-    fits = pd.Series(True, found.index)
+    left = found
     for cost, budget in budgets.items():
         check_choice("cost", cost, COSTS)
         if not budget > 0:
             raise ValueError(f"a budget is a share of what the dense network costs, above 0; got {cost} {budget}")
-        fits &= found[cost] <= budget
-        if not fits.any():
-            raise ValueError(f"no network costs {budget:.4g} of the {cost}; the least, {_least(found, cost)}")
-    ranked = found[fits].sort_values("accuracy", ascending=False, kind="stable")
+        within = left[left[cost] <= budget]
+        if within.empty:
+            least = (
+                f"; the least, {left[cost].idxmin()}, costs {left[cost].min():.4g}" if left[cost].notna().any() else ""
+            )
+            raise ValueError(f"no network that is left costs at most {budget:.4g} of the {cost}{least}")
+        left = within
+    ranked = left.sort_values("accuracy", ascending=False, kind="stable")
     best = ranked.iloc[0]
     others = ranked[ranked["way"] != best["way"]]
     if others.empty:
@@ -176,11 +180,6 @@ def recommend(found: pd.DataFrame, budgets: Mapping[str, float]) -> Advice:
     error, df = np.hypot(best["error"], others.iloc[0]["error"]), best["df"] + others.iloc[0]["df"]
     p = moderated.p_value(best["accuracy"] - others.iloc[0]["accuracy"], np.float64(0), error, df)
     return Advice(best, others.iloc[0], float(p))
-
-
-def _least(found: pd.DataFrame, cost: str) -> str:
-    least = found[cost].idxmin()
-    return f"{least}, costs {found.at[least, cost]:.4g}"
 
 
 def best_within(runs: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from prunelab.figures.axes import one_legend
 from prunelab.figures.boxes import scene_boxes
 from prunelab.figures.categories import heat_map, strips
 from prunelab.figures.forest import forest, settings
-from prunelab.figures.fronts import fronts
+from prunelab.figures.fronts import fronts, kinds
 from prunelab.figures.layers import kernel_patterns, layer_densities, mask_survival, measured_densities, pixel_map
 from prunelab.figures.lines import (
     curves,
@@ -29,6 +29,7 @@ from prunelab.figures.save import SIZE, save_animation, save_figure
 from prunelab.figures.style import (
     DESIGN_STYLE,
     DISTRIBUTION_STYLE,
+    KIND_STYLE,
     METHOD_STYLE,
     PATH_STYLE,
     PRUNING_STYLE,
@@ -47,6 +48,7 @@ from prunelab.figures.widths import retained, retained_over_time, width_shares
 __all__ = [
     "DESIGN_STYLE",
     "DISTRIBUTION_STYLE",
+    "KIND_STYLE",
     "METHOD_STYLE",
     "PATH_STYLE",
     "PRUNING_STYLE",
@@ -64,6 +66,7 @@ __all__ = [
     "heat_map",
     "intervals",
     "kernel_patterns",
+    "kinds",
     "layer_densities",
     "leads",
     "loss_paths",

@@ -53,3 +53,32 @@ def fronts(found: pd.DataFrame, costs: Sequence[str], *, axes: Sequence[Axes]) -
         columns = ["network", "way", "at", "accuracy", "low", "high", "on_front"]
         data.append(own.reset_index()[columns].assign(cost=cost))
     return pd.concat(data, ignore_index=True)
+
+
+def kinds(found: pd.DataFrame, costs: Sequence[str], *, axes: Sequence[Axes]) -> pd.DataFrame:
+    """Draws what the most accurate network of each kind reaches within a budget, as staircases over the budget.
+
+    Args:
+        found: `frontier.networks`.
+        costs: Of `frontier.COSTS`.
+        axes: One for each cost.
+    Returns:
+        One row a step: `cost`, `kind`, `within`, `accuracy`, `network`.
+    """
+    data = []
+    for cost, ax in zip(costs, axes, strict=True):
+        own = found.dropna(subset=[cost])
+        for kind, style in styles("kind", own["kind"]).items():
+            few = own[own["kind"] == kind]
+            few = few[frontier.pareto(few[cost], few["accuracy"])].sort_values(cost)
+            ends = [*few[cost], max(1.0, few[cost].max())], [*few["accuracy"], few["accuracy"].max()]
+            ax.step(*ends, where="post", color=style["color"], linewidth=1.8, label=style["label"])
+            ax.plot(few[cost], few["accuracy"], style["marker"], color=style["color"], markersize=4)
+            step = few.rename(columns={cost: "within"}).reset_index()[["kind", "within", "accuracy", "network"]]
+            data.append(step.assign(cost=cost))
+        ax.set_xscale("log")
+        steps = log_steps(own[cost].min(), 1.0)
+        ticks(ax.xaxis, steps, map(percent, steps))
+        finish(ax, y="test_accuracy", legend_at="lower right")
+        ax.set_xlabel(f"at most so many {_LABELS[cost]}" if cost != "time" else "at most so much measured time")
+    return pd.concat(data, ignore_index=True)

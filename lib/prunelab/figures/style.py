@@ -101,6 +101,11 @@ WAY_STYLE: dict[str, dict[str, str]] = {
     "l1": {"color": "#E69F00", "marker": "o", "label": "L1 norm, fine-tuned"},
     "slimming": {"color": "#D55E00", "marker": ">", "label": "Network Slimming, fine-tuned"},
 }
+KIND_STYLE: dict[str, dict[str, str]] = {
+    "dense": {"color": "#000000", "marker": "s", "label": "dense, from scratch"},
+    "masked": {"color": "#0072B2", "marker": "o", "label": "masks"},
+    "pruned": {"color": "#D55E00", "marker": ">", "label": "channels pruned, fine-tuned"},
+}
 PATH_STYLE: dict[str, dict[str, str]] = {
     "line": {"color": "#000000", "marker": "o", "label": "straight line"},
     "quadratic_sparse": {"color": "#E69F00", "marker": "v", "label": "quadratic curve, sparse"},
@@ -171,6 +176,7 @@ STYLES = {
     "score": SCORE_STYLE,
     "upstream": UPSTREAM_STYLE,
     "way": WAY_STYLE,
+    "kind": KIND_STYLE,
 }
 _LABELS = {
     "train_loss": "training loss",

@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 
 from prunelab import pages, paths, recipes, verdicts
 from prunelab.files import atomic_write
-from prunelab.recipes import Recipe
+from prunelab.recipes import Study
 
 # The figure that says most of each notebook; the README shows these too.
 MAIN = {
@@ -31,6 +31,7 @@ MAIN = {
     "03_rethinking": "lengths",
     "04_sparse_transfer": "trends",
     "05_afr": "accuracy_vs_sparsity",
+    "06_frontier": "fronts",
 }
 _HERE = Path(__file__).parent
 _HEADINGS = ("h1", "h2", "h3", "h4")
@@ -66,7 +67,7 @@ def build(folder: Path) -> list[Path]:
     Raises:
         OSError: Nothing can be written there.
     """
-    site = [_of_notebook(recipe) for recipe in sorted(recipes.RECIPES.values(), key=lambda each: each.notebook)]
+    site = [_of_notebook(study) for study in sorted(recipes.STUDIES.values(), key=lambda each: each.notebook)]
     site += [_of_markdown(name) for name in pages.PAGES]
     for page in site:
         _store_images(page, folder)
@@ -84,15 +85,15 @@ def build(folder: Path) -> list[Path]:
     return [folder / f"{name}.html" for name in ("index", *(page.name for page in site))]
 
 
-def _of_notebook(recipe: Recipe) -> _Page:
-    stem = recipe.notebook
+def _of_notebook(study: Study) -> _Page:
+    stem = study.notebook
     notebook = nbformat.read(paths.NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     first = notebook.cells[0].source
     title, finding = re.search(r"^# (.+?)\n.*What came out here\.\*\* (.+?\.)(?=\s)", first, re.DOTALL).groups()
     (main,) = (cell for cell in notebook.cells if f'"{stem}", chosen.profile, "{MAIN[stem]}"' in cell.source)
     (alt,) = (output.metadata["image/png"]["alt"] for output in main.outputs if "image/png" in output.get("data", {}))
     body = _body(notebook)
-    counts = verdicts.pooled(pages.judge(recipe, "small"))["verdict"].value_counts()
+    counts = verdicts.pooled(pages.judge(study, "small"))["verdict"].value_counts()
     words = {word: counts.get(word, 0) for word in verdicts.WORDS}
     card = {"image": body.find("img", alt=alt), "finding": finding.replace("*", "").replace("`", ""), "verdicts": words}
     return _Page(stem, title, body, card)
