@@ -280,7 +280,7 @@ def times(*, quick: bool = False) -> Iterator[dict]:
         experiments = recipes.STUDIES["frontier"].experiments(profile)
         of_front = [run for name, runs in experiments.items() if name in frontier.KINDS for run in runs]
         found = stores.on_record(of_front)
-        yield from front.times(found.values(), n_rounds=2 if quick else 200).to_dict("records")
+        yield from front.times(found.values(), n_rounds=2 if quick else 100).to_dict("records")
 
 
 def save(group: str, measured: Mapping) -> Path:
