@@ -77,6 +77,8 @@ def test_every_method_has_a_style_and_every_style_a_method():
     assert figures.DESIGN_STYLE.keys() == ours | {"latency", "dense"}
     assert figures.SCORE_STYLE.keys() == SCORES.keys() | {"dense"}
     assert figures.UPSTREAM_STYLE.keys() == UPSTREAM.keys()
+    assert figures.WAY_STYLE.keys() == frontier.KINDS.keys()
+    assert figures.KIND_STYLE.keys() == set(frontier.KINDS.values())
 
 
 ALL_STYLES = [

@@ -59,7 +59,7 @@ def kinds(found: pd.DataFrame, costs: Sequence[str], *, axes: Sequence[Axes]) ->
     """Draws what the most accurate network of each kind reaches within a budget, as staircases over the budget.
 
     Args:
-        found: `frontier.networks`.
+        found: `frontier.networks`; those that have fewer seeds than others are left out.
         costs: Of `frontier.COSTS`.
         axes: One for each cost.
     Returns:
@@ -67,7 +67,7 @@ def kinds(found: pd.DataFrame, costs: Sequence[str], *, axes: Sequence[Axes]) ->
     """
     data = []
     for cost, ax in zip(costs, axes, strict=True):
-        own = found.dropna(subset=[cost])
+        own = found[found["n"] == found["n"].max()].dropna(subset=[cost])
         for kind, style in styles("kind", own["kind"]).items():
             few = own[own["kind"] == kind]
             few = few[frontier.pareto(few[cost], few["accuracy"])].sort_values(cost)
