@@ -1,6 +1,6 @@
 # A bare machine needs Python 3.11 or newer, git and make; the first call builds .venv, later ones only use it.
 .DEFAULT_GOAL := help
-.PHONY: help figures gallery test bench cluster lock dist clean
+.PHONY: help figures gallery test bench cluster browser lock dist clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,10 @@ bench: $(STAMP) ## measure the speed claims on this machine
 cluster: $(STAMP) ## install Ray, and test plans on a cluster of two nodes on this machine
 	$(BIN)/uv pip install --no-build-isolation --compile-bytecode --python $(BIN)/python -e '.[cluster]'
 	$(BIN)/python -m pytest tests/test_ray_workers.py
+
+browser: $(STAMP) ## install Playwright, and read notebooks and gallery in Chromium
+	$(BIN)/uv pip install --no-build-isolation --python $(BIN)/python -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-annotate --generate-hashes \
