@@ -232,7 +232,9 @@ def test_exported_network_gives_the_outputs_of_the_one_that_is_saved(folder, hal
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(export, "to_onnx", to_onnx)
-    shrink_to(folder, "40%", out=home / "out", model=own_network(), **without("model", "weights"))
+    net = own_network()
+    shrink_to(folder, "40%", out=home / "out", model=net, **without("model", "weights"))
+    assert equal(net.state_dict(), own_network().state_dict())  # a copy was trained
     images = torch.randn(3, 3, SIZE, SIZE)
     network = surgery.load(own_network(), home / "out" / "40percent.prunelab").eval()
     assert network.conv1.out_channels == 4
