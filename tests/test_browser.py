@@ -59,7 +59,7 @@ def checkout(tmp_path_factory):
     for name in listed.stdout.strip("\0").split("\0"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(paths.ROOT / name, folder / name)
-    for split, shade, number in itertools.product(("train", "test"), (60, 180), range(24)):
+    for split, shade, number in itertools.product(("train", "test"), (60, 180), range(40)):
         path = folder / "data" / "mine" / split / f"shade {shade}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((20, 16), shade).convert("RGB").save(path)
