@@ -1,6 +1,6 @@
 # A bare machine needs Python 3.11 or newer, git and make; the first call builds .venv, later ones only use it.
 .DEFAULT_GOAL := help
-.PHONY: help figures gallery test bench cluster lock dist clean
+.PHONY: help figures gallery test bench cluster browser colab lock dist clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,25 @@ bench: $(STAMP) ## measure the speed claims on this machine
 cluster: $(STAMP) ## install Ray, and test plans on a cluster of two nodes on this machine
 	$(BIN)/uv pip install --no-build-isolation --compile-bytecode --python $(BIN)/python -e '.[cluster]'
 	$(BIN)/python -m pytest tests/test_ray_workers.py
+
+browser: $(STAMP) ## install Playwright, and read notebooks and gallery in Chromium
+	$(BIN)/uv pip install --no-build-isolation --python $(BIN)/python -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
+
+# Colab's Pythons, of which tests/colab.txt has the packages: 5 GB each. uv fetches a Python that is not on this machine;
+# where it cannot, it says so, and COLAB=3.12 takes only the other.
+COLAB ?= 3.13 3.12
+
+colab: $(COLAB:%=.colab/%/.installed) ## execute the notebooks with the versions that Colab has, from an empty folder
+	set -eu; for version in $(COLAB); do \
+	    .colab/$$version/bin/python -m pytest --durations=0 -k "colab or progress or t4" \
+	        tests/test_colab.py tests/test_progress.py tests/test_recipes.py; \
+	done
+
+.colab/%/.installed: tests/colab.txt | $(STAMP)
+	$(BIN)/uv venv --clear --python $* .colab/$*
+	$(BIN)/uv pip install --compile-bytecode --python .colab/$* -r $<
+	touch $@
 
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-annotate --generate-hashes \

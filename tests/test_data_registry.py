@@ -134,6 +134,37 @@ def test_a_single_class_is_refused(home, name):
         data.load(name, image_size=4)
 
 
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_photographs_that_lie_anywhere_are_in_three_channels(tmp_path, colour, is_archive):
+    source = write_folder(tmp_path / "zoo", colour=colour)
+    if is_archive:
+        source = Path(shutil.make_archive(source, "zip", tmp_path, "zoo"))
+    dataset = data.load_from(source, image_size=2)
+    (images, labels), *_ = dataset.test_batches(batch_size=3)
+    assert images.shape == (3, 3, 2, 2) and labels.tolist() == [0, 0, 1]
+    assert dataset.class_names == ("ant", "bee") and dataset.n_train == 12
+    assert dataset.name == str(source) and dataset.source == source.name
+    assert dataset.flip is (colour or not is_archive)
+
+
+def test_photographs_that_cannot_be_used_are_named(tmp_path):
+    (tmp_path / "zoo.txt").touch()
+    for name in ("nowhere", "zoo.txt"):
+        with pytest.raises(
+            data.DatasetNotFoundError, match=f"there is no folder or archive of images .*{name}; it needs"
+        ):
+            data.load_from(tmp_path / name, image_size=4)
+    with pytest.raises(ValueError, match="has images of a single class, ant"):
+        data.load_from(write_folder(tmp_path / "one", classes=("ant",)), image_size=4)
+    dataset = data.load_from(write_folder(tmp_path / "zoo"), image_size=4)
+    data.check(dataset)
+    (tmp_path / "zoo" / "train" / "ant" / "0.png").write_bytes(b"no image")
+    data.check(dataset)  # it is remembered, until a size changes
+    with pytest.raises(ValueError, match=r"1 images cannot be used, such as train/ant/0\.png"):
+        data.check(data.load_from(tmp_path / "zoo", image_size=4))
+
+
 def test_embedded_images_are_not_enlarged():
     with pytest.raises(ValueError, match="image_size 9 would enlarge an image of 8x8"):
         data.load("digits", image_size=9)

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from prunelab import figures, papers, paths, verdicts
+from prunelab import figures, frontier, papers, paths, verdicts
 from prunelab.methods import METHODS
 from prunelab.recipes.dmcp.plan import DESIGNS
 from prunelab.recipes.prunings import PRUNINGS

@@ -52,7 +52,7 @@ FLOORS = (
     {"checkpoints", "records", "claims", "papers", "methods", "scores", "data", "cost", "export", "batch"},
     {"channels", "verdicts", "steps", "views", "features", "deepsparse"},
     {"training", "landscape", "figures", "dino", "neighbours", "detection", "sparse_inference"},
-    {"forecast", "probes"},
+    {"forecast", "probes", "shrinking"},
     {"recipes"},
     {"stores"},
     {"workers"},

@@ -1,6 +1,7 @@
 """Progress: a bar for who watches, a few lines for who reads later, nothing in outputs that are kept."""
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 from jupyter_client.manager import start_new_kernel
@@ -67,4 +68,6 @@ with progress_of(4) as tell:
     kernel.execute_interactive(code, allow_stdin=is_awaited, output_hook=messages.append, timeout=60)
     shown = [str(message["content"]) for message in messages if message["msg_type"] in ("stream", "display_data")]
     assert any("0/4" in text for text in shown) is is_awaited and bool(shown) is is_awaited
+    can_draw = find_spec("ipywidgets") is not None  # as in Colab; a bar of text elsewhere
+    assert any("jupyter.widget-view" in text for text in shown) is (is_awaited and can_draw)
     assert not any("Warning" in str(message["content"]) for message in messages)

@@ -10,11 +10,13 @@ from torch import nn
 
 from prunelab import claims, cost, data, engine, recipes, records, stores, training
 from prunelab.data.registry import STREAMED
+from prunelab.precision import best_precision
 from prunelab.recipes import AFR, DMCP, PROFILES, RETHINKING, RIGL, TRANSFER, Recipe, Study, runner
 from prunelab.recipes.common import image_of
 from prunelab.recipes.dmcp import setup as dmcp_setup
 from prunelab.recipes.dmcp.plan import SAMPLED
 from prunelab.recipes.recipe import Outline, Setup, TrainingOptions
+from prunelab.recipes.rethinking import setup as rethinking_setup
 from prunelab.runs import Run, describe, make_run, option
 
 STUDIES = recipes.STUDIES.values()
@@ -277,6 +279,24 @@ def test_killed_run_goes_on_from_its_checkpoint_to_the_same_numbers(recipe, tmp_
     again = runner.execute(recipe, run, checkpoint=tmp_path / "state", **how)
     for key in ("metrics", "curves", "layers", "moves"):
         assert again[key] == executed(run)[key]
+
+
+# What these learn beside the weights has gradients that nobody scales back.
+IN_FLOAT32 = [search, RETHINKING.run(seed=0, **TINY, **RESNET, pruning="selection")]
+
+
+@ALL
+def test_on_a_t4_runs_train_in_float16_to_about_the_same_loss(recipe, monkeypatch):
+    runs = {run: executed(run) for run in [*PARENTS[recipe.name], *IN_FLOAT32] if run.recipe == recipe.name}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # torch emulates it there
+    for module in (runner, dmcp_setup, rethinking_setup):
+        monkeypatch.setattr(module, "best_precision", lambda device, model: best_precision("cuda", model))
+    for run, usual in runs.items():
+        parents = [executed(parent)["state"] for parent in run.parents]
+        result = runner.execute(recipe, run, device="cpu", parents=parents)
+        assert result["precision"] == ("fp32" if run in IN_FLOAT32 else "fp16"), run
+        assert result["curves"]["train_loss"] == pytest.approx(usual["curves"]["train_loss"], rel=0.02), run
 
 
 # One of each kind of run of `full` takes a step, on noise in the shape of its images.

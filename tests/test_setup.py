@@ -19,7 +19,8 @@ from prunelab import cli, paths
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
-del EXTRAS["cluster"]  # for those who have one: `make cluster`
+for own_command in ("browser", "cluster"):  # installs it: `make browser`
+    del EXTRAS[own_command]
 REQUIREMENTS = [
     need
     for need in map(Requirement, itertools.chain(PYPROJECT["project"]["dependencies"], *EXTRAS.values()))

@@ -7,6 +7,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 from prunelab.runs import parse_seeds
 
@@ -50,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
 
     training = argparse.ArgumentParser(add_help=False)
     training.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    training.add_argument("--jobs", type=_jobs, help="runs at the same time; one a core on CPUs, eight on a GPU")
+    training.add_argument(
+        "--jobs", type=partial(_whole, "jobs"), help="runs at the same time; one a core on CPUs, eight on a GPU"
+    )
     fresh = argparse.ArgumentParser(add_help=False)
     fresh.add_argument("--fresh", action="store_true", help="leave shipped records aside: train on this machine")
 
@@ -76,6 +80,30 @@ def _parser() -> argparse.ArgumentParser:
     groups = "engine, steps, channels, widths, scores, transfer, surgery, streaming, scale, cluster, notebooks"
     option("groups", nargs="*", metavar="GROUP", help=f"{groups}, curves, networks, front; none: all")
     option("--quick", action="store_true", help="a rough look in some minutes, which judges and writes nothing")
+    option = add("shrink", "Train a network on a folder of images, and a smaller one that is as fast as you want.")
+    option(
+        "source",
+        type=Path,
+        metavar="FOLDER",
+        help="train/ and test/ (or val/), a folder of images a class; or an archive",
+    )
+    option(
+        "--latency",
+        required=True,
+        help="at most, for an image on this machine: 5ms, 0.8s, or 50%% of the network's own",
+    )
+    option("--model", default="resnet18", help="a classifier of torchvision or prunelab (resnet18)")
+    option(
+        "--weights", default="imagenet", help="to start from: imagenet for torchvision's, none, or a file (imagenet)"
+    )
+    option("--trained", action="store_true", help="the weights were trained on these images: only shrink the network")
+    option("--epochs", type=partial(_whole, "epochs"), default=20, help="passes over the images (20)")
+    option("--size", type=partial(_whole, "size"), default=224, metavar="PIXELS", help="side of the images (224)")
+    option(
+        "--batch-size", type=partial(_whole, "batch-size"), default=64, metavar="IMAGES", help="of a training step (64)"
+    )
+    option("--device", default="auto", help="auto, cpu or cuda")
+    option("--out", type=Path, metavar="FOLDER", help="for what is written (the name of the images, with -smaller)")
     add("report", "Write RESULTS.md and BENCHMARKS.md anew, from the records that ship.")
     add("gallery", "Write the notebooks as they are, with an index and search, as a site to read: build/gallery.")
     return parser
@@ -88,9 +116,9 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _jobs(text: str) -> int:
+def _whole(name: str, text: str) -> int:
     if not re.fullmatch("0*[1-9][0-9]*", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"jobs must be a whole number from 1 on; got {text!r}")
+        raise argparse.ArgumentTypeError(f"{name} must be a whole number from 1 on; got {text!r}")
     return int(text)
 
 

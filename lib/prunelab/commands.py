@@ -5,14 +5,16 @@ import ast
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from prunelab import bench, data, engine, forecast, pages, paths, recipes, records, runs, stores, workers
+from prunelab import bench, data, engine, forecast, pages, paths, recipes, records, runs, shrinking, stores, workers
 from prunelab.data import DatasetNotFoundError
+from prunelab.data.folders import ARCHIVE_SUFFIXES
 from prunelab.files import atomic_write, require_folder
 from prunelab.forecast import Workload
 from prunelab.recipes import Recipe, Study, runner
@@ -331,6 +333,27 @@ def _draw_speed(curves: list[dict]) -> None:
     figures.save_figure(fig, "bench", workers.resolve_device("auto"), "curves", data=data, alt=alt)
 
 
+def _shrink(options: argparse.Namespace) -> None:
+    source = options.source
+    name = next(filter(source.name.endswith, ARCHIVE_SUFFIXES), "")
+    out = options.out or Path(f"{source.resolve().name.removesuffix(name)}-smaller")
+    report = shrinking.shrink_to(
+        source,
+        options.latency,
+        out=out,
+        model=options.model,
+        weights=options.weights,
+        is_trained=options.trained,
+        n_epochs=options.epochs,
+        batch_size=options.batch_size,
+        image_size=options.size,
+        device=workers.resolve_device(options.device),
+        tell=partial(print, flush=True),
+    )
+    _print_table(shrinking.table(report))
+    print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
 def _require_clone(what: str) -> None:
     if not paths.IS_CLONE:
         raise ValueError(f"{what} is for the repository, whose files it takes; prunelab is installed here: use a clone")
@@ -361,6 +384,7 @@ COMMANDS = {
     "verify": _verify,
     "status": _status,
     "bench": _bench,
+    "shrink": _shrink,
     "report": _report,
     "gallery": _gallery,
 }

@@ -2,16 +2,28 @@
 
 from prunelab.data.batches import LabelledImages
 from prunelab.data.dataset import Dataset
-from prunelab.data.registry import STREAMED, DatasetNotFoundError, decoded_file, foresee, gigabytes, load, require
+from prunelab.data.registry import (
+    STREAMED,
+    DatasetNotFoundError,
+    check,
+    decoded_file,
+    foresee,
+    gigabytes,
+    load,
+    load_from,
+    require,
+)
 
 __all__ = [
     "STREAMED",
     "Dataset",
     "DatasetNotFoundError",
     "LabelledImages",
+    "check",
     "decoded_file",
     "foresee",
     "gigabytes",
     "load",
+    "load_from",
     "require",
 ]

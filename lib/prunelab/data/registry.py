@@ -99,14 +99,63 @@ def load(
         if in_colour:
             images = images.map(lambda grey: grey.expand(-1, -1, -1, 3).contiguous())
         dataset = Dataset(name, **vars(images), flip=flip, source=source, sha256=sha256)
-    if dataset.num_classes < 2:
-        raise ValueError(
-            f"{name} has images of a single class, {dataset.class_names[0]}, so there is nothing to tell apart; "
-            "it needs two or more folders of images in train/"
-        )
+    _check_classes(dataset)
     if n_train is not None or n_validation is not None:
         dataset = split(dataset, n_train=n_train, n_validation=n_validation)
     return dataset.to(device)
+
+
+def load_from(source: Path, *, image_size: int, device: torch.device | str = "cpu") -> LabelledImages:
+    """Loads a reader's own photographs, wherever they lie, in three channels.
+
+    Those of a folder are decoded, resized and cut as they are used, as those of `STREAMED`; `check` sees that all can
+    be. Those of an archive are decoded now, shrunk by area averaging, and held.
+
+    Args:
+        source: A folder or an archive in ImageFolder form, as `folders.read` takes it.
+        image_size: Side of the images in pixels.
+        device: Where batches go.
+    Raises:
+        DatasetNotFoundError: There is nothing of that kind.
+        ValueError: Another layout, a single class, or images of an archive that cannot be used; says how many.
+    """
+    if source.is_dir():
+        from prunelab.data import streams
+
+        listing = folders.list_images(source)
+        dataset = streams.open_listing(source, listing, name=str(source), source=source.name, image_size=image_size)
+    elif source.is_file() and source.name.endswith(folders.ARCHIVE_SUFFIXES):
+        images, sha256 = folders.read(source, image_size=image_size), folders.sha256(source)
+        flip = images.train_images.shape[3] == 3
+        images = images.map(lambda pixels: pixels.expand(-1, -1, -1, 3).contiguous())
+        dataset = Dataset(str(source), **vars(images), flip=flip, source=source.name, sha256=sha256)
+    else:
+        raise DatasetNotFoundError(
+            f"there is no folder or archive of images {source}; it needs train/ and test/ (or val/) with one folder of "
+            f"images per class, in a folder or in a file that ends in {', '.join(folders.ARCHIVE_SUFFIXES)}"
+        )
+    _check_classes(dataset)
+    return dataset.to(device)
+
+
+def check(dataset: LabelledImages) -> None:
+    """Decodes the images of `load_from` once, where they lie in a folder, to see that all can be; that is remembered.
+
+    Raises:
+        ValueError: Images that cannot be used; says how many, and names three.
+    """
+    from prunelab.data import streams
+
+    if isinstance(dataset, streams.StreamedDataset):
+        streams.check(dataset, passed=paths.CACHE / f"{dataset.sha256[:16]}-{dataset.image_size}.checked")
+
+
+def _check_classes(dataset: LabelledImages) -> None:
+    if dataset.num_classes < 2:
+        raise ValueError(
+            f"{dataset.name} has images of a single class, {dataset.class_names[0]}, so there is nothing to tell apart;"
+            " it needs two or more folders of images in train/"
+        )
 
 
 def require(name: str, *, image_size: int | None = None, quiet: bool = False) -> None:

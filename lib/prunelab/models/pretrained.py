@@ -99,7 +99,19 @@ def find(name: str) -> Path:
         ValueError: An unknown name.
         WeightsNotFoundError: Neither on this machine nor within reach.
     """
-    release = _release(name)
+    return fetch(_release(name), name, instead="choose the profile 'smoke', which needs no download")
+
+
+def fetch(release: Release, name: str, *, instead: str) -> Path:
+    """Finds the file of a release as `find` does.
+
+    Args:
+        release: Any; not only of `RELEASES`.
+        name: What errors call it.
+        instead: What the error advises to do without it.
+    Raises:
+        WeightsNotFoundError: Neither on this machine nor within reach.
+    """
     downloaded = paths.CACHE / "pretrained" / release.file_name
     for path in (paths.DATA / release.file_name, downloaded):
         if path.is_file():
@@ -111,8 +123,7 @@ def find(name: str) -> Path:
     except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsNotFoundError(
             f"the weights {name} are not on this machine, and their download failed ({type(error).__name__}: {error}). "
-            f"Either download {release.url} and put it into {paths.DATA} as {release.file_name}; "
-            "or choose the profile 'smoke', which needs no download"
+            f"Either download {release.url} and put it into {paths.DATA} as {release.file_name}; or {instead}"
         ) from error
     return downloaded
 
