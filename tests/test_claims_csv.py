@@ -70,7 +70,7 @@ def test_row_is_complete(claim):
 )
 def test_claim_that_waits_for_nothing_finds_its_runs_in_the_plan_of_its_profile(claim):
     made = planned(claim.recipe, claim.profile).assign(**dict.fromkeys(METRICS, 0.5))
-    whole, *others = verdicts.table(made, of=[claim], profile=claim.profile).itertuples()
+    whole, *others = verdicts.table(made, of=[claim], profile=claim.profile, recipe=claim.recipe).itertuples()
     assert whole.n_seeds >= verdicts.MIN_SEEDS, whole.reason
     assert [row.at for row in others] == list(claim.beside) or claim.profile != "small"
 
