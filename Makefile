@@ -47,7 +47,7 @@ colab: $(COLAB:%=.colab/%/.installed) ## execute the notebooks with the versions
 
 .colab/%/.installed: tests/colab.txt | $(STAMP)
 	$(BIN)/uv venv --clear --python $* .colab/$*
-	$(BIN)/uv pip install --compile-bytecode --python .colab/$* -r $<
+	$(BIN)/uv pip install --python .colab/$* -r $<
 	touch $@
 
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
