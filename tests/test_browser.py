@@ -33,6 +33,7 @@ OWN = {
     "03_rethinking": {"live_density": 0.25},
     "04_sparse_transfer": {"live_task": "mine", "live_size": 16},
     "05_afr": {"live_task": "mine", "live_size": 16, "live_density": 0.2},
+    "06_frontier": {"budget": 0.4, "budget_of": "weights"},
 }
 # Without the last ones a browser asks its maker's servers, at each start.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
