@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from prunelab import data, deepsparse, frontier, paths, recipes, records, stores, workers
@@ -280,7 +281,7 @@ def times(*, quick: bool = False) -> Iterator[dict]:
         experiments = recipes.STUDIES["frontier"].experiments(profile)
         of_front = [run for name, runs in experiments.items() if name in frontier.KINDS for run in runs]
         found = stores.on_record(of_front)
-        yield from front.times(found.values(), n_rounds=2 if quick else 100).to_dict("records")
+        yield from front.times(found.values(), n_rounds=2 if quick else 100).replace({np.nan: None}).to_dict("records")
 
 
 def save(group: str, measured: Mapping) -> Path:
@@ -300,7 +301,7 @@ def save(group: str, measured: Mapping) -> Path:
     path = (paths.RECORDS if paths.IS_CLONE else paths.DATA) / "bench.json"
     content = json.loads(path.read_text()) if path.exists() else {}
     content[group] = {"provenance": records.provenance() | machine, **measured}
-    atomic_write(path, json.dumps(content, indent=1) + "\n")
+    atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 
 
