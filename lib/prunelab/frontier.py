@@ -30,7 +30,7 @@ COSTS = ("weights", "macs", "bytes", "time")
 # What each way, an experiment of the plan, leaves: a masked network as large as before; a trained one without some of
 # its channels, fine-tuned; a dense one, whole or small, that is trained from scratch.
 KINDS = {
-    **dict.fromkeys(("static", "snip", "set", "rigl", "gmp", "magnitude"), "masked"),
+    **dict.fromkeys(("static", "snip", "set", "rigl", "gmp", "gmp_long", "magnitude"), "masked"),
     **dict.fromkeys(("l1", "slimming"), "pruned"),
     **dict.fromkeys(("dense", "small_dense", "scratch_e", "scratch_b", "distilled", "dmcp"), "dense"),
 }
@@ -54,13 +54,14 @@ def costed(frame: pd.DataFrame, times: Mapping[str, float]) -> pd.DataFrame:
         frame: `records.frame`; its experiments are ways.
         times: Time by the id of a run; NaN where there is none.
     Returns:
-        The rows of `frame`, with `kind`, `network` (the method and its size) and the `COSTS` besides.
+        The rows of `frame`, with `kind`, `network` (the way and its size) and the `COSTS` besides.
     """
     runs = frame[frame["experiment"].isin(KINDS)].copy()
     options = runs.reindex(columns=["method", "density", "budget"])
     size = options["budget"].where(runs["recipe"] == "dmcp", options["density"])
     runs["kind"] = runs["experiment"].map(KINDS)
-    runs["network"] = options["method"].fillna(runs["experiment"]) + size.map(" {:g}".format)
+    names = options["method"].where(runs["experiment"] == "small_dense", runs["experiment"])  # of two measures of size
+    runs["network"] = names + size.map(" {:g}".format)
     positions = runs["n_stored_weights"].where(runs["kind"] == "masked", 0) / _BITS
     bytes_ = (runs["n_active"] + positions) / runs["n_reference_weights"]
     return runs.assign(

@@ -22,8 +22,9 @@ def ticks(axis: Axis, positions: Iterable[float], labels: Iterable[str]) -> None
 
 
 def log_steps(low: float, high: float) -> list[float]:
-    """Returns 1, 2, 5, 10 and so on, from about `low` to about `high`: ticks of a logarithmic axis."""
-    steps = (digit * 10.0**power for power in range(-9, 9) for digit in (1, 2, 5))
+    """Returns ticks of a logarithmic axis, from about `low` to about `high`: 1, 2, 5, 10; more where these are near."""
+    digits = (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    steps = (digit * 10.0**power for power in range(-9, 9) for digit in digits)
     return [step for step in steps if low / 1.3 <= step <= high * 1.3]
 
 

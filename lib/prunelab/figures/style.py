@@ -97,6 +97,7 @@ WAY_STYLE: dict[str, dict[str, str]] = {
     "set": {"color": "#3B9AE1", "marker": "^", "label": "SET"},
     "rigl": METHOD_STYLE["rigl"],
     "gmp": {"color": "#0A2F66", "marker": "d", "label": "gradual pruning"},
+    "gmp_long": {"color": "#0A2F66", "marker": "P", "label": "gradual pruning, longer"},
     "magnitude": {"color": "#7830F0", "marker": "<", "label": "magnitude, fine-tuned"},
     "l1": {"color": "#E69F00", "marker": "o", "label": "L1 norm, fine-tuned"},
     "slimming": {"color": "#D55E00", "marker": ">", "label": "Network Slimming, fine-tuned"},

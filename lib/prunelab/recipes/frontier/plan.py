@@ -1,7 +1,8 @@
 """What `06_frontier` trains: every way of the other notebooks to spend a budget, on one network and one set of images.
 
-All of its runs are of their recipes, with the same images, batches, optimizer, rates and epochs; those that
-`01_rigl` compares are the same runs. An experiment is a way, at all of its sizes.
+All of its runs are of their recipes, with the same images, batches and optimizer, and for as many epochs at the same
+rate, but for what is trained longer on purpose, or trained on. Those that `01_rigl` compares are the same runs. An
+experiment is a way, at all of its sizes.
 """
 
 from functools import partial
@@ -20,6 +21,7 @@ _MASKED = ("static", "snip", "set", "rigl")
 #   masked: What runs of `01_rigl` share besides.
 #   densities: Of masks, and of the small dense networks with as many weights, or as many MACs.
 #   gmp_densities: Of gradual pruning.
+#   gmp_long: Of gradual pruning for about as many MACs as the whole network takes, with the factors on its length.
 #   magnitude_densities: Of magnitude pruning in one shot, fine-tuned.
 #   larger: Density of one more small dense network.
 #   channels: Shares of the channels inside of blocks that are left of a trained network.
@@ -42,6 +44,7 @@ SMOKE = SimpleNamespace(
     masked={"update_every": 10},
     densities=(0.1,),
     gmp_densities=(0.1,),
+    gmp_long=((0.1, 2.0),),
     magnitude_densities=(0.1,),
     larger=0.5,
     channels=(0.5, 0.15),
@@ -58,7 +61,8 @@ SMALL = SimpleNamespace(
     base=_CIFAR | {"model": "resnet8", "image_size": 16, "n_train": 10_000, "n_epochs": 20, "eval_every": 5},
     masked={},
     densities=(0.2, 0.1, 0.05, 0.02),
-    gmp_densities=(0.2, 0.1, 0.05),
+    gmp_densities=(0.2, 0.1, 0.05, 0.02),
+    gmp_long=((0.2, 1.65), (0.1, 2.05), (0.05, 2.35)),
     magnitude_densities=(0.2, 0.1, 0.05),
     larger=0.5,
     channels=(0.5, 0.34, 0.19, 0.15, 0.09),
@@ -77,6 +81,7 @@ FULL = SimpleNamespace(
     masked={},
     densities=(0.1, 0.05, 0.02),
     gmp_densities=(0.1, 0.05, 0.02),
+    gmp_long=((0.1, 2.05), (0.05, 2.35)),
     magnitude_densities=(0.1, 0.05),
     larger=0.5,
     channels=(0.5, 0.34, 0.15, 0.09),
@@ -96,6 +101,7 @@ PAPER = SimpleNamespace(
     masked={},
     densities=(0.2, 0.1),
     gmp_densities=(0.2, 0.1),
+    gmp_long=((0.2, 1.65),),
     magnitude_densities=(0.2, 0.1),
     larger=0.5,
     channels=(0.5, 0.3),
@@ -132,6 +138,7 @@ def _masked(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
         "small_dense": [run(method="small_dense", density=size.larger), *small],
         **{method: [run(method=method, density=density) for density in size.densities] for method in _MASKED},
         "gmp": [run(method="gmp", density=density) for density in size.gmp_densities],
+        "gmp_long": [run(method="gmp", density=at, train_multiplier=factor) for at, factor in size.gmp_long],
     }
 
 
