@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
-from prunelab import frontier, recipes, records
+from prunelab import frontier, recipes, records, sparse_inference
 from prunelab.bench import front
 from prunelab.recipes import PROFILES, runner
 from prunelab.recipes.rigl.plan import experiments as rigl_experiments
+from prunelab.sparse_inference import SparseConv
 
 FRONTIER = recipes.STUDIES["frontier"]
 
@@ -106,19 +108,30 @@ def test_share_on_front_is_a_half_for_equals_and_grows_with_the_lead():
     assert shares["c"] == 1.0 and shares["d"] == 0.0
 
 
-def test_most_accurate_network_within_all_budgets_is_recommended_beside_the_best_of_another_way():
-    advice = frontier.recommend(NETWORKS, {"macs": 0.2})
-    assert (advice.best.name, advice.runner_up.name) == ("rigl 0.1", "small_dense 0.1")
-    assert 0 < advice.p < 1 and advice.is_decided == (advice.p <= 0.05)
-    assert frontier.recommend(NETWORKS, {"macs": 0.2, "bytes": 0.12}).best.name == "small_dense 0.1"
-    alone = frontier.recommend(NETWORKS, {"macs": 0.115})
-    assert alone.best.name == "small_dense 0.1" and alone.runner_up is None and not alone.is_decided
-    whole = frontier.recommend(NETWORKS, {"time": 1.0})  # of those whose time is known
-    assert (whole.best.name, whole.runner_up.name) == ("dense 1", "l1 0.5")
+def test_most_accurate_network_of_each_kind_within_all_budgets_is_recommended_the_best_first():
+    ranked = frontier.recommend(NETWORKS, {"macs": 0.2})
+    assert list(ranked.index) == ["rigl 0.1", "small_dense 0.1"] and list(ranked["kind"]) == ["masked", "dense"]
+    assert ranked["behind"].tolist() == pytest.approx([0.0, 0.04])
+    best, second = (NETWORKS.loc[name] for name in ranked.index)
+    # Welch's t; of the common variance's degrees of freedom both have one share, of their own 2 each.
+    t = 0.04 / np.sqrt(best["error"] ** 2 + second["error"] ** 2)
+    assert ranked["p"].tolist() == pytest.approx([np.nan, 2 * stats.t.sf(t, best["df"] + 2)], nan_ok=True)
+    assert list(frontier.recommend(NETWORKS, {"macs": 0.2, "bytes": 0.12}).index) == ["small_dense 0.1"]
+    # Of those whose time is known.
+    assert list(frontier.recommend(NETWORKS, {"time": 1.0}).index) == ["dense 1", "l1 0.5"]
+    assert frontier.recommend(NETWORKS, {"training": 0.17}).index[0] == "small_dense 0.1"
+
+
+def test_network_of_fewer_seeds_than_others_is_not_recommended():
+    few = COSTED[(COSTED["network"] != "rigl 0.1") | (COSTED["seed"] == 0)]
+    assert frontier.recommend(frontier.networks(few), {"macs": 0.2}).index[0] == "small_dense 0.1"
+    of_one = frontier.recommend(frontier.networks(COSTED[COSTED["seed"] == 0]), {"macs": 0.2})
+    assert list(of_one.index) == ["rigl 0.1", "small_dense 0.105"] and of_one["p"].isna().all()
 
 
 def test_larger_budget_never_gives_less():
-    found = [frontier.recommend(NETWORKS, {"macs": macs}).best["accuracy"] for macs in (0.11, 0.15, 0.18, 0.6, 1.0)]
+    shares = 0.11, 0.15, 0.18, 0.6, 1.0
+    found = [frontier.recommend(NETWORKS, {"macs": macs})["accuracy"].iloc[0] for macs in shares]
     assert found == sorted(found)
 
 
@@ -126,8 +139,10 @@ def test_larger_budget_never_gives_less():
     "budgets, message",
     [
         ({}, "give a budget of one or several of weights, macs, bytes, time"),
-        ({"flops": 0.5}, "unknown cost 'flops'; there are weights, macs, bytes, time"),
-        ({"macs": 0}, "above 0; got macs 0"),
+        ({"flops": 0.5}, "unknown cost 'flops'; there are weights, macs, bytes, time, training"),
+        ({"macs": 0}, "such as 0.25; got macs 0"),
+        ({"macs": 25}, "such as 0.25; got macs 25"),
+        ({"training": float("nan")}, "such as 0.25; got training nan"),
         (
             {"macs": 0.01},
             "no network that is left costs at most 0.01 of the macs; the least, small_dense 0.1, costs 0.11",
@@ -232,6 +247,17 @@ def test_networks_are_built_from_their_records_and_timed_beside_the_dense_one():
         for layer in record["layers"]:
             assert list(model.get_submodule(layer["name"]).weight.shape) == layer["shape"]
     assert front.sparse(found[1])(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert isinstance(front.sparse(found[1], pays=lambda *_: True).get_submodule("conv"), SparseConv)
     table = front.times(found, n_rounds=2).set_index("id")
     assert table.at[dense.id, "time"] == 1.0 and (table["time"] > 0).all() and table.at[masked.id, "time"] <= 1.0
-    assert table["sparse"].notna().tolist() == [False, True, False, False]
+    for column, filled in ("sparse", masked), ("n_sparse", masked), ("again", dense):
+        assert list(table.index[table[column].notna()]) == [filled.id]
+
+
+def test_mask_without_a_layer_that_is_faster_sparse_takes_the_dense_networks_time(monkeypatch):
+    dense = recorded("rigl", recipes.get("rigl").run(seed=0, **TINY, method="dense", density=1.0))
+    masked = recorded("rigl", recipes.get("rigl").run(seed=0, **TINY, method="static", density=0.1))
+    for pays, n_sparse in (True, 7), (False, 0):
+        monkeypatch.setattr(sparse_inference, "_is_faster", lambda *_, pays=pays: pays)
+        row = front.times([dense, masked], n_rounds=2).set_index("id").loc[masked["id"]]
+        assert row["n_sparse"] == n_sparse and (row["time"] == 1.0 or pays)

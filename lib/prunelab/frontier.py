@@ -17,7 +17,6 @@ it is judged by.
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -129,43 +128,36 @@ def share_on_front(found: pd.DataFrame, cost: str) -> pd.Series:
     return pd.Series(np.mean([pareto(found[cost], values) for values in drawn], axis=0), found.index)
 
 
-@dataclass(frozen=True)
-class Advice:
-    """What to pick for a budget.
-
-    Attributes:
-        best: The row of `networks` that is the most accurate within it.
-        runner_up: The most accurate of another way; None where there is none.
-        p: Two-sided, that both are equally accurate; NaN where one has no interval.
-    """
-
-    best: pd.Series
-    runner_up: pd.Series | None
-    p: float
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether the best is known to be ahead of the runner-up, at 5 %."""
-        return self.p <= 0.05
+def check_budgets(budgets: Mapping[str, float]) -> None:
+    """Raises ValueError unless budgets are shares of one or several of `COSTS`, or "training"."""
+    costs = (*COSTS, "training")
+    if not budgets:
+        raise ValueError(f"give a budget of one or several of {', '.join(costs)}")
+    for cost, budget in budgets.items():
+        check_choice("cost", cost, costs)
+        if not 0 < budget <= (np.inf if cost == "training" else 1):
+            raise ValueError(f"a budget is a share of what the dense network costs, such as 0.25; got {cost} {budget}")
 
 
-def recommend(found: pd.DataFrame, budgets: Mapping[str, float]) -> Advice:
-    """Picks the most accurate network within all of some budgets.
+def recommend(found: pd.DataFrame, budgets: Mapping[str, float]) -> pd.DataFrame:
+    """Ranks what fits within all of some budgets: of each kind the most accurate network, the best first.
+
+    Networks of fewer seeds than others have are left out. The best is picked by the numbers that it is shown with, so
+    that its accuracy and its lead are a little too high; nothing is corrected for asking often.
 
     Args:
         found: `networks`.
-        budgets: Shares of what the whole dense network costs, by one or several of `COSTS`.
+        budgets: The most that one or several of `COSTS` may be, or "training".
+    Returns:
+        Rows of `networks`; `behind`, by how much the first is more accurate, and `p`, two-sided, that both are equally
+        accurate; 0 and NaN in the first row.
     Raises:
-        ValueError: No budget, an unknown cost, a budget that is not above 0, or one that no network within those before
-            keeps to; says what the cheapest costs.
+        ValueError: As `check_budgets`, or a budget that no network within those before keeps to; says what the cheapest
+            costs.
     """
-    if not budgets:
-        raise ValueError(f"give a budget of one or several of {', '.join(COSTS)}")
-    left = found
+    check_budgets(budgets)
+    left = found[found["n"] == found["n"].max()]
     for cost, budget in budgets.items():
-        check_choice("cost", cost, COSTS)
-        if not budget > 0:
-            raise ValueError(f"a budget is a share of what the dense network costs, above 0; got {cost} {budget}")
         within = left[left[cost] <= budget]
         if within.empty:
             least = (
@@ -173,14 +165,17 @@ def recommend(found: pd.DataFrame, budgets: Mapping[str, float]) -> Advice:
             )
             raise ValueError(f"no network that is left costs at most {budget:.4g} of the {cost}{least}")
         left = within
-    ranked = left.sort_values("accuracy", ascending=False, kind="stable")
+    ranked = left.sort_values("accuracy", ascending=False, kind="stable").drop_duplicates("kind")
     best = ranked.iloc[0]
-    others = ranked[ranked["way"] != best["way"]]
-    if others.empty:
-        return Advice(best, None, np.nan)
-    error, df = np.hypot(best["error"], others.iloc[0]["error"]), best["df"] + others.iloc[0]["df"]
-    p = moderated.p_value(best["accuracy"] - others.iloc[0]["accuracy"], np.float64(0), error, df)
-    return Advice(best, others.iloc[0], float(p))
+    # The variance that all share counts once: each brings the replicates of its own.
+    p = moderated.p_value(
+        best["accuracy"] - ranked["accuracy"].to_numpy(),
+        np.float64(0),
+        np.hypot(best["error"], ranked["error"].to_numpy()),
+        best["df"] + ranked["n"].to_numpy() - 1,
+    )
+    p[0] = np.nan
+    return ranked.assign(behind=best["accuracy"] - ranked["accuracy"], p=p)
 
 
 def best_within(runs: pd.DataFrame) -> pd.DataFrame:

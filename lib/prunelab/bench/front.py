@@ -1,6 +1,6 @@
 """How long the networks of `06_frontier` take, beside the whole dense one: measured here, from their records."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import pandas as pd
@@ -13,7 +13,7 @@ from prunelab.masks import random_mask
 from prunelab.recipes.common import foreseen, image_of, network_of
 from prunelab.recipes.structures import rebuild
 from prunelab.runs import build_options
-from prunelab.sparse_inference import with_sparse_convolutions
+from prunelab.sparse_inference import SparseConv, with_sparse_convolutions
 
 BATCH_SIZE = 64
 N_BUILT = 3  # copies: where its weights lie in memory changes the time of one by up to a third
@@ -32,16 +32,20 @@ def network(record: Mapping) -> nn.Module:
 
 
 @torch.no_grad()
-def sparse(record: Mapping) -> nn.Module:
-    """Builds a masked network whose convolutions are products of sparse matrices, where these are faster here.
+def sparse(record: Mapping, *, pays: Callable[..., bool] | None = None) -> nn.Module:
+    """Builds a masked network whose convolutions are products of sparse matrices, where that pays.
 
     Each layer has as many active weights as the record says, at random.
+
+    Args:
+        record: Of the network.
+        pays: As for `with_sparse_convolutions`; by default each is timed.
     """
     model, generator = network(record), torch.Generator().manual_seed(0)
     for layer in record["layers"]:
         weight = model.get_submodule(layer["name"]).weight
         weight.mul_(random_mask(weight.shape, layer["n_active"], generator=generator))
-    return with_sparse_convolutions(model, _images(record))
+    return with_sparse_convolutions(model, _images(record), pays=pays)
 
 
 def known_times(found: Iterable[Mapping]) -> pd.DataFrame:
@@ -62,37 +66,50 @@ def times(found: Iterable[Mapping], *, n_rounds: int) -> pd.DataFrame:
     """Times each network in turn with the dense one, as a share of its time; those that are alike once.
 
     Few at a time: of many networks the library of kernels does not keep all that it has prepared. On one thread, in
-    batches of 64; the fastest round of several copies counts, which nothing else on the machine has disturbed, and
-    where memory lies well. A masked network takes as long as the dense one in ordinary kernels; where sparse ones are
-    faster it takes what these take.
+    batches of 64; of each network, the dense one too, the fastest round of several copies counts, which nothing else on
+    the machine has disturbed, and where memory lies well. A masked network is the dense one, zeros and all, but for
+    those layers that are faster as sparse products; where there is none it takes the dense one's time.
 
     Args:
         found: Records of one network and one size of images, that of the dense one among them.
         n_rounds: How often each is timed.
     Returns:
-        One row a record: `id`; `time`; and `sparse`, a masked network's time in sparse kernels, also where that is
-        longer.
+        One row a record: `id`; `time`; of a masked network `n_sparse`, the layers that were faster as sparse products,
+        and `sparse`, its time with all of them so; and of the dense one `again`, other copies of it timed beside those
+        that all are timed with, which tells how well times can be told apart.
     """
     found, n_threads, shares = list(found), torch.get_num_threads(), {}
     dense = next(filter(_is_dense, found))
-    whole = partial(_forward, network(dense), _images(dense))
+    images = _images(dense)
+    wholes = _passes("whole", partial(network, dense), images)
+
+    def share(build: Callable[[], nn.Module]) -> float:
+        spent = in_turn(_passes("own", build, images) | wholes, n_rounds=n_rounds, n_warm_up=N_WARM_UP)
+        fastest = {name: min(seconds) for name, seconds in spent.items()}
+        own, whole = (min(fastest[name] for name in fastest if name.startswith(side)) for side in ("own", "whole"))
+        return round(own / whole, 3)
+
+    def measured(record: Mapping) -> dict[str, float]:
+        if not _is_masked(record):
+            own = share(partial(network, record))
+            return {"time": 1.0, "again": own} if _is_dense(record) else {"time": own}
+        n_sparse = sum(isinstance(module, SparseConv) for module in sparse(record).modules())
+        time = min(1.0, share(partial(sparse, record))) if n_sparse else 1.0
+        return {"time": time, "n_sparse": n_sparse, "sparse": share(partial(sparse, record, pays=lambda *_: True))}
+
     torch.set_num_threads(1)
     try:
         for kind, record in {_kind(record): record for record in found}.items():
-            models = [(sparse if _is_masked(record) else network)(record) for _ in range(N_BUILT)]
-            passes = {str(i): partial(_forward, model, _images(dense)) for i, model in enumerate(models)}
-            *own, of_whole = map(
-                min, in_turn(passes | {"whole": whole}, n_rounds=n_rounds, n_warm_up=N_WARM_UP).values()
-            )
-            shares[kind] = round(min(own) / of_whole, 3)
+            shares[kind] = measured(record)
     finally:
         torch.set_num_threads(n_threads)
-    shares[_kind(dense)], rows = 1.0, []
-    for record in found:
-        share = shares[_kind(record)]
-        own = {"time": min(1.0, share), "sparse": share} if _is_masked(record) else {"time": share, "sparse": None}
-        rows.append({"id": record["id"], **own})
-    return pd.DataFrame(rows)
+    columns = ["id", "time", "n_sparse", "sparse", "again"]
+    return pd.DataFrame([{"id": record["id"]} | shares[_kind(record)] for record in found], columns=columns)
+
+
+def _passes(name: str, build: Callable[[], nn.Module], images: Tensor) -> dict[str, Callable[[int], None]]:
+    """Builds some copies of a network; returns their forward passes."""
+    return {f"{name} {i}": partial(_forward, build(), images) for i in range(N_BUILT)}
 
 
 def _images(record: Mapping) -> Tensor:

@@ -23,7 +23,7 @@ def fronts(found: pd.DataFrame, costs: Sequence[str], *, axes: Sequence[Axes]) -
     """Draws the networks of each way against each cost, and the front as a staircase.
 
     A marker is the mean over seeds, its bar the 95 % interval; it is full where the network is on the front in more
-    than half of `frontier.share_on_front`'s draws, else pale.
+    than half of `frontier.share_on_front`'s draws, else hollow.
 
     Args:
         found: `frontier.networks`.
@@ -36,11 +36,11 @@ def fronts(found: pd.DataFrame, costs: Sequence[str], *, axes: Sequence[Axes]) -
     for cost, ax in zip(costs, axes, strict=True):
         own = found.assign(at=found[cost], on_front=frontier.share_on_front(found, cost)).dropna(subset=["at"])
         for way, style in styles("way", own["way"]).items():
-            for strong in (True, False):
-                few = own[(own["way"] == way) & ((own["on_front"] > 0.5) == strong)]
+            for is_full in (True, False):
+                few = own[(own["way"] == way) & ((own["on_front"] > 0.5) == is_full)]
                 error = np.nan_to_num([few["accuracy"] - few["low"], few["high"] - few["accuracy"]])
-                look = {"fmt": style["marker"], "color": style["color"], "markersize": 6, "linewidth": 0.9}
-                ax.errorbar(few["at"], few["accuracy"], error, alpha=1.0 if strong else 0.35, **look)
+                look = {"fmt": style["marker"], "color": style["color"], "markersize": 6, "linewidth": 0.7}
+                ax.errorbar(few["at"], few["accuracy"], error, mfc=style["color"] if is_full else "white", **look)
             ax.plot([], [], style["marker"], color=style["color"], label=style["label"])
         front = own[frontier.pareto(own["at"], own["accuracy"])].sort_values("at")
         ax.step(front["at"], front["accuracy"], where="post", color="#000000", linewidth=0.8, zorder=0)
@@ -79,6 +79,7 @@ def kinds(found: pd.DataFrame, costs: Sequence[str], *, axes: Sequence[Axes]) ->
         ax.set_xscale("log")
         steps = log_steps(own[cost].min(), 1.0)
         ticks(ax.xaxis, steps, map(percent, steps))
-        finish(ax, y="test_accuracy", legend_at="lower right")
+        finish(ax, y="test_accuracy")
+        ax.get_legend().remove()
         ax.set_xlabel(f"at most so many {_LABELS[cost]}" if cost != "time" else "at most so much measured time")
     return pd.concat(data, ignore_index=True)
