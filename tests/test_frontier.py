@@ -192,7 +192,7 @@ def test_all_networks_on_a_front_are_trained_alike(profile):
         for run in runs if name in frontier.KINDS else ():
             own, like = (recipes.get(each.recipe).defaults | dict(each.options) for each in (run, first(profile)))
             assert {key: own[key] for key in SHARED if key in own} == {key: like[key] for key in SHARED if key in own}
-            assert (own.get("train_multiplier", 1.0) == 1.0) == (name != "gmp_long")
+            assert (own.get("train_multiplier", 1.0) == 1.0) == (not name.endswith("_long"))
 
 
 def first(profile):

@@ -31,7 +31,9 @@ COSTS = ("weights", "macs", "bytes", "time")
 KINDS = {
     **dict.fromkeys(("static", "snip", "set", "rigl", "gmp", "gmp_long", "magnitude"), "masked"),
     **dict.fromkeys(("l1", "slimming"), "pruned"),
-    **dict.fromkeys(("dense", "small_dense", "scratch_e", "scratch_b", "distilled", "dmcp"), "dense"),
+    **dict.fromkeys(
+        ("dense", "small_dense", "small_dense_long", "scratch_e", "scratch_b", "distilled", "dmcp"), "dense"
+    ),
 }
 # The budgets that claims are about; a cost may exceed one by the slack, since sizes come in whole channels.
 WITHIN = {"weights": (0.2, 0.1), "macs": (0.36, 0.18), "bytes": (0.13, 0.08, 0.05), "time": (1.0, 0.8)}
@@ -59,7 +61,8 @@ def costed(frame: pd.DataFrame, times: Mapping[str, float]) -> pd.DataFrame:
     options = runs.reindex(columns=["method", "density", "budget"])
     size = options["budget"].where(runs["recipe"] == "dmcp", options["density"])
     runs["kind"] = runs["experiment"].map(KINDS)
-    names = options["method"].where(runs["experiment"] == "small_dense", runs["experiment"])  # of two measures of size
+    by_macs = runs["experiment"].str.replace("small_dense", "small_dense_macs")
+    names = runs["experiment"].where(options["method"] != "small_dense_macs", by_macs)  # of two measures of size
     runs["network"] = names + size.map(" {:g}".format)
     positions = runs["n_stored_weights"].where(runs["kind"] == "masked", 0) / _BITS
     bytes_ = (runs["n_active"] + positions) / runs["n_reference_weights"]

@@ -88,6 +88,7 @@ UPSTREAM_STYLE: dict[str, dict[str, str]] = {  # as the methods themselves, but 
 WAY_STYLE: dict[str, dict[str, str]] = {
     "dense": METHOD_STYLE["dense"],
     "small_dense": METHOD_STYLE["small_dense"] | {"label": "small dense"},
+    "small_dense_long": {"color": "#4D4D4D", "marker": "8", "label": "small dense, longer"},
     "scratch_e": {"color": "#009E73", "marker": "*", "label": "fewer channels, Scratch-E"},
     "scratch_b": {"color": "#009E73", "marker": "p", "label": "fewer channels, Scratch-B"},
     "distilled": {"color": "#44CC77", "marker": "D", "label": "small dense, distilled"},

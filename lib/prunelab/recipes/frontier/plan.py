@@ -21,7 +21,8 @@ _MASKED = ("static", "snip", "set", "rigl")
 #   masked: What runs of `01_rigl` share besides.
 #   densities: Of masks, and of the small dense networks with as many weights, or as many MACs.
 #   gmp_densities: Of gradual pruning.
-#   gmp_long: Of gradual pruning for about as many MACs as the whole network takes, with the factors on its length.
+#   gmp_long, small_long: Densities of gradual pruning, and methods and densities of small dense networks, trained for
+#       about as many MACs as the whole network or ten times as long, with the factors on their length.
 #   magnitude_densities: Of magnitude pruning in one shot, fine-tuned.
 #   larger: Density of one more small dense network.
 #   channels: Shares of the channels inside of blocks that are left of a trained network.
@@ -45,6 +46,7 @@ SMOKE = SimpleNamespace(
     densities=(0.1,),
     gmp_densities=(0.1,),
     gmp_long=((0.1, 2.0),),
+    small_long=(("small_dense", 0.1, 5.0),),
     magnitude_densities=(0.1,),
     larger=0.5,
     channels=(0.5, 0.15),
@@ -63,6 +65,10 @@ SMALL = SimpleNamespace(
     densities=(0.2, 0.1, 0.05, 0.02),
     gmp_densities=(0.2, 0.1, 0.05, 0.02),
     gmp_long=((0.2, 1.65), (0.1, 2.05), (0.05, 2.35)),
+    small_long=(
+        *(("small_dense", 0.2, 4.9), ("small_dense", 0.1, 9.5), ("small_dense", 0.05, 10.0)),
+        *(("small_dense_macs", 0.1, 5.35), ("small_dense_macs", 0.05, 10.0)),
+    ),
     magnitude_densities=(0.2, 0.1, 0.05),
     larger=0.5,
     channels=(0.5, 0.34, 0.19, 0.15, 0.09),
@@ -82,6 +88,7 @@ FULL = SimpleNamespace(
     densities=(0.1, 0.05, 0.02),
     gmp_densities=(0.1, 0.05, 0.02),
     gmp_long=((0.1, 2.05), (0.05, 2.35)),
+    small_long=(("small_dense", 0.1, 5.0),),
     magnitude_densities=(0.1, 0.05),
     larger=0.5,
     channels=(0.5, 0.34, 0.15, 0.09),
@@ -102,6 +109,7 @@ PAPER = SimpleNamespace(
     densities=(0.2, 0.1),
     gmp_densities=(0.2, 0.1),
     gmp_long=((0.2, 1.65),),
+    small_long=(("small_dense", 0.2, 2.0),),
     magnitude_densities=(0.2, 0.1),
     larger=0.5,
     channels=(0.5, 0.3),
@@ -138,6 +146,9 @@ def _masked(size: SimpleNamespace, seed: int) -> dict[str, list[Run]]:
         "small_dense": [run(method="small_dense", density=size.larger), *small],
         **{method: [run(method=method, density=density) for density in size.densities] for method in _MASKED},
         "gmp": [run(method="gmp", density=density) for density in size.gmp_densities],
+        "small_dense_long": [
+            run(method=how, density=at, train_multiplier=factor) for how, at, factor in size.small_long
+        ],
         "gmp_long": [run(method="gmp", density=at, train_multiplier=factor) for at, factor in size.gmp_long],
     }
 
