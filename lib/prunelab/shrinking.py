@@ -50,7 +50,8 @@ def shrink_to(
 
     In `out` appear `dense.prunelab` and, named after the latency, `5ms.prunelab`, which `surgery.load` reads into a
     network of the same kind, `5ms.onnx` where the extra `onnx` is installed, and last the report, `5ms.json`. A call
-    that was stopped goes on where it was, and one for another latency takes the large network that is there.
+    that was stopped goes on where it was, one that came to its end gives its report again, and one for another latency
+    takes the large network that is there.
 
     Args:
         source: Folder or archive, as for `data.load_from`.
@@ -68,17 +69,15 @@ def shrink_to(
         tell: Called with a line of text now and then.
     Returns:
         The report: accuracy on the test images, weights, MACs, bytes, and quartiles of the latency in seconds, `before`
-        and `after`; the share of the channels that stayed; and what a user of the file must know of its inputs.
+        and `after`; the share of the channels that stayed; the `file`, and what a user of it must know of its inputs.
     Raises:
         ValueError: Options or images that cannot be used; or see `density_for`.
-        FileExistsError: The report is there, or `out` belongs to other images or options.
+        FileExistsError: `out` belongs to other images or options.
         FileNotFoundError: No images, or no weights.
         RuntimeError: The loss of a training became infinite.
     """
     wanted, is_share = _parsed(latency)
     stem, name = latency.replace("%", "percent"), model if isinstance(model, str) else type(model).__name__
-    if (report_file := out / f"{stem}.json").exists():
-        raise FileExistsError(f"{report_file} is there, of an earlier call; remove {stem}.*, or choose another folder")
     dataset = data.load_from(source, image_size=image_size, device=device)
     if not 1 <= batch_size <= dataset.n_train:
         raise ValueError(f"batch_size must lie in 1..{dataset.n_train}, the training images; got {batch_size}")
@@ -88,6 +87,9 @@ def shrink_to(
     asked = {"images": dataset.sha256, "model": name, "weights": _sha256(network), "is_trained": is_trained}
     asked |= {"image_size": image_size, "n_epochs": n_epochs, "batch_size": batch_size}
     _check_same(out / "options.json", asked)
+    if (report_file := out / f"{stem}.json").exists():
+        tell(f"{report_file} is there already; remove {stem}.* to have it made anew")
+        return json.loads(report_file.read_text())
     data.check(dataset)
 
     if not (found_file := out / f"{stem}.found").exists():  # timed anew it might come out otherwise
@@ -110,7 +112,13 @@ def shrink_to(
     n_short = max(1, round(SHARE_OF_EPOCHS * n_epochs))
     smaller = train_on(smaller, out / f"{stem}.prunelab", n_epochs=n_short, learning_rate=LOW_RATE)
 
-    report = {"latency": latency, "density": found.density, "options": asked, "device": str(dataset.device)}
+    report = {
+        "latency": latency,
+        "file": f"{stem}.prunelab",
+        "density": found.density,
+        "options": asked,
+        "device": str(dataset.device),
+    }
     report |= _compared({"before": network, "after": smaller}, dataset)
     reached = 1 / report["speed_up"]["median"] if is_share else report["after"]["seconds"]["median"]
     if reached > wanted:
