@@ -64,7 +64,7 @@ SMALL = SimpleNamespace(
     masked={},
     densities=(0.2, 0.1, 0.05, 0.02),
     gmp_densities=(0.2, 0.1, 0.05, 0.02),
-    gmp_long=((0.2, 1.65), (0.1, 2.05), (0.05, 2.35)),
+    gmp_long=((0.2, 1.65), (0.1, 2.05), (0.05, 2.35), (0.02, 2.5)),
     small_long=(
         *(("small_dense", 0.2, 4.9), ("small_dense", 0.1, 9.5), ("small_dense", 0.05, 10.0)),
         *(("small_dense_macs", 0.1, 5.35), ("small_dense_macs", 0.05, 10.0)),
