@@ -226,6 +226,16 @@ def test_distilled_network_is_as_wide_as_the_small_dense_one_that_a_claim_sets_b
 
 # Times.
 
+
+@pytest.mark.parametrize("way", frontier.KINDS)
+def test_network_that_is_timed_has_the_shapes_of_its_record(way):
+    shipped = {record["id"]: record for record in records.load("06_frontier") + records.load("01_rigl")}
+    for record in {run.options.get("density"): shipped[run.id] for run in FRONTIER.experiments("small")[way]}.values():
+        model = front.network(record)
+        for layer in record["layers"]:
+            assert list(model.get_submodule(layer["name"]).weight.shape) == layer["shape"]
+
+
 TINY = {"dataset": "digits", "n_train": 128, "batch_size": 64, "n_epochs": 1, "model": "resnet8", "width": 0.5}
 
 

@@ -12,6 +12,7 @@ from prunelab.channels import filters
 from prunelab.channels.surgery import shrink, without
 from prunelab.channels.trace import Trace, trace
 from prunelab.data import LabelledImages
+from prunelab.masks import layer_weights
 from prunelab.methods.magnitude import rescaled_init_
 from prunelab.methods.static import Static
 from prunelab.models import build_model
@@ -194,5 +195,7 @@ def rebuild(record: Mapping) -> nn.Module:
     options, image = record["options"], dict(record["image"])
     build = functools.partial(build_model, options["model"], width=options["width"], **image)
     del image["num_classes"]
+    whole = build()
+    before = {name: len(weight) for name, weight in layer_weights(whole).items()} | trace(whole, **image).own_widths
     # A block that was removed has no widths, and is built only to be removed again.
-    return without(build(widths=changed(record["widths"], trace(build(), **image).own_widths)), record["removed"])
+    return without(build(widths=changed(record["widths"], before)), record["removed"])
