@@ -184,6 +184,29 @@ def test_wide_network_that_is_timed_for_real_keeps_some_of_its_channels(monkeypa
     assert 1 / 64 <= found.density < 1 and 0 < found.share <= 0.7 and found.seconds > 0
 
 
+def test_wanted_seconds_are_compared_with_those_of_networks_that_run_alone(clock, monkeypatch):
+    monkeypatch.setattr(timed, "compare", None)
+    net = own_network()
+    assert density_for(net, trace(net, **IMAGE), 6e-3, is_share=False, **IMAGE) == (36 / 64, 0.6, 0.01)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("densenet22", "densenet40", "preresnet20", "preresnet110", "resnet8", "resnet18", "resnext20", "wrn22_2"),
+        *("mobilenet_v1", "mobilenet_v2", "vgg11", "vit_micro4", "lenet_300_100", "squeezenet1_1"),
+        *("shufflenet_v2_x0_5", "regnet_y_400mf", "mobilenet_v3_small", "efficientnet_b0", "mnasnet0_5"),
+    ],
+)
+def test_every_family_of_named_networks_becomes_narrower(name):
+    net = named_network(name, num_classes=2, image_size=SIZE, weights="none")
+    before, after = (
+        cost.total(cost.layer_table(each, **IMAGE), "macs")
+        for each in (net, narrowed(net, trace(net, **IMAGE), 0.5, **IMAGE))
+    )
+    assert after < before
+
+
 def test_filters_of_largest_weights_stay():
     net = own_network()
     with torch.no_grad():
