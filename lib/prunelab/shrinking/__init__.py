@@ -134,7 +134,7 @@ def shrink_to(
         reached = 1 / report["speed_up"]["median"] if is_share else report["after"]["seconds"]["median"]
         report |= {"wanted": wanted, "reached": reached}
         if reached > wanted:
-            tell(f"timed again it takes {reached / wanted - 1:.0%} more than asked for: the machine is busier, or was")
+            tell(f"timed again it takes {reached / wanted - 1:.1%} more than asked for: the machine is busier, or was")
         try:
             export.to_onnx(smaller, out / f"{stem}.onnx", **image)
         except Exception as error:  # exporters meet networks with errors of many kinds; this one is written already
