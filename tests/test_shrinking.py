@@ -416,6 +416,17 @@ def test_call_that_came_to_nothing_gives_its_folder_to_the_next(folder, half, ho
     assert told["options"]["n_epochs"] == 1 and len(half) == 2  # it is searched for anew
 
 
+def test_what_was_found_on_another_device_is_searched_for_anew(folder, half, home, monkeypatch):
+    with monkeypatch.context() as stopping:
+        stopping.setattr(shrinking, "train", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shrink_to(folder, "50%", out=home / "out", **OPTIONS)
+    found_file = home / "out" / "50percent.found"
+    found_file.write_text(found_file.read_text().replace('"cpu"', '"cuda"'))
+    shrink_to(folder, "50%", out=home / "out", **OPTIONS)
+    assert len(half) == 2 and '"cpu"' in found_file.read_text()
+
+
 def test_report_that_is_made_anew_tells_of_the_file_that_is_there(folder, half, trainings, home, monkeypatch):
     first, out = shrink_to(folder, "50%", out=home / "out", **OPTIONS), home / "out"
     monkeypatch.setattr(shrinking, "density_for", lambda *arguments, **options: Found(0.25, 0.2, 0.01))
