@@ -340,7 +340,8 @@ def test_damaged_images_are_counted_and_named_before_any_training(photographs, c
     assert first == "200 images to check"
 
 
-def test_images_are_checked_once_until_a_size_changes(photographs, monkeypatch):
+@pytest.mark.parametrize("damage", [lambda whole: b"no image", lambda whole: bytes(len(whole))])
+def test_images_are_checked_once_until_one_changes(photographs, monkeypatch, damage):
     folder, whole = photographs
     for path, content in whole.items():
         (folder / path).write_bytes(content)
@@ -354,7 +355,8 @@ def test_images_are_checked_once_until_a_size_changes(photographs, monkeypatch):
     for n_opened, image_size in ((200, 16), (200, 16), (400, 32)):
         data.require("imagenet", image_size=image_size)
         assert len(opened) == n_opened == len(set(opened)) * (n_opened // 200)
-    (folder / "val" / "n01" / "003.jpg").write_bytes(b"no image")
+    path = folder / "val" / "n01" / "003.jpg"
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match="1 images cannot be used"):
         data.require("imagenet", image_size=32)
 

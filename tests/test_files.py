@@ -39,6 +39,8 @@ def test_folder_that_cannot_be_written_into_is_named_with_what_to_do(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OSError, match=f"nothing can be written into {folder} .*set PRUNELAB_DATA"):
             require_folder(folder)
+    with pytest.raises(OSError, match=r"; allow it, or take another$"):
+        require_folder(tmp_path / "file", instead="take another")
 
 
 def test_sha256_of_the_empty_and_of_a_file(tmp_path):

@@ -70,6 +70,14 @@ def test_weights_of_other_classes_are_taken_but_for_the_head(home, monkeypatch, 
         assert torch.equal(value, new[key] if key.startswith(f"{head}.") else state[key]), key
 
 
+def test_head_of_other_classes_is_refused_where_it_may_not_be_replaced(home):
+    written(home / "weights.pth", "squeezenet1_1", num_classes=8)
+    options = {"image_size": 224, "weights": "weights.pth", "may_replace_head": False}
+    with pytest.raises(ValueError, match=r"weights.pth has no head for 7 classes"):
+        named_network("squeezenet1_1", num_classes=7, **options)
+    named_network("squeezenet1_1", num_classes=8, **options)
+
+
 def test_weights_of_as_many_classes_are_taken_whole(home):
     state = written(home / "weights.pth", "squeezenet1_1", num_classes=7)
     network = build("squeezenet1_1", weights=str(home / "weights.pth"))
@@ -124,6 +132,9 @@ def test_weights_of_another_network_or_of_larger_images_are_refused(home):
         build("squeezenet1_1", weights="weights.pth")
     with pytest.raises(ValueError, match=r"of resnet18 for images of 32 pixels: .*size mismatch for conv1\.weight"):
         build("resnet18", image_size=32, weights="weights.pth")
+    torch.save({"model": models.squeezenet1_1().state_dict(), "epoch": 3}, home / "weights.pth")
+    with pytest.raises(ValueError, match="the state may be what it holds as model: save that alone"):
+        build("squeezenet1_1", weights="weights.pth")
     (home / "weights.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="is damaged, or holds more than tensors"):
         build("resnet18", weights="weights.pth")

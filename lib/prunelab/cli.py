@@ -100,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     option("--epochs", type=partial(_whole, "epochs"), default=20, help="passes over the images (20)")
     option("--size", type=partial(_whole, "size"), default=224, metavar="PIXELS", help="side of the images (224)")
     option(
-        "--batch-size", type=partial(_whole, "batch-size"), default=64, metavar="IMAGES", help="of a training step (64)"
+        "--batch-size",
+        type=partial(_whole, "batch-size"),
+        metavar="IMAGES",
+        help="of a training step (64, or all where there are fewer)",
     )
     option("--device", default="auto", help="auto, cpu or cuda")
     option("--out", type=Path, metavar="FOLDER", help="for what is written (the name of the images, with -smaller)")

@@ -37,9 +37,12 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         raise
 
 
-def require_folder(folder: Path) -> None:
+def require_folder(folder: Path, *, instead: str = "set PRUNELAB_DATA to another folder") -> None:
     """Makes a folder, and sure that files can be written into it.
 
+    Args:
+        folder: Where files go.
+        instead: What the error advises to do where it cannot be.
     Raises:
         OSError: They cannot; says which folder, why, and what to do.
     """
@@ -47,9 +50,7 @@ def require_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise OSError(
-            f"nothing can be written into {folder} ({error.strerror}); allow it, or set PRUNELAB_DATA to another folder"
-        ) from error
+        raise OSError(f"nothing can be written into {folder} ({error.strerror}); allow it, or {instead}") from error
 
 
 def sha256(source: Path | bytes) -> str:

@@ -1,4 +1,4 @@
-"""Which share of its channels a network may keep to be as fast as wanted, timed beside the whole one.
+"""Which share of its channels a network may keep to be as fast as wanted: timed alone, or beside the whole one.
 
 What a network computes takes as long with any weights, so this can be known before it is trained.
 """
@@ -14,6 +14,7 @@ from prunelab.channels.filters import head_scores, keep_largest, l1_scores, unif
 from prunelab.channels.surgery import shrink
 from prunelab.channels.trace import Trace, UntraceableError
 from prunelab.latency import compare, measure
+from prunelab.models.layers import Select
 from prunelab.progress import progress_of
 from prunelab.shadows import Size
 
@@ -48,8 +49,10 @@ def narrowed(model: nn.Module, traced: Trace, density: float, *, in_channels: in
         UntraceableError: As for `surgery.shrink`.
         ValueError: A density outside its range.
     """
-    scores = l1_scores(model, traced.widths) | head_scores(model, traced)
-    kept = keep_largest(scores, uniform_counts(traced.widths | traced.heads, density=density))
+    # A selection has no weights to be ranked by: it loses what the layers before it lose.
+    widths = {name: n for name, n in traced.widths.items() if not isinstance(traced.layers[name].module, Select)}
+    scores = l1_scores(model, widths) | head_scores(model, traced)
+    kept = keep_largest(scores, uniform_counts(widths | traced.heads, density=density))
     return shrink(model, kept, in_channels=in_channels, image_size=image_size, traced=traced)
 
 
@@ -58,8 +61,8 @@ def density_for(
 ) -> Found:
     """Finds the largest share of channels with which a network takes at most a latency for an image.
 
-    Ratios are taken within rounds, as in `latency.compare`: a wanted time becomes a share of what the whole network
-    takes at the beginning.
+    A share is a ratio within rounds, as in `latency.compare`. Where seconds are wanted each network is timed alone, as
+    it will be used: in turn with another one, which empties the caches, it would take longer.
 
     Args:
         model: On the device where it is timed; left as it is.
@@ -75,7 +78,15 @@ def density_for(
     if not traced.widths and not traced.heads:
         raise UntraceableError(f"{type(model).__name__} has no channels that may go, so it cannot become smaller")
     image = {"in_channels": in_channels, "image_size": image_size}
-    seconds = measure(model, batch_size=1, n_rounds=N_ROUNDS, **image).spread().median
+
+    def alone(network: nn.Module) -> float:
+        return measure(network, batch_size=1, n_rounds=N_ROUNDS, **image).spread().median
+
+    def beside(network: nn.Module) -> float:
+        timed = compare({"whole": model, "narrower": network}, batch_size=1, n_rounds=N_ROUNDS, **image)
+        return 1 / timed["narrower"].speed_up_over(timed["whole"]).median
+
+    seconds = alone(model)
     share = wanted if is_share else wanted / seconds
     whole = f"{type(model).__name__} takes {milliseconds(seconds)} for an image here"
     if share >= 1:
@@ -83,9 +94,9 @@ def density_for(
 
     def share_at(step: int) -> float:
         narrower = narrowed(model, traced, step / N_STEPS, **image)
-        timed = compare({"whole": model, "narrower": narrower}, batch_size=1, n_rounds=N_ROUNDS, **image)
+        found = beside(narrower) if is_share else alone(narrower) / seconds
         tell(min(next(n_timed), n_expected))
-        return 1 / timed["narrower"].speed_up_over(timed["whole"]).median
+        return found
 
     n_timed, n_expected = count(1), N_STEPS.bit_length()  # halvings, and the step found once more
     with progress_of(n_expected, what="widths", to="time") as tell:

@@ -40,6 +40,8 @@ MAX_BYTES = 16 << 30
 MAX_RATIO = 100
 ALWAYS_ALLOWED = 64 << 20
 MAX_PIXELS = 50_000_000  # of one image
+# What becomes of each image that is read for a size, in words.
+CUT = "the largest square at the centre cut out, shrunk by area averaging; what is transparent on white"
 _DAMAGE = (EOFError, OSError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
 
 

@@ -66,6 +66,12 @@ class StreamedDataset(folders.Listing, LabelledImages):
     def _moments(self) -> Tensor:
         return torch.tensor([MEAN, STD], device=self.device)
 
+    @property
+    def cut(self) -> str:
+        """What becomes of each test image, in words."""
+        side, size = round(RESIZED * self.image_size), self.image_size
+        return f"shorter side resized to {side} by bilinear filtering, {size}x{size} cut out of the centre"
+
     def train_batches(self, *, batch_size: int, augment: bool, generator: torch.Generator) -> "StreamedBatches":
         """Starts training batches without end."""
         return StreamedBatches(self, batch_size=batch_size, augment=augment, generator=generator)
@@ -239,7 +245,7 @@ def check(dataset: StreamedDataset, *, passed: Path, quiet: bool = False) -> Non
 
     Args:
         dataset: Its images are checked, by all cores.
-        passed: File that remembers it, until a path or a size changes.
+        passed: File that remembers it, until a path, a size or a time of change does.
         quiet: Shows no progress.
     Raises:
         ValueError: Images that cannot be used; says how many, and names three.
@@ -254,8 +260,10 @@ def check(dataset: StreamedDataset, *, passed: Path, quiet: bool = False) -> Non
             return f"{path} ({error})"
 
     images, faults = [*dataset.train_files, *dataset.test_files], []
+    times = [(dataset.folder / path).stat().st_mtime_ns for path in images]
+    mark = files.sha256(f"{dataset.sha256} {times}".encode())
     with cache.building(passed.with_suffix(".lock")):  # once, whoever else wants it
-        if passed.is_file() and passed.read_text() == dataset.sha256:
+        if passed.is_file() and passed.read_text() == mark:
             return
         with ThreadPoolExecutor() as pool, progress_of(len(images), what="images", to="check", quiet=quiet) as tell:
             for start in range(0, len(images), _N_CHECKED):
@@ -263,7 +271,7 @@ def check(dataset: StreamedDataset, *, passed: Path, quiet: bool = False) -> Non
                 tell(min(start + _N_CHECKED, len(images)))
         folders.refuse(dataset.folder, faults)
         with suppress(OSError):  # a read-only folder: they are checked again next time
-            files.atomic_write(passed, dataset.sha256)
+            files.atomic_write(passed, mark)
 
 
 def random_crop(width: int, height: int, *, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -21,19 +21,22 @@ def names() -> list[str]:
     return sorted({*MODELS, *models.list_models(module=models)} - _SEVERAL_OUTPUTS)
 
 
-def named_network(name: str, *, num_classes: int, image_size: int, weights: str) -> nn.Module:
+def named_network(
+    name: str, *, num_classes: int, image_size: int, weights: str, may_replace_head: bool = True
+) -> nn.Module:
     """Builds a network for colour images, on the CPU; new values come from torch's global generator.
 
     Where both have it, it is this library's, whose ResNets and MobileNetV2 have another stem below 64 pixels.
 
     Args:
         name: One of `names()`.
-        num_classes: Number of outputs. A head with another number is left aside: the network keeps its new one.
+        num_classes: Number of outputs.
         image_size: Height and width of the images in pixels.
         weights: "none" for new values; "imagenet" for torchvision's, from `paths.DATA`, the cache or its site; or the
             path of a file that holds a state, `paths.DATA` if not here.
+        may_replace_head: Whether a head with another number of outputs is left aside: the network keeps its new one.
     Raises:
-        ValueError: An unknown name, or weights that are damaged or another network's.
+        ValueError: An unknown name, or weights that are damaged, another network's, or without a head that must be.
         pretrained.WeightsNotFoundError: Neither on this machine nor within reach.
     """
     from torchvision import models
@@ -50,13 +53,17 @@ def named_network(name: str, *, num_classes: int, image_size: int, weights: str)
         own = network.state_dict()
         head = {key: own[key] for key in own if key.startswith([*own][-1].rpartition(".")[0] + ".")}  # registered last
         if any(getattr(state.get(key), "shape", None) != value.shape for key, value in head.items()):
+            if not may_replace_head:
+                raise ValueError(f"{path} has no head for {num_classes} classes: it was not trained on these images")
             state |= head
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
+            inner = [key for key, value in state.items() if isinstance(value, dict)]
+            hint = f"the state may be what it holds as {' or '.join(inner)}: save that alone; " if inner else ""
             raise ValueError(
                 f"{path} does not hold the weights of {name} for images of {image_size} pixels: "
-                f"{textwrap.shorten(str(error), 400)}; with weights 'none' it starts from new ones"
+                f"{textwrap.shorten(str(error), 400)}; {hint}with weights 'none' it starts from new ones"
             ) from error
     return network
 
