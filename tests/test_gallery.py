@@ -66,7 +66,17 @@ def test_pages_can_be_heard(site):
         assert len(names) == len(set(names)), page
         levels = [int(tag.name[1]) for tag in html.select("h1, h2, h3, h4, h5, h6")]
         assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in pairwise(levels)), page
-        assert html.select_one("label[for=words]") and all(button.text for button in html.select("button"))
+        assert html.select_one("label[for=words]") and html.select_one("select[aria-label]")
+        assert all(head.get("scope") and head.get_text(strip=True) for head in html.select("th")), page
+        assert all(box.get("aria-label") for box in html.select("[role=group]")), page
+
+
+def test_figures_can_be_enlarged_and_papers_are_linked(site):
+    for page, html in site.items():
+        assert all(image.find_parent("a") for image in html.select("main img")), page
+        for tag in html.select("a, code, pre, script"):
+            tag.decompose()
+        assert not re.search(r"arXiv:\d", html.text), page
 
 
 def test_pages_are_light_and_formulas_are_drawn(site):

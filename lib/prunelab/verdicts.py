@@ -385,16 +385,16 @@ def markdown(judged: pd.DataFrame) -> str:
     """Writes the judged rows of `table` for a page of text, one line a comparison with its other settings."""
     names = judged["claim"] + judged["part"]
     lines = [
-        "| claim | comparison | difference, 95 % interval | q | in other settings | paper | verdict |",
+        "| claim | verdict | comparison | difference, 95 % interval | q | in other settings | paper |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in judged[~judged["verdict"].isin([NOT_JUDGED, BESIDE])].itertuples():
         others = judged[(names == row.claim + row.part) & (judged["verdict"] == BESIDE) & (row.at == "")]
         beside = [f"{other.at} {difference(other)}" for other in others.itertuples()]
         beside += [row.remarks] if row.remarks else []
-        cells = (difference(row), significance(row), "; ".join(beside), paper(row), row.verdict)
         statement = f"{row.statement} Here at {row.at}." if row.at else row.statement
-        lines.append(f"| {row.claim}{row.part} | {statement} | " + " | ".join(cells) + " |")
+        cells = (row.verdict, statement, difference(row), significance(row), "; ".join(beside), paper(row))
+        lines.append(f"| {row.claim}{row.part} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

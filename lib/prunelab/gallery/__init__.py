@@ -33,6 +33,16 @@ MAIN = {
     "05_afr": "accuracy_vs_sparsity",
     "06_frontier": "fronts",
 }
+LABELS = {  # of links to pages
+    "01_rigl": "RigL",
+    "02_dmcp": "DMCP",
+    "03_rethinking": "Rethinking",
+    "04_sparse_transfer": "Transfer",
+    "05_afr": "AFR",
+    "06_frontier": "Frontier",
+    "RESULTS": "Results",
+    "BENCHMARKS": "Benchmarks",
+}
 _HERE = Path(__file__).parent
 _HEADINGS = ("h1", "h2", "h3", "h4")
 _SPELLED = (  # what matplotlib does not know of TeX, in words that it knows
@@ -42,6 +52,7 @@ _SPELLED = (  # what matplotlib does not know of TeX, in words that it knows
     (r"\\le(?![a-z])", r"\\leq"),
     (r"\\[lr]vert(?![a-z])", "|"),
     (r"\\[lr]Vert(?![a-z])", r"\\|"),
+    (r"(\\(?:sum|prod)(?:[_^](?:\{[^{}]*\}|\\?\w+))*)", r"\\,\1\\,"),  # whose limits would touch what is beside them
     (r"\\textbf\{(.*?)\}", lambda found: rf"\mathbf{{{found[1]}}}".replace(" ", r"\ ")),
 )
 _PEN = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # from codes of matplotlib's paths to SVG's letters
@@ -53,6 +64,10 @@ class _Page(NamedTuple):
     title: str
     body: BeautifulSoup
     card: dict | None = None  # what the index shows of a notebook
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.name]
 
     @property
     def headings(self) -> list[Tag]:
@@ -101,7 +116,10 @@ def _of_notebook(study: Study) -> _Page:
 
 def _of_markdown(name: str) -> _Page:
     cell = nbformat.v4.new_markdown_cell((paths.ROOT / name).read_text())
-    return _Page(Path(name).stem, Path(name).stem.capitalize(), _body(nbformat.v4.new_notebook(cells=[cell])))
+    body = _body(nbformat.v4.new_notebook(cells=[cell]))
+    for first in body.select("tbody td:first-child"):
+        first.name, first["scope"] = "th", "row"
+    return _Page(Path(name).stem, LABELS[Path(name).stem], body)
 
 
 def _body(notebook: NotebookNode) -> BeautifulSoup:
@@ -119,6 +137,11 @@ def _store_images(page: _Page, folder: Path) -> None:
         width, height = struct.unpack(">II", content[16:24])  # known before it is loaded, lest the text jump
         image["height"] = round(height / width * int(image.attrs.setdefault("width", width)))
         image["src"] = f"{page.name}/{i}.png"
+        image["loading"] = "lazy" if i else "eager"
+        link = image.wrap(page.body.new_tag("a", href=image["src"]))  # to look at it as large as it is
+        if b"acTL" in content[:200]:
+            played = link.wrap(page.body.new_tag("details"))
+            played.insert(0, BeautifulSoup("<summary>Play the animation</summary>", "html.parser"))
         atomic_write(folder / image["src"], content)
 
 
@@ -128,8 +151,17 @@ def _finish(body: BeautifulSoup) -> None:
         mark.decompose()
     for link in body.select("a[href]"):
         link["href"] = re.sub(r"^(?!https?:)(?:.*/)?(\w+)\.(?:ipynb|md)(?=#|$)", r"\1.html", link["href"])
-    for wide in body.select("table, .output pre"):
-        wide.wrap(body.new_tag("div", attrs={"class": "wide", "role": "group"}))
+    for head in body.select("thead th"):
+        head.attrs |= {"scope": "col"}
+        if not head.get_text(strip=True):
+            head.name = "td"
+    for wide in body.select("table, .output pre, .highlight pre"):
+        name = "Table" if wide.name == "table" else "Code" if wide.find_parent(class_="highlight") else "Output"
+        wide.wrap(body.new_tag("div", attrs={"class": "wide", "role": "group", "aria-label": name}))
+    for text in body.find_all(string=re.compile("arXiv:")):
+        if not text.find_parent(["a", "code", "pre"]):
+            linked = re.sub(r"arXiv:(\d+\.\d+)", r'<a href="https://arxiv.org/abs/\1">\g<0></a>', html.escape(text))
+            text.replace_with(BeautifulSoup(linked, "html.parser"))
     for text in body.find_all(string=re.compile(r"\$")):
         if not text.find_parent(["code", "pre"]):
             drawn = re.sub(r"(\$\$?)(.+?)\1", _formula, html.escape(text), flags=re.DOTALL)
