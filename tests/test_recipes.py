@@ -68,9 +68,9 @@ PLANS = {
     ("afr", "smoke"): (76, "76d27b6c054a03be"),
     ("afr", "small"): (526, "6c80da6f68c8a302"),
     ("afr", "full"): (526, "4d47b57fe19f296c"),
-    ("frontier", "smoke"): (38, "5df9bf6fc4be7723"),
-    ("frontier", "small"): (140, "ba2bc8213dbe9e90"),
-    ("frontier", "full"): (113, "0a8ddd9e09d9930e"),
+    ("frontier", "smoke"): (42, "348d165311fe179b"),
+    ("frontier", "small"): (170, "4ffb1a7129f62746"),
+    ("frontier", "full"): (122, "eb8e582849fc2bc9"),
 }
 
 

@@ -498,10 +498,10 @@ def test_markdown_and_report_write_shares_in_points_and_losses_as_they_are():
     ]
     judged = pd.DataFrame(rows, columns=columns)
     assert verdicts.markdown(judged).splitlines()[2:] == [
-        "| RigL-C1a | RigL wins. | +3.1 [+1.0, +5.0] | <0.001 | 5x -3.1 [-5.0, -1.0]; short, 12 epochs"
-        " | +2.4 (ResNet-50, ImageNet) | reproduced |",
-        "| RigL-C10a | A hill. | +0.031 [+0.010, +0.500] of loss | 0.410 |  |  | inconclusive |",
-        "| RigL-C11a | Cheap. | +20.0 |  |  |  | reproduced |",
+        "| RigL-C1a | reproduced | RigL wins. | +3.1 [+1.0, +5.0] | <0.001 | 5x -3.1 [-5.0, -1.0]; short, 12 epochs"
+        " | +2.4 (ResNet-50, ImageNet) |",
+        "| RigL-C10a | inconclusive | A hill. | +0.031 [+0.010, +0.500] of loss | 0.410 |  |  |",
+        "| RigL-C11a | reproduced | Cheap. | +20.0 |  |  |  |",
     ]
     assert [" ".join(line.split()) for line in verdicts.report(judged).splitlines()[1:4]] == [
         "RigL-C1a reproduced +3.1 [+1.0, +5.0] <0.001 RigL wins.",
