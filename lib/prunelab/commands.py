@@ -351,7 +351,7 @@ def _shrink(options: argparse.Namespace) -> None:
         tell=partial(print, flush=True),
     )
     _print_table(shrinking.table(report))
-    print(f"written to {out}: {', '.join(sorted(path.name for path in out.glob('[!.]*')))}")
+    print(f"in {out}: {', '.join(sorted(path.name for path in out.glob('[!.]*')))}")
 
 
 def _require_clone(what: str) -> None:

@@ -107,6 +107,7 @@ def shrink_to(
         if (report_file := out / f"{stem}.json").exists():
             report = read(report_file)
             tell(f"{report_file} is there already, timed on {report['device']}; remove {stem}.* to have it made anew")
+            _tell_doubts(report, tell)
             return report
         data.check(dataset)
 
@@ -133,14 +134,22 @@ def shrink_to(
         report |= {"device": device, **measured({"before": network, "after": smaller}, dataset)}
         reached = 1 / report["speed_up"]["median"] if is_share else report["after"]["seconds"]["median"]
         report |= {"wanted": wanted, "reached": reached}
-        if reached > wanted:
-            tell(f"timed again it takes {reached / wanted - 1:.1%} more than asked for: the machine is busier, or was")
+        _tell_doubts(report, tell)
         try:
             export.to_onnx(smaller, out / f"{stem}.onnx", **image)
         except Exception as error:  # exporters meet networks with errors of many kinds; this one is written already
             tell(f"no ONNX file: {first_line(error)}")
         files.atomic_write(report_file, json.dumps(report, indent=1))
     return report
+
+
+def _tell_doubts(report: dict[str, Any], tell: Callable[[str], object]) -> None:
+    """Tells what a reader of a report should not miss."""
+    if report["reached"] > report["wanted"]:
+        over = report["reached"] / report["wanted"] - 1
+        tell(f"timed again it takes {over:.1%} more than asked for: the machine is busier, or was")
+    if report["before"]["accuracy"] <= 1 / len(report["classes"]):
+        tell("the large network does no better than guessing: give it more epochs, more images, or trained weights")
 
 
 def _trained(network: nn.Module, path: Path, *, dataset: LabelledImages, n_epochs: int, **how: Any) -> nn.Module:
