@@ -52,7 +52,8 @@ _SPELLED = (  # what matplotlib does not know of TeX, in words that it knows
     (r"\\le(?![a-z])", r"\\leq"),
     (r"\\[lr]vert(?![a-z])", "|"),
     (r"\\[lr]Vert(?![a-z])", r"\\|"),
-    (r"(\\(?:sum|prod)(?:[_^](?:\{[^{}]*\}|\\?\w+))*)", r"\\,\1\\,"),  # whose limits would touch what is beside them
+    # Limits would touch what is beside them.
+    (r"(\\(?:sum|prod)(?![a-z])(?:\s*[_^](?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?\w+))*)", r"\\,\1\\,"),
     (r"\\textbf\{(.*?)\}", lambda found: rf"\mathbf{{{found[1]}}}".replace(" ", r"\ ")),
 )
 _PEN = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # from codes of matplotlib's paths to SVG's letters
