@@ -98,4 +98,7 @@ def test_index_has_what_readme_and_records_say(site):
         results = (paths.ROOT / "RESULTS.md").read_text().partition(f"## {stem}, small")[2]
         said = re.match(r"\s*Of \d+ comparisons (\d+) are .*?(\d+) are .*?(\d+) are .*?(\d+) are", results)
         assert counts == [int(count) for count in said.groups()], stem
-        assert card.p.text.endswith(".") and len(card.p.text.split()) > 6
+        claim, finding, _ = (part.text for part in card.select("p"))
+        assert claim.startswith("The ") and len(claim.split()) > 20, stem
+        assert finding.startswith("What came out here. ") and len(finding.split()) > 10, stem
+        assert all(text.endswith(".") and not set("*`") & set(text) for text in (claim, finding)), stem

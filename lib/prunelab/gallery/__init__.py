@@ -105,13 +105,14 @@ def _of_notebook(study: Study) -> _Page:
     stem = study.notebook
     notebook = nbformat.read(paths.NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     first = notebook.cells[0].source
-    title, finding = re.search(r"^# (.+?)\n.*What came out here\.\*\* (.+?\.)(?=\s)", first, re.DOTALL).groups()
+    parts = r"# (.+)\n\n\*\*(The claim|The question)\.\*\* (.+)\n[\s\S]*?What came out here\.\*\* (.+?\.)\s"
+    title, kind, claim, finding = (part.replace("*", "").replace("`", "") for part in re.match(parts, first).groups())
     (main,) = (cell for cell in notebook.cells if f'"{stem}", chosen.profile, "{MAIN[stem]}"' in cell.source)
     (alt,) = (output.metadata["image/png"]["alt"] for output in main.outputs if "image/png" in output.get("data", {}))
     body = _body(notebook)
     counts = verdicts.pooled(pages.judge(study, "small"))["verdict"].value_counts()
     words = {word: counts.get(word, 0) for word in verdicts.WORDS}
-    card = {"image": body.find("img", alt=alt), "finding": finding.replace("*", "").replace("`", ""), "verdicts": words}
+    card = {"kind": kind, "claim": claim, "finding": finding, "image": body.find("img", alt=alt), "verdicts": words}
     return _Page(stem, title, body, card)
 
 
