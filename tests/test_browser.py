@@ -205,5 +205,13 @@ def test_gallery_fits_is_searched_and_is_used_by_keyboard(chromium, site, width,
     page.locator("#found li a").first.wait_for()
     page.locator("#found li a").first.press("Enter")
     page.wait_for_url("**/05_afr.html#*")
+    page.go_back()  # finds the search as it was left
+    page.locator("#found li mark", has_text="nuclear").first.wait_for()
+    assert page.input_value("#words") == "nuclear norm"
+    page.locator("#main").focus()
+    page.keyboard.press("Escape")  # is not meant for the search
+    assert page.input_value("#words") == "nuclear norm"
+    page.fill("#words", "ＲＩＧＬ’ｓ")
+    page.locator("#found li mark", has_text="RigL's").first.wait_for()
     assert said == []
     page.close()

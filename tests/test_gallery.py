@@ -47,6 +47,7 @@ def test_every_search_result_leads_to_its_heading(site):
     assert [section["url"] for section in sections if not leads(site, index, section["url"])] == []
     (pixels,) = (of for of in sections if "Where the connections go" in of["heading"])
     assert pixels["url"] == "01_rigl.html#10-where-the-connections-go" and "layer" in pixels["text"]
+    assert pixels["page"] == "RigL"
 
 
 def test_nothing_is_loaded_from_elsewhere(site):

@@ -201,7 +201,7 @@ def _sections(page: _Page) -> list[dict]:
     for part in page.body.find_all([*_HEADINGS, "p", "li", "tr", "pre", "img"]):
         text = " ".join((part.get("alt") or part.get_text(" ")).split())
         if part.name in _HEADINGS:
-            found.append({"url": f"{page.name}.html#{part['id']}", "page": page.name, "heading": text, "text": ""})
+            found.append({"url": f"{page.name}.html#{part['id']}", "page": page.label, "heading": text, "text": ""})
         elif not part.find_parent(class_="input") and not part.find_parent("li"):
             found[-1]["text"] += f"{text} "
     return found
