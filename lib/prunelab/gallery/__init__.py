@@ -153,6 +153,9 @@ def _finish(body: BeautifulSoup) -> None:
         mark.decompose()
     for link in body.select("a[href]"):
         link["href"] = re.sub(r"^(?!https?:)(?:.*/)?(\w+)\.(?:ipynb|md)(?=#|$)", r"\1.html", link["href"])
+    for code in body.find_all("code", string=list(pages.PAGES)):
+        if not code.find_parent("a"):
+            code.wrap(body.new_tag("a", href=code.string.replace(".md", ".html")))
     for head in body.select("thead th"):
         head.attrs |= {"scope": "col"}
         if not head.get_text(strip=True):
