@@ -205,5 +205,23 @@ def test_gallery_fits_is_searched_and_is_used_by_keyboard(chromium, site, width,
     page.locator("#found li a").first.wait_for()
     page.locator("#found li a").first.press("Enter")
     page.wait_for_url("**/05_afr.html#*")
+    page.go_back()  # finds the search as it was left
+    page.locator("#found li mark", has_text="nuclear").first.wait_for()
+    assert page.input_value("#words") == "nuclear norm"
+    page.locator("#main").focus()
+    page.keyboard.press("Escape")  # is not meant for the search
+    assert page.input_value("#words") == "nuclear norm"
+    page.fill("#words", "ＲＩＧＬ’ｓ")
+    page.locator("#found li mark", has_text="RigL's").first.wait_for()
     assert said == []
+    page.close()
+
+
+def test_gallery_fits_on_paper(chromium, site):
+    page = chromium.new_page(viewport={"width": 718, "height": 1000})  # A4 within its margins
+    page.emulate_media(media="print")
+    for path in site:
+        page.goto(path.as_uri())
+        wide = "[...document.querySelectorAll('.wide')].filter((box) => box.scrollWidth > box.clientWidth + 1).length"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 718 and page.evaluate(wide) == 0, path
     page.close()

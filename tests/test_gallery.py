@@ -29,6 +29,11 @@ def leads(site, page, url):
     return path.is_file() and (not parts.fragment or site[path].find(id=unquote(parts.fragment)) is not None)
 
 
+def text_outside(html, tags):
+    """A page's text but what is in these tags."""
+    return "".join(text for text in html.find_all(string=True) if not text.find_parent([*tags, "script"]))
+
+
 def test_there_is_a_page_for_each_notebook_and_each_page_of_numbers(site):
     stems = [path.stem for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
     assert [path.stem for path in site] == ["index", *stems, *(name.removesuffix(".md") for name in pages.PAGES)]
@@ -47,6 +52,7 @@ def test_every_search_result_leads_to_its_heading(site):
     assert [section["url"] for section in sections if not leads(site, index, section["url"])] == []
     (pixels,) = (of for of in sections if "Where the connections go" in of["heading"])
     assert pixels["url"] == "01_rigl.html#10-where-the-connections-go" and "layer" in pixels["text"]
+    assert pixels["page"] == "RigL"
 
 
 def test_nothing_is_loaded_from_elsewhere(site):
@@ -59,6 +65,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
 def test_pages_can_be_heard(site):
     for page, html in site.items():
         assert html.html["lang"] == "en" and html.title.text and len(html.select("main#main")) == 1, page
+        assert html.select_one("meta[name=description]")["content"], page
         assert all(image.get("alt", "").strip() for image in html.select("img")), page
         assert all(drawing.get("aria-label") for drawing in html.select("svg")), page
         assert html.select_one("body > a")["href"] == "#main"
@@ -71,20 +78,43 @@ def test_pages_can_be_heard(site):
         assert all(box.get("aria-label") for box in html.select("[role=group]")), page
 
 
-def test_figures_can_be_enlarged_and_papers_are_linked(site):
+def test_each_page_leads_to_the_next_and_back(site):
+    _, *others = site
+    for page, following in pairwise(others):
+        assert site[page].select_one(".turn [rel=next]")["href"] == following.name
+        assert site[following].select_one(".turn [rel=prev]")["href"] == page.name
+    assert len([link for html in site.values() for link in html.select(".turn a")]) == 2 * (len(others) - 1)
+
+
+def test_figures_can_be_enlarged_and_papers_and_results_are_linked(site):
     for page, html in site.items():
         assert all(image.find_parent("a") for image in html.select("main img")), page
-        for tag in html.select("a, code, pre, script"):
-            tag.decompose()
-        assert not re.search(r"arXiv:\d", html.text), page
+        assert not re.search(r"arXiv:\d", text_outside(html, ["a", "code", "pre"])), page
+        assert not set(pages.PAGES) & {code.text for code in html.select("code") if not code.find_parent("a")}, page
+
+
+def test_code_that_finds_the_library_is_folded(site):
+    codes = [code for html in site.values() for code in html.select(".highlight") if "find_spec" in code.text]
+    assert len(codes) >= len(gallery.MAIN) and all(code.find_parent("details") for code in codes)
+
+
+def test_an_animation_waits_for_its_reader(site):
+    (dmcp,) = (html for page, html in site.items() if page.stem == "02_dmcp")
+    (played,) = dmcp.select("details > a > img")
+    assert played.find_parent("details").summary.text == "Play the animation"
+
+
+def test_results_name_their_rows_and_tell_the_verdict_first(site):
+    (results,) = (html for page, html in site.items() if page.stem == "RESULTS")
+    heads = [[head.text for head in table.select("thead th")] for table in results.select("table")]
+    assert all(names[:3] == ["claim", "verdict", "comparison"] for names in heads if "verdict" in names)
+    assert all(row.th["scope"] == "row" for row in results.select("tbody tr"))
 
 
 def test_pages_are_light_and_formulas_are_drawn(site):
     for page, html in site.items():
         assert page.stat().st_size < 600_000, page
-        for tag in html.select("code, pre, script, title"):
-            tag.decompose()
-        assert "$" not in html.text, page
+        assert "$" not in text_outside(html, ["code", "pre", "title"]), page
     assert all(len(html.select(".cell svg")) > 1 for page, html in site.items() if page.stem in gallery.MAIN)
 
 
@@ -98,4 +128,7 @@ def test_index_has_what_readme_and_records_say(site):
         results = (paths.ROOT / "RESULTS.md").read_text().partition(f"## {stem}, small")[2]
         said = re.match(r"\s*Of \d+ comparisons (\d+) are .*?(\d+) are .*?(\d+) are .*?(\d+) are", results)
         assert counts == [int(count) for count in said.groups()], stem
-        assert card.p.text.endswith(".") and len(card.p.text.split()) > 6
+        claim, finding, _ = (part.text for part in card.select("p"))
+        assert claim.startswith("The ") and len(claim.split()) > 20, stem
+        assert finding.startswith("What came out here. ") and len(finding.split()) > 10, stem
+        assert all(text.endswith(".") and not set("*`") & set(text) for text in (claim, finding)), stem

@@ -52,7 +52,8 @@ _SPELLED = (  # what matplotlib does not know of TeX, in words that it knows
     (r"\\le(?![a-z])", r"\\leq"),
     (r"\\[lr]vert(?![a-z])", "|"),
     (r"\\[lr]Vert(?![a-z])", r"\\|"),
-    (r"(\\(?:sum|prod)(?:[_^](?:\{[^{}]*\}|\\?\w+))*)", r"\\,\1\\,"),  # whose limits would touch what is beside them
+    # Limits would touch what is beside them.
+    (r"(\\(?:sum|prod)(?![a-z])(?:\s*[_^](?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?\w+))*)", r"\\,\1\\,"),
     (r"\\textbf\{(.*?)\}", lambda found: rf"\mathbf{{{found[1]}}}".replace(" ", r"\ ")),
 )
 _PEN = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # from codes of matplotlib's paths to SVG's letters
@@ -104,13 +105,14 @@ def _of_notebook(study: Study) -> _Page:
     stem = study.notebook
     notebook = nbformat.read(paths.NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     first = notebook.cells[0].source
-    title, finding = re.search(r"^# (.+?)\n.*What came out here\.\*\* (.+?\.)(?=\s)", first, re.DOTALL).groups()
+    parts = r"# (.+)\n\n\*\*(The claim|The question)\.\*\* (.+)\n[\s\S]*?What came out here\.\*\* (.+?\.)\s"
+    title, kind, claim, finding = (part.replace("*", "").replace("`", "") for part in re.match(parts, first).groups())
     (main,) = (cell for cell in notebook.cells if f'"{stem}", chosen.profile, "{MAIN[stem]}"' in cell.source)
     (alt,) = (output.metadata["image/png"]["alt"] for output in main.outputs if "image/png" in output.get("data", {}))
     body = _body(notebook)
     counts = verdicts.pooled(pages.judge(study, "small"))["verdict"].value_counts()
     words = {word: counts.get(word, 0) for word in verdicts.WORDS}
-    card = {"image": body.find("img", alt=alt), "finding": finding.replace("*", "").replace("`", ""), "verdicts": words}
+    card = {"kind": kind, "claim": claim, "finding": finding, "image": body.find("img", alt=alt), "verdicts": words}
     return _Page(stem, title, body, card)
 
 
@@ -151,6 +153,9 @@ def _finish(body: BeautifulSoup) -> None:
         mark.decompose()
     for link in body.select("a[href]"):
         link["href"] = re.sub(r"^(?!https?:)(?:.*/)?(\w+)\.(?:ipynb|md)(?=#|$)", r"\1.html", link["href"])
+    for code in body.find_all("code", string=list(pages.PAGES)):
+        if not code.find_parent("a"):
+            code.wrap(body.new_tag("a", href=code.string.replace(".md", ".html")))
     for head in body.select("thead th"):
         head.attrs |= {"scope": "col"}
         if not head.get_text(strip=True):
@@ -199,7 +204,7 @@ def _sections(page: _Page) -> list[dict]:
     for part in page.body.find_all([*_HEADINGS, "p", "li", "tr", "pre", "img"]):
         text = " ".join((part.get("alt") or part.get_text(" ")).split())
         if part.name in _HEADINGS:
-            found.append({"url": f"{page.name}.html#{part['id']}", "page": page.name, "heading": text, "text": ""})
+            found.append({"url": f"{page.name}.html#{part['id']}", "page": page.label, "heading": text, "text": ""})
         elif not part.find_parent(class_="input") and not part.find_parent("li"):
             found[-1]["text"] += f"{text} "
     return found
