@@ -305,6 +305,13 @@ def test_latency_that_is_missed_in_the_end_is_told(folder, half, home):
     assert missed == {"0.001ms", "0.01%"}
 
 
+@pytest.mark.parametrize("accuracy, n_said", [(0.5, 1), (0.51, 0)])
+def test_network_that_only_guesses_is_told_of(accuracy, n_said):
+    said, report = [], {"reached": 0.5, "wanted": 0.5, "before": {"accuracy": accuracy}, "classes": ["day", "night"]}
+    shrinking._tell_doubts(report, said.append)
+    assert len(said) == n_said and all("no better than guessing" in line for line in said)
+
+
 def test_nothing_is_overwritten(folder, half, trainings, home):
     told, said = shrink_to(folder, "5ms", out=home / "out", **OPTIONS), []
     assert shrink_to(folder, "5ms", out=home / "out", tell=said.append, **OPTIONS) == told
